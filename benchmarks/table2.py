@@ -1,0 +1,29 @@
+"""Table 2: accuracy and cost of forgetting one class, 10 clients, non-IID (paper §4.2)."""
+
+from quickdrop_bench.reporting.tables import Column, Layout
+
+
+def _stage(group: str, stage: str) -> tuple[Column, ...]:
+    return (
+        Column(group, "F-Set", stage, "f_set_accuracy", "percent"),
+        Column(group, "R-Set", stage, "r_set_accuracy", "percent"),
+        Column(group, "Rounds", stage, "rounds", "count"),
+        Column(group, "Time (s)", stage, "seconds", "seconds"),
+        Column(group, "Data size", stage, "data_size", "count"),
+    )
+
+
+LAYOUT = Layout(
+    number=2,
+    title="class-level unlearning: accuracy and computation cost",
+    methods=("retrain-or", "sga-or", "quickdrop"),
+    columns=(
+        *_stage("Unlearning", "unlearning"),
+        *_stage("Recovery", "recovery"),
+        Column("Total", "R-Set − oracle", "total", "r_set_gap", "points"),
+        Column("Total", "Time (s)", "total", "seconds", "seconds"),
+        Column("Total", "Speedup", "total", "speedup", "ratio"),
+        Column("Total", "Sample-gradients", "total", "sample_gradients", "count"),
+        Column("Total", "Speedup (sample-gradients)", "total", "speedup_sample_gradients", "ratio"),
+    ),
+)

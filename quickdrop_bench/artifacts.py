@@ -1,0 +1,179 @@
+"""A trained federation on disk: safetensors, CSV and YAML, with a manifest written last.
+
+Layout of ``<artifacts-dir>/<spec_hash>/``: ``global.safetensors`` (parameters by name), ``clients/NNNN.safetensors``
+(what that client keeps: partition rows, synthetic images and labels, augmentation samples), ``history.csv`` (one
+line per round), ``config.yaml`` (the resolved spec), ``manifest.json`` (each file's size and SHA-256).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import SyntheticSet
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import write_atomically, write_text
+from quickdrop_bench.functional.aggregation import State
+
+__all__ = ["ClientArtifacts", "TrainedFederation", "is_complete", "load", "save"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClientArtifacts:
+    """What one client keeps after training.
+
+    Attributes:
+        rows: (n,) int64, its training images as rows of the data set.
+        synthetic: S_i, or None if the federation trained without distillation.
+        augmentation: A_i, real images mixed 1:1 into recovery, or None likewise.
+        augmentation_rows: (m,) int64, where A_i comes from.
+    """
+
+    rows: Tensor
+    synthetic: SyntheticSet | None = None
+    augmentation: LabelledSet | None = None
+    augmentation_rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainedFederation:
+    """The result of FL training.
+
+    Attributes:
+        state: θ_K.
+        clients: by id.
+        history: one row per round; see :func:`quickdrop_bench.harness.training.train_federation`.
+        cost: of the training, distillation included.
+        spec: the resolved federation spec, for people.
+    """
+
+    state: State
+    clients: Mapping[int, ClientArtifacts]
+    history: pd.DataFrame
+    cost: Cost
+    spec: Mapping[str, Any]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a federation was saved there to the end."""
+    return (folder / "manifest.json").is_file()
+
+
+def save(trained: TrainedFederation, folder: Path) -> None:
+    """Write a federation; the manifest comes last, so that a half-written one is never read.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    try:
+        (folder / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "clients", ignore_errors=True)
+        _save_tensors(folder / "global.safetensors", trained.state)
+        for client, kept in trained.clients.items():
+            _save_tensors(folder / "clients" / f"{client:04d}.safetensors", _client_tensors(kept))
+        write_text(folder / "history.csv", trained.history.to_csv(index=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(dict(trained.spec), sort_keys=False))
+        names = ["global.safetensors", "history.csv", "config.yaml"]
+        names += [f"clients/{client:04d}.safetensors" for client in trained.clients]
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+        manifest = {"format": FORMAT, "cost": asdict(trained.cost), "files": files}
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    except OSError as error:
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
+
+
+def load(folder: Path, device: torch.device) -> TrainedFederation:
+    """Read a federation and put its tensors on a device. Nothing is unpickled.
+
+    Raises:
+        BadInput: a file is missing or does not match the manifest; the file is named.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name, entry in manifest["files"].items():
+            if _sha256(_inside(folder, name)) != entry["sha256"]:
+                raise _damaged(folder, name)
+        state = load_file(folder / "global.safetensors", device=str(device))
+        paths = sorted(name for name in manifest["files"] if name.startswith("clients/"))
+        clients = {
+            int(Path(name).stem): _client_from(load_file(folder / name, device=str(device)), device) for name in paths
+        }
+        history = pd.read_csv(folder / "history.csv")
+        spec = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return TrainedFederation(state, clients, history, Cost(**manifest["cost"]), spec)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise _damaged(folder, getattr(error, "filename", None) or "manifest.json") from error
+
+
+def _damaged(folder: Path, name: str) -> BadInput:
+    return BadInput("--artifacts-dir", folder, f"{name} is missing or damaged; delete this folder to train again")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise _damaged(folder, name)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+
+
+def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:
+    tensors = {"rows": kept.rows}
+    if kept.synthetic is not None:
+        s = kept.synthetic
+        tensors |= {
+            "synthetic_images": s.images,
+            "synthetic_labels": s.labels,
+            "synthetic_origin": s.origin,
+            "synthetic_velocity": s.velocity,
+            "synthetic_fixed_classes": torch.tensor(sorted(s.fixed_classes), dtype=torch.int64),
+        }
+    if kept.augmentation is not None and kept.augmentation_rows is not None:
+        tensors |= {
+            "augmentation_images": kept.augmentation.images,
+            "augmentation_labels": kept.augmentation.labels,
+            "augmentation_rows": kept.augmentation_rows,
+        }
+    return tensors
+
+
+def _client_from(tensors: dict[str, Tensor], device: torch.device) -> ClientArtifacts:
+    synthetic = augmentation = augmentation_rows = None
+    if "synthetic_images" in tensors:
+        synthetic = SyntheticSet(
+            tensors["synthetic_images"],
+            tensors["synthetic_labels"],
+            tensors["synthetic_origin"],
+            tensors["synthetic_velocity"],
+            frozenset(tensors["synthetic_fixed_classes"].tolist()),
+        )
+    if "augmentation_images" in tensors:
+        augmentation = LabelledSet.of(tensors["augmentation_images"], tensors["augmentation_labels"])
+        augmentation_rows = tensors["augmentation_rows"]
+    return ClientArtifacts(tensors["rows"], synthetic, augmentation, augmentation_rows)

@@ -1,0 +1,88 @@
+"""Labelled images on a device, and views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["ImageData", "LabelledSet", "concatenate"]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Some rows of an image tensor and its labels; selecting copies no image.
+
+    Attributes:
+        images: (n, C, H, W) float32, normalised.
+        labels: (n,) int64.
+        rows: (m,) int64, the rows of ``images`` that belong to the set, on the same device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> LabelledSet:
+        """The set of all rows."""
+        return cls(images, labels, torch.arange(len(labels), device=labels.device))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels at the given positions (0 ≤ position < len) of the set."""
+        rows = self.rows[positions]
+        return self.images[rows], self.labels[rows]
+
+    def own_labels(self) -> Tensor:
+        """(m,) labels of the set, in order."""
+        return self.labels[self.rows]
+
+    def with_classes(self, classes: Collection[int], *, keep: bool) -> LabelledSet:
+        """The samples whose class is (``keep``) or is not (``not keep``) among ``classes``, order kept."""
+        wanted = torch.tensor(sorted(classes), dtype=torch.int64, device=self.labels.device)
+        hit = torch.isin(self.own_labels(), wanted)
+        return self.subset(torch.nonzero(hit == keep).flatten())
+
+    def subset(self, positions: Tensor) -> LabelledSet:
+        """The samples at the given positions."""
+        return LabelledSet(self.images, self.labels, self.rows[positions.to(self.rows.device)])
+
+
+def concatenate(*sets: LabelledSet) -> LabelledSet:
+    """One set with the samples of all; copies the images, so meant for small sets."""
+    images = torch.cat([s.images[s.rows] for s in sets])
+    return LabelledSet.of(images, torch.cat([s.own_labels() for s in sets]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: normalised training and test images.
+
+    Attributes:
+        name: as it appears in rows and tables.
+        train, test: all images of the split.
+        class_names: one per class, by index.
+    """
+
+    name: str
+    train: LabelledSet
+    test: LabelledSet
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> ImageData:
+        """The same data on a device."""
+        splits = [
+            LabelledSet(s.images.to(device), s.labels.to(device), s.rows.to(device)) for s in (self.train, self.test)
+        ]
+        return ImageData(self.name, splits[0], splits[1], self.class_names)

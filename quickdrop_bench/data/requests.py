@@ -1,0 +1,62 @@
+"""What is asked to be forgotten, and which samples that means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.errors import BadInput
+
+__all__ = ["LEVELS", "UnlearningRequest", "forget_part", "forgotten_classes", "retain_part"]
+
+LEVELS = ("class", "client")
+"""Request levels of the paper (§2.2); sample-level requests would be a third."""
+
+
+@dataclass(frozen=True)
+class UnlearningRequest:
+    """A request to forget (paper §2.2).
+
+    Attributes:
+        level: one of :data:`LEVELS`. ``class``: that class's data on all clients; ``client``: all data of a client.
+        targets: class indices or client ids.
+    """
+
+    level: str
+    targets: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise BadInput("request level", self.level, f"use one of {', '.join(LEVELS)}")
+
+    def __str__(self) -> str:
+        return f"{self.level}-{'+'.join(str(t) for t in self.targets)}"
+
+    def check(self, classes: int, clients: int) -> None:
+        """Raise :class:`BadInput` unless every target exists."""
+        count = classes if self.level == "class" else clients
+        for target in self.targets:
+            if not 0 <= target < count:
+                raise BadInput(f"--{self.level}", target, f"between 0 and {count - 1}")
+
+
+def forgotten_classes(requests: Sequence[UnlearningRequest]) -> set[int]:
+    """Classes that the requests forget on all clients."""
+    return {target for r in requests if r.level == "class" for target in r.targets}
+
+
+def forget_part(data: LabelledSet, client: int, request: UnlearningRequest) -> LabelledSet:
+    """The part of a client's data that the request forgets: its share of D_f (or S_f)."""
+    if request.level == "class":
+        return data.with_classes(request.targets, keep=True)
+    return data if client in request.targets else data.subset(torch.empty(0, dtype=torch.int64))
+
+
+def retain_part(data: LabelledSet, client: int, forgotten: Sequence[UnlearningRequest]) -> LabelledSet:
+    """The part of a client's data that none of the requests forgets: its share of D\\D_f (or S\\S_f)."""
+    if any(r.level == "client" and client in r.targets for r in forgotten):
+        return data.subset(torch.empty(0, dtype=torch.int64))
+    return data.with_classes(forgotten_classes(forgotten), keep=False)

@@ -1,0 +1,1 @@
+"""Synthetic data sets distilled while the federation trains."""

@@ -1,0 +1,177 @@
+"""Algorithm 2: each client matches the gradients of its training steps with a tiny synthetic data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.functional.matching import (
+    ClassGradients,
+    matching_distance,
+    synthetic_gradients_loop,
+    synthetic_gradients_stacked,
+)
+
+__all__ = ["Distillation", "MatchingResult", "SyntheticSet", "augmentation_positions", "initial_synthetic_set", "match"]
+
+STACKING_LIMIT = 16 * 16
+"""Pixels per image up to which classes are stacked into one pass on a CPU. Measured on 2 cores (width 32, five
+classes): 8×8 pixels 8 ms stacked against 17 ms in a loop, 32×32 pixels 40 against 40, and at width 64 102
+against 74."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The constants of Algorithm 2.
+
+    Attributes:
+        image_steps: ς_S, optimizer steps on the synthetic images per local step (paper: 1); 0 leaves the
+            initial images as they are.
+        image_lr: η_S (paper: 0.1).
+        image_momentum: momentum of the image optimizer (Zhao et al.: 0.5; the paper does not say).
+        batch_size: most synthetic images of one class in the mini-batch B_S.
+    """
+
+    image_steps: int
+    image_lr: float
+    image_momentum: float
+    batch_size: int
+
+
+@dataclass
+class SyntheticSet:
+    """A client's synthetic data S_i. It never leaves the client.
+
+    Attributes:
+        images: (m, C, H, W) float32 in normalised space; not clamped.
+        labels: (m,) int64, constant.
+        origin: (m,) int64, the training images (rows of the data set) that S_i started from.
+        velocity: (m, C, H, W) momentum of the image optimizer, kept across rounds.
+        fixed_classes: classes whose synthetic images are all of the client's images; they stay real.
+    """
+
+    images: Tensor
+    labels: Tensor
+    origin: Tensor
+    velocity: Tensor
+    fixed_classes: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def as_labelled(self) -> LabelledSet:
+        """The set as data to train on."""
+        return LabelledSet.of(self.images, self.labels)
+
+
+@dataclass(frozen=True)
+class MatchingResult:
+    """One local step's matching: the summed distance before the image update, and images×steps used."""
+
+    distance: Tensor
+    samples: int
+
+
+def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Generator) -> SyntheticSet:
+    """Pick ⌈|D_i^c|/s⌉ real images of each class c that the client has (Algorithm 2, lines 2–7).
+
+    Args:
+        data: the client's training data D_i.
+        scale: s ≥ 1; s = 1 gives D_i itself, in its order.
+        generator: draws the images.
+    """
+    labels = data.own_labels().cpu()
+    picks, fixed = [], set()
+    for c in labels.unique().tolist():
+        positions = torch.nonzero(labels == c).flatten()
+        count = math.ceil(len(positions) / scale)
+        picks.append(positions[torch.randperm(len(positions), generator=generator)[:count]])
+        if count >= len(positions):
+            fixed.add(c)
+    chosen = torch.cat(picks).sort().values if picks else torch.empty(0, dtype=torch.int64)
+    images, chosen_labels = data.take(chosen.to(data.rows.device))
+    return SyntheticSet(
+        images.clone(), chosen_labels.clone(), data.rows[chosen], torch.zeros_like(images), frozenset(fixed)
+    )
+
+
+def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator: torch.Generator) -> Tensor:
+    """Positions of real images to mix 1:1 with the synthetic ones in recovery (paper §3.3.1).
+
+    Returns:
+        For each class c, min(|S_i^c|, |D_i^c|) positions in ``data``, drawn without replacement; sorted.
+    """
+    labels = data.own_labels().cpu()
+    counts = torch.bincount(synthetic.labels.cpu(), minlength=1)
+    picks = [torch.empty(0, dtype=torch.int64)]
+    for c in labels.unique().tolist():
+        positions = torch.nonzero(labels == c).flatten()
+        picks.append(positions[torch.randperm(len(positions), generator=generator)[: int(counts[c])]])
+    return torch.cat(picks).sort().values
+
+
+def match(
+    model: nn.Module,
+    synthetic: SyntheticSet,
+    real: ClassGradients,
+    batch_labels: Tensor,
+    settings: Distillation,
+    generator: torch.Generator,
+    loss_scale: float = 1.0,
+) -> MatchingResult:
+    """Algorithm 2, lines 14 and 15: move the synthetic images towards the recorded real gradients.
+
+    Matching is class-wise: each class of the batch is compared with that class's synthetic images at the same
+    θ, the distances are summed, and one optimizer step moves the images of all those classes. The gradient of
+    the real batch is the one that the model's own step uses; nothing is computed on real data here.
+
+    Args:
+        model: the model at θ_{k,t} in float32, outside any autocast; its parameters and ``.grad`` are not touched.
+        synthetic: S_i, updated in place.
+        real: recorded gradients of the batch B_D.
+        batch_labels: (B,) labels of B_D.
+        settings: ς_S, η_S, momentum and |B_S|.
+        generator: draws B_S where a class has more synthetic images than fit.
+        loss_scale: see :meth:`ClassGradients.of`.
+    """
+    own_labels = synthetic.labels.cpu()
+    batch_labels = batch_labels.cpu()
+    classes, rows = [], []
+    for c in batch_labels.unique().tolist():
+        positions = torch.nonzero(own_labels == c).flatten()
+        if c in synthetic.fixed_classes or not len(positions):
+            continue
+        if len(positions) > settings.batch_size:
+            positions = positions[torch.randperm(len(positions), generator=generator)[: settings.batch_size]]
+        classes.append(c)
+        rows.append(positions.to(synthetic.images.device))
+    if not classes or not settings.image_steps:
+        return MatchingResult(synthetic.images.new_zeros(()), 0)
+    device = synthetic.images.device
+    targets = [
+        real.of(torch.nonzero(batch_labels == c).flatten().to(device), len(batch_labels), loss_scale) for c in classes
+    ]
+    first_distance = None
+    for _ in range(settings.image_steps):
+        images = [synthetic.images[r].requires_grad_() for r in rows]
+        distance = _distance(model, images, classes, targets)
+        first_distance = distance.detach() if first_distance is None else first_distance
+        gradients = torch.autograd.grad(distance, images)
+        synthetic.velocity.mul_(settings.image_momentum)
+        synthetic.velocity.index_add_(0, torch.cat(rows), torch.cat(gradients))
+        synthetic.images.sub_(synthetic.velocity, alpha=settings.image_lr)
+    assert first_distance is not None
+    return MatchingResult(first_distance, sum(len(r) for r in rows) * settings.image_steps)
+
+
+def _distance(model: nn.Module, images: list[Tensor], classes: list[int], targets: list[list[Tensor]]) -> Tensor:
+    height, width = images[0].shape[-2:]
+    if images[0].is_cuda or height * width <= STACKING_LIMIT:
+        stacked = [torch.stack(tensors) for tensors in zip(*targets, strict=True)]
+        return matching_distance(stacked, synthetic_gradients_stacked(model, images, classes), stacked=True)
+    synthetic = synthetic_gradients_loop(model, images, classes)
+    return torch.stack([matching_distance(t, s) for t, s in zip(targets, synthetic, strict=True)]).sum()

@@ -1,0 +1,1 @@
+"""Metrics on trained models. Nothing here knows the unlearning methods."""

@@ -1,0 +1,218 @@
+"""The round loop: Algorithm 1's FedAvg(Z, θ, phase) over simulated clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
+from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
+from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
+from quickdrop_bench.seeding import derive_seed, generator
+
+__all__ = ["Federation", "PhaseResult", "RoundInfo", "sample_clients"]
+
+
+@dataclass(frozen=True)
+class RoundInfo:
+    """What Fabric callbacks get at ``on_round_end``.
+
+    Attributes:
+        phase: the running phase.
+        round: 0-based index of the round that ended.
+        participants: ids of the clients that took part.
+        loss: sample-weighted mean of the clients' training losses.
+        matching_distance: mean over clients of the distance per matched step; 0 without distillation.
+        state: the global model after the round; not to be changed.
+        cost: of the phase so far.
+    """
+
+    phase: Phase
+    round: int
+    participants: tuple[int, ...]
+    loss: float
+    matching_distance: float
+    state: State = field(repr=False)
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """The global model after a phase.
+
+    Attributes:
+        state: parameters by name; if ``diverged``, the last finite ones.
+        cost: of the whole phase.
+        diverged: a client returned a non-finite update; the phase was stopped there.
+    """
+
+    state: State
+    cost: Cost
+    diverged: bool = False
+
+
+def sample_clients(eligible: list[int], participation: float, generator: torch.Generator) -> list[int]:
+    """The clients of one round: a random share of those that have data, at least one, sorted.
+
+    Args:
+        eligible: sorted ids.
+        participation: in (0, 1].
+        generator: draws the round's clients.
+    """
+    if participation >= 1:
+        return eligible
+    count = max(1, math.floor(participation * len(eligible) + 0.5))
+    chosen = torch.randperm(len(eligible), generator=generator)[:count]
+    return sorted(eligible[i] for i in chosen.tolist())
+
+
+class Federation:
+    """A server and its simulated clients on one Fabric.
+
+    One working model visits the clients in turn. Every random stream is derived from (seed, phase, round,
+    client), so neither the order of the clients nor what else runs changes a result.
+
+    Args:
+        fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
+        model: the architecture; its current parameters do not matter.
+        distillation: the constants of Algorithm 2, for phases that get synthetic sets.
+    """
+
+    def __init__(self, fabric: Fabric, model: nn.Module, distillation: Distillation | None = None) -> None:
+        self.fabric = fabric
+        self._inner = model
+        # SGD without momentum or weight decay, as in Algorithm 1: one stateless optimizer serves all clients.
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        self.model, self._optimizer = fabric.setup(model, optimizer)
+        self._distillation = distillation
+        self._bytes = sum(p.numel() * 4 for p in model.parameters())
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put a state into the working model, e.g. to evaluate it."""
+        with torch.no_grad():
+            for name, parameter in self._inner.named_parameters():
+                parameter.copy_(state[name])
+
+    def read(self) -> State:
+        """A copy of the working model's parameters."""
+        return {name: p.detach().clone() for name, p in self._inner.named_parameters()}
+
+    def fresh_state(self, seed: int, *purpose: object) -> State:
+        """Newly drawn initial parameters θ_0; the working model holds them afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, *purpose))
+            for module in self._inner.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        return self.read()
+
+    def run(
+        self,
+        state: State,
+        data: Mapping[int, LabelledSet],
+        phase: Phase,
+        seed: int,
+        *,
+        synthetic: Mapping[int, SyntheticSet] | None = None,
+        start: PhaseResult | None = None,
+        on_round: Callable[[RoundInfo], object] | None = None,
+    ) -> PhaseResult:
+        """FedAvg(Z, θ, phase): average the clients' local training, weighted by |Z_i|, round by round.
+
+        Clients with an empty Z_i do not take part. If nobody has data, the state comes back unchanged.
+
+        Args:
+            state: θ_{0,0}; not changed.
+            data: Z_i by client id.
+            phase: rounds, local steps, batch size, learning rate, direction, participation.
+            seed: the run's seed.
+            synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that take part change.
+            start: continue after this many rounds of the same phase (``start.cost.rounds``) from its state.
+            on_round: called after every round, before the Fabric callbacks.
+        """
+        eligible = sorted(client for client, z in data.items() if len(z))
+        result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
+        if not eligible:
+            return result
+        self._warm_up(result.state, data[eligible[0]], phase)
+        for k in range(result.cost.rounds, phase.rounds):
+            clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
+            result, info = self._round(result, clients, data, phase, seed, k, synthetic or {})
+            if result.diverged:
+                break
+            if on_round is not None:
+                on_round(info)
+            self.fabric.call("on_round_end", federation=self, info=info)
+        return result
+
+    def _round(
+        self,
+        before: PhaseResult,
+        clients: list[int],
+        data: Mapping[int, LabelledSet],
+        phase: Phase,
+        seed: int,
+        k: int,
+        synthetic: Mapping[int, SyntheticSet],
+    ) -> tuple[PhaseResult, RoundInfo]:
+        mean = RunningMean()
+        clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
+        results: dict[int, LocalResult] = {}
+        diverged = False
+        for client in clients:
+            self.load(before.state)
+            distiller = None
+            if client in synthetic and self._distillation is not None:
+                stream = generator(seed, "distillation", k, client)
+                distiller = LocalDistiller(self._inner, synthetic[client], self._distillation, stream)
+            stream = generator(seed, phase.name, "batches", k, client)
+            results[client] = train_locally(
+                self.fabric,
+                self.model,
+                self._optimizer,
+                data[client],
+                phase,
+                stream,
+                clock,
+                distiller,
+                distillation_clock,
+            )
+            update = dict(self._inner.named_parameters())
+            if not is_finite(update):
+                diverged = True
+                break
+            mean.add(update, len(data[client]))
+        cost = before.cost + Cost(
+            seconds=clock.seconds,
+            distillation_seconds=distillation_clock.seconds,
+            rounds=1,
+            sample_gradients=sum(r.sample_gradients for r in results.values()),
+            second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results.values()),
+            upload_bytes=self._bytes * len(results),
+        )
+        state = before.state if diverged else mean.result()
+        weights = {client: len(data[client]) for client in results}
+        info = RoundInfo(
+            phase=phase,
+            round=k,
+            participants=tuple(results),
+            loss=sum(weights[c] * r.loss for c, r in results.items()) / sum(weights.values()),
+            matching_distance=sum(r.matching_distance for r in results.values()) / len(results),
+            state=state,
+            cost=cost,
+        )
+        return PhaseResult(state, cost, diverged), info
+
+    def _warm_up(self, state: State, data: LabelledSet, phase: Phase) -> None:
+        """One uncounted forward and backward pass, so that kernels are chosen outside the clock."""
+        self.load(state)
+        images, labels = data.take(torch.arange(min(len(data), phase.batch_size), device=data.rows.device))
+        self.fabric.backward(torch.nn.functional.cross_entropy(self.model(images), labels))
+        self._optimizer.zero_grad()

@@ -1,0 +1,164 @@
+"""One client's local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricModule as FabricModule
+from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
+from torch import Tensor
+
+from quickdrop_bench.cost import Clock
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.functional.matching import ClassGradients
+
+__all__ = ["LocalDistiller", "LocalResult", "Phase", "batches", "train_locally"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One call of FedAvg(Z, θ, phase) in Algorithm 1.
+
+    Attributes:
+        name: the stage, e.g. ``fl-training``, ``unlearning``; part of the random streams' names.
+        rounds: communication rounds k.
+        local_steps: T, most local steps per client and round.
+        batch_size: |B|.
+        lr: η_θ.
+        ascend: θ + η∇L (unlearning) instead of θ − η∇L.
+        participation: share of the clients with data that take part in a round, in (0, 1].
+        stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
+            stops. It bounds ascent, which is unbounded by itself.
+    """
+
+    name: str
+    rounds: int
+    local_steps: int
+    batch_size: int
+    lr: float
+    ascend: bool = False
+    participation: float = 1.0
+    stop_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client's local steps did: samples used, mean loss, matching distance per matched step."""
+
+    sample_gradients: int
+    second_order_sample_gradients: int
+    loss: float
+    matching_distance: float
+
+
+def batches(size: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Walk through shuffled positions without replacement, reshuffle at the end, for ``steps`` batches.
+
+    The last batch of a walk may be short; a set smaller than the batch gives full-batch steps.
+
+    Example:
+        >>> [len(b) for b in batches(5, 2, 4, torch.Generator())]
+        [2, 2, 1, 2]
+    """
+    done = 0
+    while done < steps:
+        for batch in torch.randperm(size, generator=generator).split(batch_size):
+            yield batch
+            done += 1
+            if done == steps:
+                return
+
+
+class LocalDistiller:
+    """Runs Algorithm 2's image update beside the local steps of one client.
+
+    It draws from a generator of its own, so the model's training is the same with and without it.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, synthetic: SyntheticSet, settings: Distillation, generator: torch.Generator
+    ) -> None:
+        self._model = model
+        self._synthetic = synthetic
+        self._settings = settings
+        self._generator = generator
+        self.gradients = ClassGradients(model)
+        self.samples = 0
+        self.distance = 0.0
+        self.matched_steps = 0
+
+    def step(self, labels: Tensor, loss_scale: float) -> None:
+        """Match the batch that was just recorded."""
+        result = match(
+            self._model, self._synthetic, self.gradients, labels, self._settings, self._generator, loss_scale
+        )
+        self.samples += result.samples
+        if result.samples:
+            self.distance += float(result.distance)
+            self.matched_steps += 1
+
+
+def train_locally(
+    fabric: Fabric,
+    model: FabricModule,
+    optimizer: FabricOptimizer,
+    data: LabelledSet,
+    phase: Phase,
+    generator: torch.Generator,
+    clock: Clock,
+    distiller: LocalDistiller | None = None,
+    distillation_clock: Clock | None = None,
+) -> LocalResult:
+    """Algorithm 1, lines 11–16 (with ``distiller``: Algorithm 2, lines 11–17), in place on ``model``.
+
+    Args:
+        fabric, model, optimizer: the set-up triple; the model holds θ_{k,0} on entry and θ_{k,T} on return.
+        data: the client's Z_i, not empty.
+        phase: T, |B|, η, direction and stopping rule.
+        generator: draws the batches.
+        clock: runs while the client computes.
+        distiller: updates the client's synthetic set at each step.
+        distillation_clock: runs, within ``clock``, while the distiller does.
+    """
+    for group in optimizer.param_groups:
+        group["lr"], group["maximize"] = phase.lr, phase.ascend
+    used = 0
+    losses: list[Tensor] = []
+    with clock.running():
+        for batch in batches(len(data), phase.batch_size, phase.local_steps, generator):
+            images, labels = data.take(batch.to(data.rows.device))
+            optimizer.zero_grad()
+            if distiller is None:
+                loss = F.cross_entropy(model(images), labels)
+                used += len(labels)
+                losses.append(loss.detach())
+                # The comparison waits for the device, so it is made only where a rule asks for it.
+                if phase.stop_loss is not None and float(losses[-1]) > phase.stop_loss:
+                    break
+                fabric.backward(loss)
+            else:
+                with distiller.gradients.recording():
+                    loss = F.cross_entropy(model(images), labels)
+                    fabric.backward(loss)
+                used += len(labels)
+                losses.append(loss.detach())
+                assert distillation_clock is not None
+                with distillation_clock.running():
+                    distiller.step(labels, _loss_scale(fabric))
+            optimizer.step()
+    mean_loss = float(torch.stack(losses).mean())
+    if distiller is None:
+        return LocalResult(used, 0, mean_loss, 0.0)
+    distance = distiller.distance / max(distiller.matched_steps, 1)
+    return LocalResult(used, distiller.samples, mean_loss, distance)
+
+
+def _loss_scale(fabric: Fabric) -> float:
+    """The factor by which ``fabric.backward`` multiplies the loss: not 1 under ``16-mixed`` only."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

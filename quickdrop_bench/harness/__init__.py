@@ -1,0 +1,1 @@
+"""From frozen specs to rows."""

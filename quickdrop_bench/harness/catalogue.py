@@ -1,0 +1,54 @@
+"""Where presets, artefact declarations and the paper's numbers lie."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from quickdrop_bench.errors import BadInput
+
+__all__ = ["artefact", "benchmarks_dir", "paper_values", "preset_files", "presets"]
+
+
+@cache
+def benchmarks_dir() -> Path:
+    """The folder ``benchmarks``: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "benchmarks"
+    return inside if inside.is_dir() else package.parent / "benchmarks"
+
+
+def presets() -> list[str]:
+    """Names of the presets, the quickest first."""
+    known = ("quick", "small", "paper")
+    names = {path.stem for path in (benchmarks_dir() / "presets").glob("*.yaml") if "." not in path.stem}
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def preset_files(preset: str, dataset: str | None) -> list[Path]:
+    """The configuration files of a preset: ``<preset>.yaml`` and, if there is one, ``<preset>.<dataset>.yaml``.
+
+    Raises:
+        BadInput: there is no such preset.
+    """
+    if preset not in presets():
+        raise BadInput("--preset", preset, f"use one of {', '.join(presets())}")
+    folder = benchmarks_dir() / "presets"
+    files = [folder / f"{preset}.yaml", folder / f"{preset}.{dataset}.yaml"]
+    return [path for path in files if path.is_file()]
+
+
+def artefact(name: str) -> ModuleType:
+    """The declaration ``benchmarks/<name>.py``."""
+    spec = importlib.util.spec_from_file_location(f"quickdrop_bench_{name}", benchmarks_dir() / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def paper_values() -> Path:
+    """The numbers that the paper publishes, one value a line, accuracies in percent."""
+    return benchmarks_dir() / "paper_values.csv"

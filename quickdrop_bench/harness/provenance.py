@@ -1,0 +1,71 @@
+"""Where a row comes from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from quickdrop_bench import __version__
+
+__all__ = ["provenance"]
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pandas")
+
+
+def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
+    """The columns that every row carries beside its value.
+
+    Returns:
+        ``preset, git_commit, git_dirty, package_version, versions, device, precision, created_at``; the commit
+        is None outside a git checkout, times are UTC.
+    """
+    commit, dirty = _git()
+    return {
+        "preset": preset,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "package_version": __version__,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": _device(fabric.device),
+        "precision": fabric.strategy.precision.precision,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this package lies in, and whether tracked files differ from it."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):
+            return None, None  # installed into some other project's checkout
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

@@ -1,0 +1,157 @@
+"""What one run measures, as frozen dataclasses, and the hashes that identify it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+
+__all__ = ["FederationSpec", "RunSpec", "positive", "source_fingerprint"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+TRAINING_SOURCES = ("functional", "models", "data", "distillation", "federation", "seeding.py", "harness/training.py")
+"""Code that decides what a trained federation is; a change to it retires every trained federation."""
+
+METHOD_SOURCES = ("methods/base.py", "methods/steps.py", "evaluation", "cost.py", "harness/run.py")
+"""Code that, beside the above and the method's own file, decides what a run measures."""
+
+
+def positive(option: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    """Raise :class:`BadInput` unless value > 0 (or ≥ ``at_least``), finite and ≤ ``at_most``."""
+    low = value >= at_least if at_least is not None else value > 0
+    if not (low and value < float("inf") and (at_most is None or value <= at_most)):
+        bound = f"at least {at_least:g}" if at_least is not None else "above 0"
+        limit = f" and at most {at_most:g}" if at_most is not None else ""
+        raise BadInput(option, value, f"a number {bound}{limit} is needed")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class FederationSpec:
+    """A federation and its training; every field is an option of the command line and a key of the presets.
+
+    The defaults are the paper's (§4.1).
+    """
+
+    dataset: str = _option("cifar10", "data set, see the command 'datasets'")
+    image_size: int | None = _option(None, "resize imagefolder images to this many pixels")
+    clients: int = _option(10, "number of clients N")
+    alpha: float = _option(0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID")
+    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition")
+    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients")
+    width: int = _option(128, "ConvNet: filters W per block")
+    depth: int = _option(3, "ConvNet: number of blocks D")
+    norm: str = _option("instance", "ConvNet: normalisation, one of instance, layer, none")
+    rounds: int = _option(200, "FL rounds K")
+    local_steps: int = _option(50, "local steps T per client and round")
+    batch_size: int = _option(256, "mini-batch size |B|")
+    lr: float = _option(0.01, "learning rate η_θ of FL training")
+    participation: float = _option(1.0, "share of the clients that take part in a training round")
+    distill: bool = _option(True, "distil synthetic sets during training")
+    scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
+    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step")
+    image_lr: float = _option(0.1, "learning rate η_S of the synthetic images")
+    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)")
+    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S")
+
+    def __post_init__(self) -> None:
+        positive("--min-client-size", self.min_client_size, at_least=0)
+        if not self.iid:
+            positive("--alpha", self.alpha)
+        for name in ("clients", "width", "depth", "rounds", "local_steps", "batch_size", "synthetic_batch_size"):
+            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_least=1)
+        if self.image_size is not None:
+            positive("--image-size", self.image_size, at_least=1, at_most=1024)
+        positive("--lr", self.lr)
+        positive("--participation", self.participation, at_most=1)
+        positive("--scale", self.scale, at_least=1)
+        positive("--image-steps", self.image_steps, at_least=0)
+        positive("--image-lr", self.image_lr, at_least=0)
+        positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
+
+    @property
+    def distribution(self) -> str:
+        """``iid`` or ``dirichlet-<α>``, as in rows."""
+        return "iid" if self.iid else f"dirichlet-{self.alpha:g}"
+
+    def resolved(self) -> dict[str, Any]:
+        """The fields that decide the result, ready to be hashed and shown."""
+        values = asdict(self)
+        if self.iid:
+            del values["alpha"]
+        if not self.distill:
+            for name in ("scale", "image_steps", "image_lr", "image_momentum", "synthetic_batch_size"):
+                del values[name]
+        return values
+
+    def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:
+        """Identifies a trained federation: spec, data, seed, precision and the code that trains."""
+        return _digest(
+            {
+                "spec": self.resolved(),
+                "data": data_fingerprint,
+                "seed": seed,
+                "precision": precision,
+                "source": source_fingerprint(TRAINING_SOURCES),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One method serving one request on one trained federation.
+
+    Attributes:
+        federation_hash: of the trained federation.
+        method: its name; None stands for the original model, which is only evaluated.
+        hyper_parameters: of the method.
+        source: path of the method's own module.
+        request: what is to be forgotten.
+    """
+
+    federation_hash: str
+    method: str | None
+    hyper_parameters: Mapping[str, Any]
+    source: Path | None
+    request: UnlearningRequest
+
+    @property
+    def hash(self) -> str:
+        """Identifies the run's rows."""
+        return _digest(
+            {
+                "federation": self.federation_hash,
+                "method": self.method,
+                "hyper_parameters": dict(self.hyper_parameters),
+                "request": str(self.request),
+                "source": source_fingerprint(METHOD_SOURCES),
+                "method_source": _file_digest(self.source) if self.source else "",
+            }
+        )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def source_fingerprint(names: tuple[str, ...]) -> str:
+    """Hash of the package's Python files under the given names, so that changed code reuses nothing."""
+    files = [f for name in names for f in (sorted((PACKAGE / name).rglob("*.py")) or [PACKAGE / name])]
+    return hashlib.sha256("".join(_file_digest(f) for f in files).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""Train a federation, or take the one that was trained before."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.fabric import Fabric
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.partition import partition
+from quickdrop_bench.distillation.in_situ import (
+    Distillation,
+    SyntheticSet,
+    augmentation_positions,
+    initial_synthetic_set,
+)
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.files import write_atomically
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.models import ConvNet
+from quickdrop_bench.seeding import generator
+
+__all__ = ["Checkpoint", "build_federation", "client_rows", "train_federation", "training_phase"]
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 30.0
+"""Least time between two checkpoints of a training in progress."""
+
+
+def training_phase(spec: FederationSpec) -> Phase:
+    """The FL training as a phase."""
+    return Phase("fl-training", spec.rounds, spec.local_steps, spec.batch_size, spec.lr, participation=spec.participation)
+
+
+def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData) -> Federation:
+    """The model and the constants of a spec on a Fabric.
+
+    Raises:
+        BadInput: the images are not square or too small for the model.
+    """
+    channels, height, width = data.image_shape
+    if height != width:
+        raise BadInput("--dataset", spec.dataset, f"square images are needed, these are {height}×{width}")
+    model = ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
+    settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
+    return Federation(fabric, model, settings)
+
+
+def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[np.ndarray]:
+    """The training images of each client, as rows of the data set."""
+    alpha = None if spec.iid else spec.alpha
+    return partition(labels.cpu().numpy(), spec.clients, alpha, min_client_size=spec.min_client_size, seed=seed)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training in progress is kept, as a Fabric checkpoint.
+
+    Random streams are derived from (seed, round, client), so a checkpoint needs none of their states.
+    """
+
+    path: Path
+
+    def save(self, fabric: Fabric, info: RoundInfo, synthetic: dict[int, SyntheticSet], history: list[dict[str, Any]]) -> None:
+        """Write the state after a round atomically."""
+        content = {
+            "state": info.state,
+            "cost": asdict(info.cost),
+            "synthetic": {i: {"images": s.images, "velocity": s.velocity} for i, s in synthetic.items()},
+            "history": history,
+        }
+        write_atomically(self.path, lambda temporary: fabric.save(temporary, content))
+
+    def load(self, fabric: Fabric, synthetic: dict[int, SyntheticSet]) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
+        """The last saved round; fills in the synthetic sets. None without a readable checkpoint."""
+        if not self.path.is_file():
+            return None
+        try:
+            content = fabric.load(self.path, weights_only=True)
+            for i, saved in content["synthetic"].items():
+                synthetic[i].images.copy_(saved["images"])
+                synthetic[i].velocity.copy_(saved["velocity"])
+            state = {name: value.to(fabric.device) for name, value in content["state"].items()}
+            return PhaseResult(state, Cost(**content["cost"])), content["history"]
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+            log.warning("%s cannot be used (%s); training starts at round 1", self.path, type(error).__name__)
+            return None
+
+
+def train_federation(
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
+) -> TrainedFederation:
+    """Train with in-situ distillation (Algorithm 2) and save the artifacts, or load them if they are there.
+
+    A training that was interrupted goes on from its last checkpoint.
+
+    Args:
+        spec: the federation.
+        federation: built from the same spec, on the device of the data.
+        data: the data set.
+        seed: fixes partition, initialisation, batches and synthetic sets.
+        folder: ``<artifacts-dir>/<spec_hash>``.
+
+    Returns:
+        The trained federation; its history has the columns ``round, loss, matching_distance, participants``
+        and, accumulated, ``seconds, distillation_seconds``.
+
+    Raises:
+        BadInput: the partition is impossible, or the folder cannot be written or is damaged.
+        ArithmeticError: training diverged.
+    """
+    fabric = federation.fabric
+    if artifacts.is_complete(folder):
+        return artifacts.load(folder, fabric.device)
+    rows = {i: torch.from_numpy(r).to(fabric.device) for i, r in enumerate(client_rows(spec, data.train.labels, seed))}
+    clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
+    synthetic: dict[int, SyntheticSet] = {}
+    if spec.distill:
+        synthetic = {
+            i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items() if len(d)
+        }
+    checkpoint = Checkpoint(folder / "training.ckpt")
+    _check_writable(folder)
+    resumed = checkpoint.load(fabric, synthetic)
+    initial: State = federation.fresh_state(seed, "init")
+    start, history = resumed or (None, [])
+    saved_at = time.monotonic()
+
+    def on_round(info: RoundInfo) -> None:
+        nonlocal saved_at
+        history.append(
+            {
+                "round": info.round + 1,
+                "loss": info.loss,
+                "matching_distance": info.matching_distance,
+                "participants": len(info.participants),
+                "seconds": info.cost.seconds,
+                "distillation_seconds": info.cost.distillation_seconds,
+            }
+        )
+        if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+            checkpoint.save(fabric, info, synthetic, history)
+            saved_at = time.monotonic()
+
+    phase = training_phase(spec)
+    result = federation.run(initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round)
+    if result.diverged:
+        raise ArithmeticError(
+            f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; lower --lr {spec.lr:g}"
+        )
+    kept = {i: _client_artifacts(rows[i], d, synthetic.get(i), generator(seed, "augmentation", i)) for i, d in clients.items()}
+    trained = TrainedFederation(
+        result.state, kept, pd.DataFrame(history), result.cost, {**spec.resolved(), "seed": seed}
+    )
+    artifacts.save(trained, folder)
+    checkpoint.path.unlink(missing_ok=True)
+    return trained
+
+
+def _client_artifacts(
+    rows: torch.Tensor, data: LabelledSet, synthetic: SyntheticSet | None, stream: torch.Generator
+) -> ClientArtifacts:
+    if synthetic is None:
+        return ClientArtifacts(rows)
+    positions = augmentation_positions(data, synthetic, stream)
+    extra = data.subset(positions)
+    images, labels = data.take(positions.to(rows.device))
+    return ClientArtifacts(rows, synthetic, LabelledSet.of(images, labels), extra.rows)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", lambda temporary: temporary.touch())
+    except OSError as error:
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error

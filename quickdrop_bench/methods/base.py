@@ -1,0 +1,120 @@
+"""What a method is, what it is given, and the registry of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, Protocol
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
+from quickdrop_bench.distillation.in_situ import SyntheticSet
+from quickdrop_bench.errors import Unsupported
+from quickdrop_bench.federation.federation import Federation, PhaseResult
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.registry import Registry
+
+__all__ = ["METHODS", "ClientData", "Context", "Method", "StageResult", "check_support", "load_plugins"]
+
+StageResult = PhaseResult
+"""A stage ends like a phase: with a state, its cost, and whether it diverged."""
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What a client has when a request arrives.
+
+    Attributes:
+        original: D_i.
+        synthetic: S_i, if the federation trained with distillation.
+        augmentation: A_i, likewise.
+    """
+
+    original: LabelledSet
+    synthetic: SyntheticSet | None = None
+    augmentation: LabelledSet | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """A request on a trained federation: all that a method may use.
+
+    Attributes:
+        federation: runs phases.
+        training: the phase with which the federation was trained; its K, T, |B| and η are the defaults.
+        clients: by id.
+        state: θ, the global model when the request arrives; not to be changed.
+        request: what to forget now.
+        forgotten: everything that is to stay forgotten, ``request`` included.
+        seed: the run's seed.
+    """
+
+    federation: Federation
+    training: Phase
+    clients: Mapping[int, ClientData]
+    state: State
+    request: UnlearningRequest
+    forgotten: Sequence[UnlearningRequest]
+    seed: int
+
+    def forget_data(self) -> dict[int, LabelledSet]:
+        """D_f by client: original training data that the request forgets."""
+        return {i: forget_part(c.original, i, self.request) for i, c in self.clients.items()}
+
+    def retain_data(self) -> dict[int, LabelledSet]:
+        """D minus everything forgotten, by client."""
+        return {i: retain_part(c.original, i, self.forgotten) for i, c in self.clients.items()}
+
+
+class Method(Protocol):
+    """An unlearning method: a frozen dataclass whose fields are its hyper-parameters.
+
+    Class attributes declare what it can do; the harness checks them before any compute.
+    """
+
+    levels: ClassVar[frozenset[str]]
+    """Request levels that it serves."""
+    can_relearn: ClassVar[bool]
+    """Whether forgotten data can be learnt again afterwards."""
+    needs: ClassVar[frozenset[str]]
+    """What it needs at request time: ``forget-data``, ``retain-data`` (originals) or ``synthetic-sets``."""
+    summary: ClassVar[str]
+    """One line for ``quickdrop-bench methods``."""
+
+    def unlearn(self, context: Context) -> StageResult:
+        """The unlearning stage, from ``context.state``."""
+        ...
+
+    def recover(self, context: Context, state: State) -> StageResult | None:
+        """The recovery stage, from the unlearned state; None if the method has none."""
+        ...
+
+    def storage_bytes(self, context: Context) -> int:
+        """Bytes kept, on server and clients together, for the sake of later requests."""
+        ...
+
+
+METHODS = Registry[type[Method]]("--methods")
+
+
+def load_plugins() -> None:
+    """Import the methods that other packages declare under ``quickdrop_bench.methods``; they register themselves."""
+    for plugin in entry_points(group="quickdrop_bench.methods"):
+        plugin.load()
+
+
+def check_support(name: str, request: UnlearningRequest, available: frozenset[str]) -> None:
+    """Raise unless the method serves this level of request from what the federation kept.
+
+    Raises:
+        BadInput: the method is unknown.
+        Unsupported: the level is not served, or something that the method needs was not kept.
+    """
+    method = METHODS[name]
+    if request.level not in method.levels:
+        allowed = f"it serves {' and '.join(sorted(method.levels))} requests, not {request.level} requests"
+        raise Unsupported("--methods", name, allowed)
+    if missing := method.needs - available:
+        raise Unsupported("--methods", name, f"it needs {', '.join(sorted(missing))}, which the federation did not keep")

@@ -1,0 +1,43 @@
+"""Retrain-Or: the oracle that trains again without the forget set (paper §2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.methods.base import METHODS, Context, StageResult
+
+__all__ = ["Retrain"]
+
+
+@METHODS.register("retrain-or")
+@dataclass(frozen=True)
+class Retrain:
+    """FedAvg from a fresh θ_0 on D\\D_f with the hyper-parameters of the original training.
+
+    Attributes:
+        rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
+    """
+
+    levels: ClassVar[frozenset[str]] = frozenset({"class", "client"})
+    can_relearn: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"retain-data"})
+    summary: ClassVar[str] = "trains from scratch on the retained data: exact, and the reference for all others"
+
+    rounds: int | None = None
+
+    def unlearn(self, context: Context) -> StageResult:
+        """Train from scratch; D_f is never read."""
+        initial = context.federation.fresh_state(context.seed, "retrain", "init")
+        rounds = context.training.rounds if self.rounds is None else self.rounds
+        phase = replace(context.training, name="retraining", rounds=rounds)
+        return context.federation.run(initial, context.retain_data(), phase, context.seed)
+
+    def recover(self, context: Context, state: State) -> StageResult | None:
+        """There is nothing to recover."""
+        return None
+
+    def storage_bytes(self, context: Context) -> int:
+        """Nothing is stored."""
+        return 0

@@ -1,0 +1,5 @@
+"""Model architectures."""
+
+from quickdrop_bench.models.convnet import ConvNet
+
+__all__ = ["ConvNet"]

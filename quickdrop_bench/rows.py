@@ -1,0 +1,87 @@
+"""Rows: one JSON object per measured value, the truth from which every table and figure is made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import write_text
+
+__all__ = ["KEY", "RowFile"]
+
+KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
+"""Columns that identify a value; of several rows with one key the last one counts."""
+
+
+class RowFile:
+    """``rows.jsonl`` in a results folder: read at once, appended to a run at a time.
+
+    Args:
+        path: the file; it need not exist.
+
+    Raises:
+        BadInput: it exists and cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except OSError as error:
+            raise BadInput("--results-dir", path.parent, f"{path.name} cannot be read ({error.strerror})") from error
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line that an interrupted process left unfinished
+            if isinstance(row, dict) and all(name in row for name in KEY):
+                self.rows.append(row)
+        self._torn = bool(text) and not text.endswith("\n")
+
+    def check_writable(self) -> None:
+        """Raise :class:`BadInput` now rather than after hours of work."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8"):
+                pass
+        except OSError as error:
+            raise BadInput(
+                "--results-dir", self.path.parent, f"it cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add the rows of one finished run, flushed to disk before this returns."""
+        new = [dict(row) for row in rows]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if self._torn else "") + lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn = False
+        self.rows += new
+
+    def drop(self, spec_hashes: Iterable[str]) -> None:
+        """Forget the rows of some specs, in memory and on disk."""
+        gone = set(spec_hashes)
+        self.rows = [row for row in self.rows if row["spec_hash"] not in gone]
+        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+
+    def has(self, spec_hash: str) -> bool:
+        """Whether a run's rows are there; they are appended together, so one stands for all."""
+        return any(row["spec_hash"] == spec_hash for row in self.rows)
+
+    def frame(self, spec_hashes: Iterable[str]) -> pd.DataFrame:
+        """The rows of some specs, one line per key."""
+        wanted = set(spec_hashes)
+        chosen = [row for row in self.rows if row["spec_hash"] in wanted]
+        columns = [*KEY, "value"]
+        frame = pd.DataFrame(chosen, columns=None if chosen else columns)
+        return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
