@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -10,7 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import pandas as pd
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
@@ -20,12 +21,12 @@ from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
-from quickdrop_bench.harness.run import ORACLE, ORIGINAL, Experiment, Session, measure
-from quickdrop_bench.harness.spec import FederationSpec, positive
+from quickdrop_bench.harness.run import ORIGINAL, Experiment, Session, measure
+from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, Method, load_plugins
 from quickdrop_bench.progress import ProgressDisplay
@@ -70,8 +71,21 @@ class _Parser(ArgumentParser):
     """Errors become one sentence instead of usage and exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(str(message).split())
-        raise BadInput("the command line", "cannot be used", text.removesuffix("."))
+        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."))
+
+
+def _as_bad_input(message: str) -> BadInput:
+    """Put a parser's message into the form of all others: option, value, what is allowed."""
+    if found := re.search(r'key "([\w.]+)": (.*?)\s*Got value: (.*)$', message):
+        key, reason, value = found.groups()
+        kinds = re.findall(r"<class '(\w+)'>", reason)
+        allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
+        return BadInput(f"--{key.replace('_', '-')}", value, allowed)
+    if found := re.search(r'key "([\w.]+)": (.*)$', message):
+        return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
+    if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+        return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
+    return BadInput("command line", "not understood", message)
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -124,11 +138,13 @@ def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str,
         if hints[field.name] is bool and field.default is False:
             parser.add_argument(name, action="store_true", help=text)
         else:
-            parser.add_argument(name, type=hints[field.name], default=field.default, help=f"{text} (default: %(default)s)")
+            parser.add_argument(
+                name, type=hints[field.name], default=field.default, help=f"{text} (default: %(default)s)"
+            )
 
 
 def _common_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; later ones win")
+    parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
     parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
     parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many")
@@ -278,7 +294,9 @@ def train(args: Namespace) -> int:
         counts = class_counts(session.data.train.labels.cpu().numpy(), rows, len(session.data.class_names))
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         session.federation.load(context.state)
-        accuracy = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names)).without(())
+        accuracy = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names)).without(
+            ()
+        )
         cost = session.training_cost(seed)
         share = cost.distillation_seconds / cost.seconds
         print(f"{folder}  accuracy {accuracy:.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
@@ -296,7 +314,9 @@ def distribution(args: Namespace) -> int:
         rows = client_rows(spec, data.train.labels, seed)
         counts = class_counts(data.train.labels.numpy(), rows, len(data.class_names))
         label = dataset_label(spec.dataset, args.data_dir).replace(":", "-")
-        folder = args.results_dir / args.preset / "distribution" / f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
+        folder = (
+            args.results_dir / args.preset / "distribution" / f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
+        )
         try:
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
         except OSError as error:

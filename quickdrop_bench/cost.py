@@ -60,9 +60,9 @@ class Clock:
         """Time the block."""
         if self._cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
+            start.record()
             yield
-            end.record()  # type: ignore[no-untyped-call]
+            end.record()
             self._events.append((start, end))
         else:
             began = time.perf_counter()

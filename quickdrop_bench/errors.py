@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "Unsupported"]
+__all__ = ["BadInput", "Unsupported", "positive"]
 
 
 class BadInput(ValueError):
@@ -23,3 +23,12 @@ class BadInput(ValueError):
 
 class Unsupported(BadInput):
     """A method was asked for something that it declares it cannot do (paper, Table 1)."""
+
+
+def positive(option: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    """Raise :class:`BadInput` unless value > 0 (or ≥ ``at_least``), finite and ≤ ``at_most``."""
+    low = value >= at_least if at_least is not None else value > 0
+    if not (low and value < float("inf") and (at_most is None or value <= at_most)):
+        bound = f"at least {at_least:g}" if at_least is not None else "above 0"
+        limit = f" and at most {at_most:g}" if at_most is not None else ""
+        raise BadInput(option, value, f"a number {bound}{limit} is needed")

@@ -84,4 +84,3 @@ class RowFile:
         columns = [*KEY, "value"]
         frame = pd.DataFrame(chosen, columns=None if chosen else columns)
         return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,16 +119,13 @@ def _torchvision(
 
         dataset_class = getattr(datasets, class_name)
         train, test = (_open(dataset_class, data_dir, train=is_train) for is_train in (True, False))
-        if class_name == "SVHN":
-            names = tuple(str(c) for c in range(10))
-        else:
-            names = tuple(train.classes)
-        return RawData(*_tensors(train), *_tensors(test), names, mean, std)
+        names = getattr(train, "classes", map(str, range(10)))  # SVHN's classes have no names
+        return RawData(*_tensors(train), *_tensors(test), tuple(names), mean, std)
 
     return load
 
 
-def _open(dataset_class: Callable[..., object], data_dir: Path, *, train: bool) -> object:
+def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool) -> Any:
     """Open one split, downloading it only where it is missing."""
     name = getattr(dataset_class, "__name__", "data set")
     split = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
@@ -140,14 +138,15 @@ def _open(dataset_class: Callable[..., object], data_dir: Path, *, train: bool) 
     try:
         return dataset_class(str(data_dir), download=True, **split)
     except (OSError, RuntimeError, ValueError) as error:
-        allowed = f"{name} is not there and cannot be downloaded ({error}); give a folder that holds it"
+        reason = type(error).__name__
+        allowed = f"{name} is not there and could not be downloaded ({reason}); give a folder that holds it"
         raise BadInput("--data-dir", data_dir, allowed) from error
 
 
-def _tensors(dataset: object) -> tuple[Tensor, Tensor]:
+def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     """(n, C, H, W) uint8 images and (n,) int64 labels of a torchvision data set."""
-    images = torch.as_tensor(dataset.data)  # type: ignore[attr-defined]
-    targets = dataset.targets if hasattr(dataset, "targets") else dataset.labels  # type: ignore[attr-defined]
+    images = torch.as_tensor(dataset.data)
+    targets = dataset.targets if hasattr(dataset, "targets") else dataset.labels
     if images.dim() == 3:
         images = images[:, None]
     elif images.shape[-1] == 3:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,8 @@ def _read_cache(path: Path) -> FolderData | None:
     try:
         with safe_open(path, "pt") as file:
             names = tuple(json.loads(file.metadata()["class_names"]))
-            return FolderData(**{key: file.get_tensor(key) for key in file.keys()}, class_names=names)
+            tensors = {f.name: file.get_tensor(f.name) for f in fields(FolderData) if f.name != "class_names"}
+            return FolderData(**tensors, class_names=names)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None  # damaged: decode again
 
@@ -170,4 +171,6 @@ def _pixels(folder: Path, path: Path, mode: str, size: int) -> np.ndarray:
 
 def _corrupt(folder: Path, path: Path, error: BaseException) -> BadInput:
     reason = type(error).__name__
-    return BadInput("--data-dir", folder, f"{path.relative_to(folder)} is no readable image ({reason}); mend or remove it")
+    return BadInput(
+        "--data-dir", folder, f"{path.relative_to(folder)} is no readable image ({reason}); mend or remove it"
+    )

@@ -56,7 +56,7 @@ def forget_part(data: LabelledSet, client: int, request: UnlearningRequest) -> L
 
 
 def retain_part(data: LabelledSet, client: int, forgotten: Sequence[UnlearningRequest]) -> LabelledSet:
-    """The part of a client's data that none of the requests forgets: its share of D\\D_f (or S\\S_f)."""
+    """The part of a client's data that none of the requests forgets: its share of D (or S) without D_f (S_f)."""
     if any(r.level == "client" and client in r.targets for r in forgotten):
         return data.subset(torch.empty(0, dtype=torch.int64))
     return data.with_classes(forgotten_classes(forgotten), keep=False)

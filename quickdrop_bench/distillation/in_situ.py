@@ -6,22 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.functional.matching import (
-    ClassGradients,
-    matching_distance,
-    synthetic_gradients_loop,
-    synthetic_gradients_stacked,
-)
+from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 
 __all__ = ["Distillation", "MatchingResult", "SyntheticSet", "augmentation_positions", "initial_synthetic_set", "match"]
-
-STACKING_LIMIT = 16 * 16
-"""Pixels per image up to which classes are stacked into one pass on a CPU. Measured on 2 cores (width 32, five
-classes): 8×8 pixels 8 ms stacked against 17 ms in a loop, 32×32 pixels 40 against 40, and at width 64 102
-against 74."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +105,8 @@ def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator
 
 
 def match(
-    model: nn.Module,
+    gradients: ClassGradients,
     synthetic: SyntheticSet,
-    real: ClassGradients,
     batch_labels: Tensor,
     settings: Distillation,
     generator: torch.Generator,
@@ -130,13 +119,13 @@ def match(
     the real batch is the one that the model's own step uses; nothing is computed on real data here.
 
     Args:
-        model: the model at θ_{k,t} in float32, outside any autocast; its parameters and ``.grad`` are not touched.
+        gradients: of the model at θ_{k,t}, in float32 and outside any autocast, with the batch B_D recorded.
+            The model's parameters and their ``.grad`` are not touched.
         synthetic: S_i, updated in place.
-        real: recorded gradients of the batch B_D.
         batch_labels: (B,) labels of B_D.
         settings: ς_S, η_S, momentum and |B_S|.
         generator: draws B_S where a class has more synthetic images than fit.
-        loss_scale: see :meth:`ClassGradients.of`.
+        loss_scale: see :meth:`ClassGradients.real`.
     """
     own_labels = synthetic.labels.cpu()
     batch_labels = batch_labels.cpu()
@@ -152,26 +141,16 @@ def match(
     if not classes or not settings.image_steps:
         return MatchingResult(synthetic.images.new_zeros(()), 0)
     device = synthetic.images.device
-    targets = [
-        real.of(torch.nonzero(batch_labels == c).flatten().to(device), len(batch_labels), loss_scale) for c in classes
-    ]
+    batch_rows = [torch.nonzero(batch_labels == c).flatten().to(device) for c in classes]
+    targets = gradients.real(batch_rows, len(batch_labels), loss_scale)
     first_distance = None
     for _ in range(settings.image_steps):
         images = [synthetic.images[r].requires_grad_() for r in rows]
-        distance = _distance(model, images, classes, targets)
+        distance = matching_distance(targets, gradients.synthetic(images, classes))
         first_distance = distance.detach() if first_distance is None else first_distance
-        gradients = torch.autograd.grad(distance, images)
+        image_gradients = torch.autograd.grad(distance, images)
         synthetic.velocity.mul_(settings.image_momentum)
-        synthetic.velocity.index_add_(0, torch.cat(rows), torch.cat(gradients))
+        synthetic.velocity.index_add_(0, torch.cat(rows), torch.cat(image_gradients))
         synthetic.images.sub_(synthetic.velocity, alpha=settings.image_lr)
     assert first_distance is not None
     return MatchingResult(first_distance, sum(len(r) for r in rows) * settings.image_steps)
-
-
-def _distance(model: nn.Module, images: list[Tensor], classes: list[int], targets: list[list[Tensor]]) -> Tensor:
-    height, width = images[0].shape[-2:]
-    if images[0].is_cuda or height * width <= STACKING_LIMIT:
-        stacked = [torch.stack(tensors) for tensors in zip(*targets, strict=True)]
-        return matching_distance(stacked, synthetic_gradients_stacked(model, images, classes), stacked=True)
-    synthetic = synthetic_gradients_loop(model, images, classes)
-    return torch.stack([matching_distance(t, s) for t, s in zip(targets, synthetic, strict=True)]).sum()

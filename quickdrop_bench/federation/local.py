@@ -83,7 +83,6 @@ class LocalDistiller:
     def __init__(
         self, model: torch.nn.Module, synthetic: SyntheticSet, settings: Distillation, generator: torch.Generator
     ) -> None:
-        self._model = model
         self._synthetic = synthetic
         self._settings = settings
         self._generator = generator
@@ -94,9 +93,7 @@ class LocalDistiller:
 
     def step(self, labels: Tensor, loss_scale: float) -> None:
         """Match the batch that was just recorded."""
-        result = match(
-            self._model, self._synthetic, self.gradients, labels, self._settings, self._generator, loss_scale
-        )
+        result = match(self.gradients, self._synthetic, labels, self._settings, self._generator, loss_scale)
         self.samples += result.samples
         if result.samples:
             self.distance += float(result.distance)
@@ -117,7 +114,9 @@ def train_locally(
     """Algorithm 1, lines 11–16 (with ``distiller``: Algorithm 2, lines 11–17), in place on ``model``.
 
     Args:
-        fabric, model, optimizer: the set-up triple; the model holds θ_{k,0} on entry and θ_{k,T} on return.
+        fabric: runs backward passes in its precision.
+        model: set up by ``fabric``; holds θ_{k,0} on entry and θ_{k,T} on return.
+        optimizer: set up by ``fabric``, plain SGD on the model.
         data: the client's Z_i, not empty.
         phase: T, |B|, η, direction and stopping rule.
         generator: draws the batches.

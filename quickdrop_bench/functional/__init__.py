@@ -1,0 +1,1 @@
+"""Pure functions on tensors; they know no client, server or method."""

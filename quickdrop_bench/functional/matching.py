@@ -1,25 +1,20 @@
 """Gradient matching: the distance of Zhao et al., and the class-wise gradients it compares.
 
-Shapes: K classes in the batch, B real images, M synthetic images of the largest class.
+Shapes: K classes in the batch, B real images, M synthetic images of all K classes together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.nn.grad import conv2d_weight
 
-__all__ = [
-    "ClassGradients",
-    "matched_weights",
-    "matching_distance",
-    "synthetic_gradients_loop",
-    "synthetic_gradients_stacked",
-]
+__all__ = ["ClassGradients", "matched_weights", "matching_distance"]
 
 EPSILON = 1e-6
 """Added to the product of the norms, as in the published code of the distance."""
@@ -33,36 +28,34 @@ def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.dim() > 1}
 
 
-def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
-    """d = Σ_tensors Σ_rows [1 − ⟨a,b⟩ / (‖a‖·‖b‖ + 1e-6)] (paper §4.1, "same distance function as [50]").
+def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """Sum over tensors and rows of 1 − ⟨a,b⟩ / (‖a‖·‖b‖ + 1e-6): d of Zhao et al. (paper §4.1).
 
     A row is one output channel (convolution) or one output unit (linear). A row with a zero gradient
     contributes exactly 1.
 
     Args:
-        real: gradients by tensor, each (rows, ...); with ``stacked`` (K, rows, ...).
+        real: class-wise gradients by tensor, each (K, rows, ...).
         synthetic: the same shapes.
-        stacked: whether the tensors carry a leading class axis; the distances are then summed over it.
 
     Returns:
-        Scalar, at least 0 up to rounding; at most twice the number of rows.
+        Scalar, at least 0 up to rounding; at most twice the number of rows per class.
     """
-    first_row_axis = 2 if stacked else 1
     total = real[0].new_zeros(())
     for a, b in zip(real, synthetic, strict=True):
-        a, b = a.flatten(first_row_axis), b.flatten(first_row_axis)
+        a, b = a.flatten(2), b.flatten(2)
         norms = a.norm(dim=-1) * b.norm(dim=-1)
         total = total + (1 - (a * b).sum(-1) / (norms + EPSILON)).sum()
     return total
 
 
 class ClassGradients:
-    """Splits the gradient of one batch by class, without a second pass over the batch.
+    """Weight gradients class by class, from one forward and one backward pass over a whole batch.
 
-    While :meth:`recording`, the inputs and output gradients of every convolution and linear layer are kept;
-    a class's weight gradient is then the layer's weight gradient over that class's rows alone. With a mean
-    loss over B samples the recorded rows carry 1/B, so a class mean is the sum over its rows times B/B_c, and
-    Σ_c (B_c/B)·g_c is the batch gradient itself (class split of one batch, Algorithm 2 lines 13 and 17).
+    A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping
+    both for every convolution and linear layer therefore gives each class's gradient by summing over its own
+    samples only. The passes may be those of the model's own training step (:meth:`recording`, :meth:`real`) or
+    made here on synthetic images (:meth:`synthetic`); neither costs a pass per class.
 
     Args:
         model: module without coupling between the samples of a batch; every parameter with two or more
@@ -73,98 +66,102 @@ class ClassGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         known = {id(layer.weight) for layer in self._layers}
         for name, weight in matched_weights(model).items():
             if id(weight) not in known:
                 raise ValueError(f"{name}: gradient matching supports Conv2d and Linear weights only")
-        self._inputs: dict[nn.Module, Tensor] = {}
-        self._output_grads: dict[nn.Module, Tensor] = {}
+        self._inputs: list[Tensor] = []
+        self._output_gradients: list[Tensor] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record one forward and backward pass made inside the block."""
+        """Record one forward and backward pass of the model made inside the block."""
+        with self._watching() as (inputs, outputs):
 
-        def keep_input(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._inputs[layer] = args[0].detach()
-            output.register_hook(lambda g: self._output_grads.__setitem__(layer, g))
+            def keep(index: int, gradient: Tensor) -> None:
+                self._output_gradients[index] = gradient
 
-        handles = [layer.register_forward_hook(keep_input) for layer in self._layers]
+            def watch(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                output.register_hook(partial(keep, len(outputs) - 1))
+
+            handles = [layer.register_forward_hook(watch) for layer in self._layers]
+            self._output_gradients = [torch.empty(0)] * len(self._layers)
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+        self._inputs = [x.detach() for x in inputs]
+
+    @contextmanager
+    def _watching(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Inputs and outputs of the layers during the forward passes inside the block."""
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs.append(args[0])
+            outputs.append(output)
+
+        handles = [layer.register_forward_hook(keep) for layer in self._layers]
         try:
-            yield
+            yield inputs, outputs
         finally:
             for handle in handles:
                 handle.remove()
 
-    def of(self, rows: Tensor, batch_size: int, loss_scale: float = 1.0) -> list[Tensor]:
-        """Gradient of the mean loss over the given rows of the recorded batch.
+    def real(self, rows: Sequence[Tensor], batch_size: int, loss_scale: float = 1.0) -> list[Tensor]:
+        """Class-wise gradients of the recorded batch, whose loss was the mean over its B samples.
+
+        Σ_c (B_c/B)·g_c is the batch gradient itself (class split of one batch, Algorithm 2 lines 13 and 17).
 
         Args:
-            rows: (B_c,) int64 rows of the batch.
-            batch_size: B, over which the recorded loss took its mean.
+            rows: for each class, (B_c,) int64 rows of the batch.
+            batch_size: B.
             loss_scale: factor by which the recorded loss was multiplied (float16 scaling).
 
         Returns:
-            One float32 tensor per weight, in the order of :func:`matched_weights`.
+            One detached float32 tensor (K, ...) per weight: ∇ of the class's mean loss.
         """
-        factor = batch_size / (len(rows) * loss_scale)
+        order, sizes = torch.cat(list(rows)), [len(r) for r in rows]
+        # Recorded rows carry 1/B; a class mean needs 1/B_c.
+        factors = torch.tensor([batch_size / (size * loss_scale) for size in sizes], device=order.device)
         gradients = []
-        for layer in self._layers:
-            x = self._inputs[layer][rows].float()
-            g = self._output_grads[layer][rows].float()
-            if isinstance(layer, nn.Conv2d):
-                weight = torch.nn.grad.conv2d_weight(
-                    x,
-                    layer.weight.shape,  # type: ignore[arg-type]
-                    g,
-                    layer.stride,
-                    layer.padding,  # type: ignore[arg-type]
-                    layer.dilation,
-                    layer.groups,
-                )
-            else:
-                weight = g.flatten(0, -2).T @ x.flatten(0, -2)
-            gradients.append(weight * factor)
+        for index, layer in enumerate(self._layers):
+            x = self._inputs[index][order].float()
+            g = self._output_gradients[index][order].float()
+            stacked = _weight_gradients(layer, x, g, sizes)
+            gradients.append(stacked * factors.view(-1, *[1] * (stacked.dim() - 1)))
         return gradients
 
+    def synthetic(self, images: Sequence[Tensor], labels: Sequence[int]) -> list[Tensor]:
+        """∇ of each class's mean loss over its images, differentiable with respect to the images.
 
-def synthetic_gradients_loop(model: nn.Module, images: Sequence[Tensor], labels: Sequence[int]) -> list[list[Tensor]]:
-    """∇L over each class's synthetic images, differentiable with respect to the images.
+        Args:
+            images: for each class (M_c, C, H, W) float32.
+            labels: the classes.
 
-    Args:
-        model: the model at θ, in float32.
-        images: one (M_c, C, H, W) tensor per class.
-        labels: the classes, as many as ``images``.
+        Returns:
+            One tensor (K, ...) per weight.
+        """
+        sizes = [len(batch) for batch in images]
+        device = images[0].device
+        targets = torch.tensor(list(labels), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+        shares = torch.cat([torch.full((size,), 1 / size) for size in sizes]).to(device)
+        with self._watching() as (inputs, outputs):
+            logits = self._model(torch.cat(list(images)))
+        loss = (F.cross_entropy(logits, targets, reduction="none") * shares).sum()
+        output_gradients = torch.autograd.grad(loss, outputs, create_graph=True)
+        passes = zip(self._layers, inputs, output_gradients, strict=True)
+        return [_weight_gradients(layer, x, g, sizes) for layer, x, g in passes]
 
-    Returns:
-        For each class, one gradient per weight in the order of :func:`matched_weights`.
-    """
-    weights = list(matched_weights(model).values())
-    gradients = []
-    for batch, label in zip(images, labels, strict=True):
-        loss = F.cross_entropy(model(batch), torch.full((len(batch),), label, device=batch.device))
-        gradients.append(list(torch.autograd.grad(loss, weights, create_graph=True)))
-    return gradients
 
-
-def synthetic_gradients_stacked(model: nn.Module, images: Sequence[Tensor], labels: Sequence[int]) -> list[Tensor]:
-    """The same as :func:`synthetic_gradients_loop` in one pass: classes are padded to M and stacked.
-
-    Returns:
-        One gradient per weight, each with a leading class axis (K, ...).
-    """
-    sizes = [len(batch) for batch in images]
-    padded = nn.utils.rnn.pad_sequence(list(images), batch_first=True)  # (K, M, C, H, W)
-    device = padded.device
-    size = torch.tensor(sizes, device=device)[:, None]
-    mask = (torch.arange(padded.shape[1], device=device) < size).float() / size  # rows sum to 1
-    targets = torch.tensor(list(labels), device=device)[:, None].expand_as(mask)
-    weights = dict(matched_weights(model))
-    others = {name: p for name, p in model.named_parameters() if name not in weights}
-
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
-        logits = functional_call(model, {**others, **weights}, (x,))
-        return (F.cross_entropy(logits, y, reduction="none") * share).sum()
-
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, padded, targets, mask)
-    return [gradients[name] for name in weights]
+def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes: list[int]) -> Tensor:
+    """(K, *weight.shape) from layer inputs and output gradients whose rows are sorted by class."""
+    parts = zip(x.split(sizes), g.split(sizes), strict=True)
+    if isinstance(layer, nn.Linear):
+        return torch.stack([b.T @ a for a, b in parts])
+    shape, options = layer.weight.shape, (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return torch.stack([conv2d_weight(a, shape, b, *options) for a, b in parts])

@@ -43,7 +43,8 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
 def artefact(name: str) -> ModuleType:
     """The declaration ``benchmarks/<name>.py``."""
     spec = importlib.util.spec_from_file_location(f"quickdrop_bench_{name}", benchmarks_dir() / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -22,7 +22,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec, RunSpec
 from quickdrop_bench.harness.training import build_federation, train_federation, training_phase
-from quickdrop_bench.methods import METHODS, Context, Method
+from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData, check_support
 from quickdrop_bench.rows import RowFile
 
@@ -157,7 +157,10 @@ class Session:
 
 
 def measure(
-    session: Session, rows: RowFile, methods: Sequence[str], on_run: Callable[[str, int], object] = lambda method, seed: None
+    session: Session,
+    rows: RowFile,
+    methods: Sequence[str],
+    on_run: Callable[[str, int], object] = lambda method, seed: None,
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
@@ -190,7 +193,9 @@ def measure(
                 "spec_hash": e.run_spec(method, seed).hash,
                 **provenance(session.fabric, e.preset),
             }
-            values = list(_original(session, context, seed) if method == ORIGINAL else _run(session, context, e.methods[method]))
+            values = list(
+                _original(session, context, seed) if method == ORIGINAL else _run(session, context, e.methods[method])
+            )
             rows.append({**base, "stage": s, "metric": m, "value": _json_value(v)} for s, m, v in values)
             all_finite &= not any(m == "diverged" and v for _, m, v in values)
     return all_finite

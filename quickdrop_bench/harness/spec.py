@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.errors import positive
 
-__all__ = ["FederationSpec", "RunSpec", "positive", "source_fingerprint"]
+__all__ = ["FederationSpec", "RunSpec", "source_fingerprint"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -22,15 +22,6 @@ TRAINING_SOURCES = ("functional", "models", "data", "distillation", "federation"
 
 METHOD_SOURCES = ("methods/base.py", "methods/steps.py", "evaluation", "cost.py", "harness/run.py")
 """Code that, beside the above and the method's own file, decides what a run measures."""
-
-
-def positive(option: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
-    """Raise :class:`BadInput` unless value > 0 (or ≥ ``at_least``), finite and ≤ ``at_most``."""
-    low = value >= at_least if at_least is not None else value > 0
-    if not (low and value < float("inf") and (at_most is None or value <= at_most)):
-        bound = f"at least {at_least:g}" if at_least is not None else "above 0"
-        limit = f" and at most {at_most:g}" if at_most is not None else ""
-        raise BadInput(option, value, f"a number {bound}{limit} is needed")
 
 
 def _option(default: Any, text: str) -> Any:

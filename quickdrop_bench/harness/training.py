@@ -43,7 +43,9 @@ CHECKPOINT_SECONDS = 30.0
 
 def training_phase(spec: FederationSpec) -> Phase:
     """The FL training as a phase."""
-    return Phase("fl-training", spec.rounds, spec.local_steps, spec.batch_size, spec.lr, participation=spec.participation)
+    return Phase(
+        "fl-training", spec.rounds, spec.local_steps, spec.batch_size, spec.lr, participation=spec.participation
+    )
 
 
 def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData) -> Federation:
@@ -75,7 +77,9 @@ class Checkpoint:
 
     path: Path
 
-    def save(self, fabric: Fabric, info: RoundInfo, synthetic: dict[int, SyntheticSet], history: list[dict[str, Any]]) -> None:
+    def save(
+        self, fabric: Fabric, info: RoundInfo, synthetic: dict[int, SyntheticSet], history: list[dict[str, Any]]
+    ) -> None:
         """Write the state after a round atomically."""
         content = {
             "state": info.state,
@@ -85,7 +89,9 @@ class Checkpoint:
         }
         write_atomically(self.path, lambda temporary: fabric.save(temporary, content))
 
-    def load(self, fabric: Fabric, synthetic: dict[int, SyntheticSet]) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
+    def load(
+        self, fabric: Fabric, synthetic: dict[int, SyntheticSet]
+    ) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
         """The last saved round; fills in the synthetic sets. None without a readable checkpoint."""
         if not self.path.is_file():
             return None
@@ -131,7 +137,9 @@ def train_federation(
     synthetic: dict[int, SyntheticSet] = {}
     if spec.distill:
         synthetic = {
-            i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items() if len(d)
+            i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i))
+            for i, d in clients.items()
+            if len(d)
         }
     checkpoint = Checkpoint(folder / "training.ckpt")
     _check_writable(folder)
@@ -160,9 +168,13 @@ def train_federation(
     result = federation.run(initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round)
     if result.diverged:
         raise ArithmeticError(
-            f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; lower --lr {spec.lr:g}"
+            f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; "
+            f"lower --lr {spec.lr:g}"
         )
-    kept = {i: _client_artifacts(rows[i], d, synthetic.get(i), generator(seed, "augmentation", i)) for i, d in clients.items()}
+    kept = {
+        i: _client_artifacts(rows[i], d, synthetic.get(i), generator(seed, "augmentation", i))
+        for i, d in clients.items()
+    }
     trained = TrainedFederation(
         result.state, kept, pd.DataFrame(history), result.cost, {**spec.resolved(), "seed": seed}
     )

@@ -117,4 +117,6 @@ def check_support(name: str, request: UnlearningRequest, available: frozenset[st
         allowed = f"it serves {' and '.join(sorted(method.levels))} requests, not {request.level} requests"
         raise Unsupported("--methods", name, allowed)
     if missing := method.needs - available:
-        raise Unsupported("--methods", name, f"it needs {', '.join(sorted(missing))}, which the federation did not keep")
+        raise Unsupported(
+            "--methods", name, f"it needs {', '.join(sorted(missing))}, which the federation did not keep"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from quickdrop_bench.errors import positive
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import METHODS, Context, StageResult
 
@@ -14,7 +15,7 @@ __all__ = ["Retrain"]
 @METHODS.register("retrain-or")
 @dataclass(frozen=True)
 class Retrain:
-    """FedAvg from a fresh θ_0 on D\\D_f with the hyper-parameters of the original training.
+    """FedAvg from a fresh θ_0 on D without D_f, with the hyper-parameters of the original training.
 
     Attributes:
         rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
@@ -26,6 +27,10 @@ class Retrain:
     summary: ClassVar[str] = "trains from scratch on the retained data: exact, and the reference for all others"
 
     rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None:
+            positive("retrain-or.rounds", self.rounds, at_least=1)
 
     def unlearn(self, context: Context) -> StageResult:
         """Train from scratch; D_f is never read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quickdrop_bench.errors import positive
 from quickdrop_bench.federation.local import Phase
 
 __all__ = ["AscentAndRecovery"]
@@ -33,6 +34,18 @@ class AscentAndRecovery:
     recover_local_steps: int | None = None
     recover_lr: float = 0.01
     recover_participation: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("unlearn_rounds", "recover_rounds"):
+            positive(name, getattr(self, name), at_least=0)
+        for name in ("unlearn_local_steps", "recover_local_steps"):
+            if (steps := getattr(self, name)) is not None:
+                positive(name, steps, at_least=1)
+        for name in ("unlearn_lr", "recover_lr"):
+            positive(name, getattr(self, name))
+        positive("recover_participation", self.recover_participation, at_most=1)
+        if self.unlearn_stop_loss is not None:
+            positive("unlearn_stop_loss", self.unlearn_stop_loss)
 
     def ascent(self, training: Phase) -> Phase:
         """The unlearning phase: all clients with forget data take part (§4.5)."""

@@ -49,7 +49,9 @@ class ConvNet(nn.Module):
             raise BadInput("--norm", norm, f"use one of {', '.join(NORMS)}")
         side = 32 if image_size == 28 else image_size
         if side >> depth < 1:
-            raise BadInput("--depth", depth, f"images of {image_size} pixels can be halved {side.bit_length() - 1} times")
+            raise BadInput(
+                "--depth", depth, f"images of {image_size} pixels can be halved {side.bit_length() - 1} times"
+            )
         layers: list[nn.Module] = []
         for block in range(depth):
             padding = 3 if block == 0 and image_size == 28 else 1

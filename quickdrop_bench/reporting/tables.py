@@ -105,26 +105,22 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
         ``f_set_gap`` and ``r_set_gap`` (the method's accuracy − the oracle's).
     """
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)]
-    keys = [*SETTING, "seed", "method"]
-    wide = total.pivot_table(index=keys, columns="metric", values="value", aggfunc="last", observed=True)
-    if ORACLE not in set(total["method"]):
+    keys = [*SETTING, "seed"]
+    wide = total.pivot_table(index=[*keys, "method"], columns="metric", values="value", aggfunc="last").reset_index()
+    pairs = wide.merge(wide[wide["method"] == ORACLE], on=keys, suffixes=("", "_oracle"))
+    if pairs.empty:
         return rows
-    oracle = wide.xs(ORACLE, level="method").reindex(wide.index.droplevel("method"))
-    oracle.index = wide.index
-
-    def gradients(frame: pd.DataFrame) -> pd.Series:
-        return frame["sample_gradients"] + frame["second_order_sample_gradients"]
-
-    derived = pd.DataFrame(
-        {
-            "speedup": oracle["seconds"] / wide["seconds"],
-            "speedup_sample_gradients": gradients(oracle) / gradients(wide),
-            "f_set_gap": wide["f_set_accuracy"] - oracle["f_set_accuracy"],
-            "r_set_gap": wide["r_set_accuracy"] - oracle["r_set_accuracy"],
-        }
+    gradients, oracle_gradients = (
+        pairs[f"sample_gradients{which}"] + pairs[f"second_order_sample_gradients{which}"] for which in ("", "_oracle")
     )
-    long = derived.rename_axis(columns="metric").stack().rename("value").reset_index()
-    return pd.concat([rows, long.assign(stage="total")], ignore_index=True)
+    derived = {
+        "speedup": pairs["seconds_oracle"] / pairs["seconds"],
+        "speedup_sample_gradients": oracle_gradients / gradients,
+        "f_set_gap": pairs["f_set_accuracy"] - pairs["f_set_accuracy_oracle"],
+        "r_set_gap": pairs["r_set_accuracy"] - pairs["r_set_accuracy_oracle"],
+    }
+    identity = pairs[[*keys, "method"]].assign(stage="total")
+    return pd.concat([rows, *(identity.assign(metric=m, value=v) for m, v in derived.items())], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,9 @@ class _Setting:
         """What a reader must know of where the numbers come from."""
         r = self.rows
         seeds = sorted(r["seed"].unique())
-        facts = [f"Mean ± standard deviation over {len(seeds)} seed{'s'[: len(seeds) != 1]} ({', '.join(map(str, seeds))})"]
+        facts = [
+            f"Mean ± standard deviation over {len(seeds)} seed{'s'[: len(seeds) != 1]} ({', '.join(map(str, seeds))})"
+        ]
         original = [
             f"{label} {self.cell(ORIGINAL, Column('', '', 'fl-training', metric, 'percent')).text(PERCENT)}"
             for label, metric in (("F-Set", "f_set_accuracy"), ("R-Set", "r_set_accuracy"))
@@ -270,7 +268,9 @@ def _markdown(s: _Setting, layout: Layout) -> str:
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
         return f"| {' | '.join([first, *rest])} |"
 
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])

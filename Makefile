@@ -1,0 +1,47 @@
+# Everything installs into .venv on first use, with uv where it is found, with venv and pip otherwise.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m quickdrop_bench
+OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install table2 test test-slow check format clean
+
+help: ## show this help
+	@echo "make TARGET [PRESET=quick|small|paper] [DATASET=name] [DATA_DIR=folder] [ARGS='more options']"
+	@echo
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+install: $(VENV)/.installed ## install the package and its tools into .venv
+
+table2: install ## measure and render Table 2
+	@$(RUN) table 2 $(OPTIONS)
+
+test: install ## run the tests that take seconds
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: install ## run the slow tests
+	@$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: install ## check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: install ## format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove .venv and caches
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
