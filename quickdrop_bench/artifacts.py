@@ -139,8 +139,9 @@ def _sha256(path: Path) -> str:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    # Cloned because safetensors refuses tensors that share memory, as views of one index do.
+    own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(own, temporary))
 
 
 def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import pandas as pd
 import torch
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -89,31 +90,37 @@ def _as_bad_input(message: str) -> BadInput:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parse a command line; the preset's files are read before the user's options and ``--config`` files."""
+    """Parse a command line; the preset sets the defaults that options and ``--config`` files override."""
     parser = _Parser(prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__)
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (_, options, text) in COMMANDS.items():
         sub = _Parser(description=text)
         options(sub)
+        if argv and argv[0] == name and options is not _no_options:
+            sub.set_defaults(_preset_defaults(argv, with_methods=options is _table_options))
         commands.add_subcommand(name, sub, help=text)
-    return parser.parse_args(_with_preset(list(argv)))
+    return parser.parse_args(list(argv))
 
 
-def _with_preset(argv: list[str]) -> list[str]:
-    """Insert the preset's configuration files right behind the command, where everything else overrides them."""
-    if not argv or argv[0] not in ("table", "train", "distribution") or {"-h", "--help"} & set(argv):
-        return argv
+def _preset_defaults(argv: Sequence[str], *, with_methods: bool) -> dict[str, Any]:
+    """The values of the preset's files, without the sections of methods that the command does not run."""
     preset = _peek(argv, "--preset")
     if preset is None:
         preset = "paper" if torch.cuda.is_available() else "quick"
-        others = " or ".join(name for name in presets() if name != preset)
-        print(f"preset {preset} (others: --preset {others})", file=sys.stderr)
-        argv = [argv[0], "--preset", preset, *argv[1:]]
-    files = preset_files(preset, _peek(argv, "--dataset"))
-    return [argv[0], *(part for path in files for part in ("--config", str(path))), *argv[1:]]
+        if not {"-h", "--help"} & set(argv):
+            others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
+            print(f"preset {preset} (others: {others})", file=sys.stderr)
+    defaults: dict[str, Any] = {"preset": preset}
+    for path in preset_files(preset, _peek(argv, "--dataset")):
+        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if not isinstance(value, dict):
+                defaults[key] = value
+            elif with_methods:
+                defaults |= {f"{key}.{name}": entry for name, entry in value.items()}
+    return defaults
 
 
-def _peek(argv: list[str], option: str) -> str | None:
+def _peek(argv: Sequence[str], option: str) -> str | None:
     """The last value of an option, before the real parser reads it."""
     value = None
     for position, part in enumerate(argv):
@@ -222,9 +229,9 @@ def _fabric(args: Namespace, callbacks: list[Any]) -> Fabric:
         raise BadInput("--accelerator", args.accelerator, "no CUDA device was found here; use cpu or auto")
     if args.accelerator == "mps" and not torch.backends.mps.is_available():
         raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
-    fabric = Fabric(accelerator=args.accelerator, devices=1, precision=args.precision, callbacks=callbacks)
-    if args.precision == "16-mixed" and fabric.device.type != "cuda":
+    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
         raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
+    fabric = Fabric(accelerator=args.accelerator, devices=1, precision=args.precision, callbacks=callbacks)
     fabric.launch()
     return fabric
 

@@ -36,10 +36,10 @@ class Registry(Generic[T]):
         Raises:
             ValueError: the name is taken.
         """
+        if name in self._items:
+            raise ValueError(f"{name!r} is registered already for {self.option}")
 
         def store(item: T) -> T:
-            if name in self._items:
-                raise ValueError(f"{name!r} is registered already for {self.option}")
             self._items[name] = item
             return item
 

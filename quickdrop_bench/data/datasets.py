@@ -133,8 +133,10 @@ def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool) -> 
         return dataset_class(str(data_dir), **split)
     except RuntimeError:
         pass  # torchvision's way of saying that the files are not there
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput("--data-dir", data_dir, f"the {name} files there cannot be read ({error})") from error
+    except Exception as error:  # whatever the format's decoder makes of a damaged file
+        raise BadInput(
+            "--data-dir", data_dir, f"the {name} files there cannot be read ({type(error).__name__})"
+        ) from error
     try:
         return dataset_class(str(data_dir), download=True, **split)
     except (OSError, RuntimeError, ValueError) as error:

@@ -258,7 +258,7 @@ def _body(s: _Setting, layout: Layout) -> list[list[str]]:
         values = [s.paper(method, c) for c in layout.columns]
         if any(v is not None for v in values):
             texts = [EMPTY if v is None else c.format(v) for c, v in zip(layout.columns, values, strict=True)]
-            body.append(["  paper", *texts])
+            body.append([f"  paper ({s.published['dataset'].iloc[0]})", *texts])
     return body
 
 
@@ -334,5 +334,6 @@ def _escape(text: str) -> str:
         "×": r"$\times$",
         "±": r"$\pm$",
         "—": "---",
+        "−": "$-$",
     }
     return "".join(replacements.get(character, character) for character in text)

@@ -1,0 +1,58 @@
+"""Tiny federations that every test can afford."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import Distillation
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.models import ConvNet
+
+os.environ["WANDB_MODE"] = "disabled"
+# Tiny tensors gain nothing from threads, and lose much where another process wants the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test writes outside its temporary folder or leaves random state behind."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def toy_images(count: int, classes: int = 3, size: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Separable pictures: each class has a template of its own, plus noise."""
+    stream = torch.Generator().manual_seed(seed)
+    templates = torch.randn(classes, 1, size, size, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, 1, size, size, generator=stream)
+    return 1.5 * templates[labels] + noise, labels
+
+
+@pytest.fixture
+def toy_clients() -> dict[int, LabelledSet]:
+    """Three clients with 24, 12 and 9 images of three classes."""
+    images, labels = toy_images(45)
+    parts = {0: range(24), 1: range(24, 36), 2: range(36, 45)}
+    return {i: LabelledSet(images, labels, torch.tensor(list(rows))) for i, rows in parts.items()}
+
+
+@pytest.fixture
+def make_federation() -> Callable[..., Federation]:
+    """Build a federation on one CPU."""
+
+    def make(precision: str = "32-true", callbacks: list[object] | None = None, **model: object) -> Federation:
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision, callbacks=callbacks)
+        net = ConvNet(1, 8, 3, **{"width": 4, "depth": 2, **model})
+        return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256))
+
+    return make

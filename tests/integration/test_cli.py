@@ -1,0 +1,326 @@
+"""The command line on a tiny federation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from quickdrop_bench.cli import main, parse
+from quickdrop_bench.harness.catalogue import presets
+
+TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
+FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def accuracies(rows: list[dict[str, object]]) -> list[tuple[object, ...]]:
+    keys = ("seed", "method", "stage", "metric", "value")
+    return [tuple(r[k] for k in keys) for r in rows if "accuracy" in str(r["metric"])]
+
+
+def test_table_from_nothing_and_again(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("table", "2", *TINY)
+    assert code == 0
+    folder = tmp_path / "results/quick/table2"
+    assert {p.name for p in folder.iterdir()} == FILES
+    for text in ("Retrain-Or", "SGA-Or", "QuickDrop", "463.7×", "digits, 3 clients, dirichlet-0.1, request class-9"):
+        assert text in out
+    assert "round 1/2" in err
+    rows = read_rows()
+    assert [r["method"] for r in rows if r["metric"] == "seconds" and r["stage"] in ("total", "fl-training")] == [
+        "original",
+        "retrain-or",
+        "sga-or",
+        "quickdrop",
+    ]
+    provenance = {"preset", "spec_hash", "git_commit", "git_dirty", "package_version", "versions", "device"}
+    for row in rows:
+        assert provenance | {"precision", "created_at", "value"} <= set(row)
+    values = {(r["method"], r["stage"], r["metric"]): r["value"] for r in rows}
+    assert values["quickdrop", "total", "storage_bytes"] > 0
+    assert 0 <= values["retrain-or", "total", "r_set_accuracy"] <= 1
+    before = (folder / "rows.jsonl").read_bytes()
+    code, again, err = run("table", "2", *TINY)
+    assert (code, again) == (0, out)
+    assert "round" not in err
+    assert (folder / "rows.jsonl").read_bytes() == before
+
+
+def test_same_command_twice_gives_equal_accuracies(run: Run) -> None:
+    run("table", "2", *TINY, "--results-dir", "a", "--artifacts-dir", "x")
+    run("table", "2", *TINY, "--results-dir", "b", "--artifacts-dir", "y")
+    first, second = (read_rows(Path(name) / "quick/table2") for name in "ab")
+    assert accuracies(first) == accuracies(second)
+    assert len(accuracies(first)) > 50
+
+
+def test_methods_can_be_run_one_by_one_on_one_federation(run: Run) -> None:
+    run("table", "2", *TINY, "--methods", "quickdrop")
+    rows = read_rows()
+    assert {r["method"] for r in rows} == {"original", "quickdrop"}
+    _, out, err = run("table", "2", *TINY)
+    assert "fl-training · round" not in err  # the federation was reused
+    assert {r["method"] for r in read_rows()} == {"original", "quickdrop", "retrain-or", "sga-or"}
+    assert read_rows()[: len(rows)] == rows
+    assert "1.0×" in out
+
+
+def test_other_specs_are_not_mixed_in(run: Run) -> None:
+    run("table", "2", *TINY)
+    count = len(read_rows())
+    code, _, err = run("table", "2", *TINY, "--quickdrop.unlearn-lr", "0.5")
+    assert code == 0
+    assert "quickdrop · unlearning" in err
+    assert "retrain-or" not in err
+    assert len(read_rows()) < 2 * count
+    lines = pd.read_csv("results/quick/table2/table.csv")
+    assert lines["method"].tolist() == ["retrain-or", "sga-or", "quickdrop"]
+    assert lines["seeds"].tolist() == [1, 1, 1]
+
+
+def test_changed_code_is_not_reused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("table", "2", *TINY)
+    monkeypatch.setattr("quickdrop_bench.harness.spec.source_fingerprint", lambda names: "other code")
+    _, _, err = run("table", "2", *TINY)
+    assert "fl-training · round" in err
+
+
+def test_force_measures_again(run: Run) -> None:
+    run("table", "2", *TINY)
+    before = read_rows()
+    _, _, err = run("table", "2", *TINY, "--force", "--methods", "sga-or")
+    assert "sga-or · unlearning" in err
+    assert "quickdrop" not in err
+    assert accuracies(sorted(read_rows(), key=str)) != []
+    assert len(read_rows()) == len(before)
+
+
+def test_two_data_sets_share_a_table(run: Run) -> None:
+    run("table", "2", *TINY)
+    run("table", "2", *TINY, "--iid")
+    text = Path("results/quick/table2/table.md").read_text()
+    assert "digits, 3 clients, dirichlet-0.1" in text
+    assert "digits, 3 clients, iid" in text
+
+
+@pytest.mark.parametrize("options", [["--precision", "bf16-mixed"], ["--iid"], ["--participation", "0.5"]])
+def test_settings(run: Run, options: list[str]) -> None:
+    code, out, _ = run("table", "2", *TINY, *options)
+    assert code == 0
+    assert "QuickDrop" in out
+    if "bf16-mixed" in options:
+        assert {r["precision"] for r in read_rows()} == {"bf16-mixed"}
+
+
+def test_diverged_runs_are_marked_and_the_others_go_on(run: Run) -> None:
+    code, out, _ = run("table", "2", *TINY, "--sga-or.unlearn-lr", "1e30", "--sga-or.unlearn-stop-loss", "null")
+    assert code == 1
+    assert "SGA-Or (diverged: 1 of 1)" in out
+    assert {r["method"] for r in read_rows()} == {"original", "retrain-or", "sga-or", "quickdrop"}
+
+
+def test_training_that_diverges_says_so(run: Run) -> None:
+    code, _, err = run("train", *TINY, "--lr", "1e30")
+    assert code == 1
+    assert "lower --lr" in err
+    assert "Traceback" not in err
+
+
+def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = [*TINY[:2], "--rounds", "4", *TINY[4:]]
+    run("train", *more, "--artifacts-dir", "through")
+    monkeypatch.setattr("quickdrop_bench.harness.training.CHECKPOINT_SECONDS", 0.0)
+
+    from quickdrop_bench.progress import ProgressDisplay
+
+    shown = ProgressDisplay.on_round_end
+
+    def interrupt(self: ProgressDisplay, federation: object, info: object) -> None:
+        shown(self, federation, info)  # type: ignore[arg-type]
+        if info.round == 1:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressDisplay, "on_round_end", interrupt)
+    code, _, err = run("train", *more, "--artifacts-dir", "broken")
+    assert code == 130
+    assert "continues" in err
+    monkeypatch.setattr(ProgressDisplay, "on_round_end", shown)
+    code, _, err = run("train", *more, "--artifacts-dir", "broken")
+    assert code == 0
+    assert "round 3/4" in err
+    assert "round 2/4" not in err
+    folders = [next(Path(name).iterdir()) for name in ("through", "broken")]
+    for name in ("global.safetensors", *(f"clients/000{i}.safetensors" for i in range(3))):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert not (folders[1] / "training.ckpt").exists()
+
+
+def test_train_writes_the_partition_and_everything_the_manifest_lists(run: Run) -> None:
+    code, out, _ = run("train", *TINY)
+    assert code == 0
+    folder = Path(out.split()[0])
+    assert {"config.yaml", "global.safetensors", "history.csv", "manifest.json"} <= {p.name for p in folder.iterdir()}
+    counts = pd.read_csv(folder / "distribution.csv")
+    assert counts["total"].sum() == 1442
+    assert (folder / "distribution.svg").read_text().startswith("<?xml")
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+
+
+def test_distribution(run: Run) -> None:
+    code, out, _ = run("distribution", *TINY)
+    assert code == 0
+    assert [Path(line).suffix for line in out.split()] == [".csv", ".svg", ".png"]
+    assert all(Path(line).stat().st_size > 100 for line in out.split())
+
+
+@pytest.mark.parametrize(("command", "word"), [("methods", "quickdrop"), ("datasets", "svhn"), ("presets", "quick")])
+def test_lists(run: Run, command: str, word: str) -> None:
+    code, out, _ = run(command)
+    assert code == 0
+    assert word in out
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_parse(preset: str) -> None:
+    from quickdrop_bench.harness.catalogue import preset_files
+
+    folder = preset_files(preset, None)[0].parent
+    special = [p.stem.split(".", 1)[1] for p in folder.glob(f"{preset}.*.yaml")]
+    for dataset in [None, *special]:
+        options = [] if dataset is None else ["--dataset", dataset]
+        args = parse(["table", "2", "--preset", preset, *options])["table"]
+        assert args.preset == preset
+        assert dataset in (None, args.dataset)
+
+
+def test_paper_preset_is_the_papers_setting() -> None:
+    args = parse(["table", "2", "--preset", "paper"])["table"]
+    expected = {
+        "dataset": "cifar10", "clients": 10, "alpha": 0.1, "width": 128, "depth": 3, "rounds": 200,
+        "local_steps": 50, "batch_size": 256, "lr": 0.01, "scale": 100, "image_steps": 1, "image_lr": 0.1, "seeds": "5",
+    }  # fmt: skip
+    assert {name: args[name] for name in expected} == expected
+    assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.02, 0.01)
+    assert (args.quickdrop.unlearn_rounds, args.quickdrop.recover_rounds, args.retrain_or.rounds) == (1, 2, 30)
+
+
+def test_config_file_and_print_config(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("rounds: 7\nquickdrop:\n  augment: false\n")
+    args = parse(["table", "2", "--preset", "quick", "--config", "mine.yaml", "--lr", "0.5"])["table"]
+    assert (args.rounds, args.lr, args.quickdrop.augment, args.depth) == (7, 0.5, False, 2)
+    with pytest.raises(SystemExit) as stopped:
+        main(["table", "2", "--preset", "quick", "--print_config"])
+    assert stopped.value.code == 0
+    assert "batch_size: 32" in capsys.readouterr().out
+
+
+def test_default_preset_is_announced(run: Run) -> None:
+    _, _, err = run("table", "2", *TINY[2:], "--clients", "-1")
+    assert err.startswith("preset quick (others: --preset small or --preset paper)\n")
+
+
+BAD = {
+    "unknown table": (["table", "9"], "table 9"),
+    "table in words": (["table", "two"], "--number two"),
+    "unknown command": (["tabel"], "command tabel"),
+    "unknown option": (["table", "2", "--nope", "1"], "--nope"),
+    "unknown preset": (["table", "2", "--preset", "qick"], "--preset qick"),
+    "unknown data set": (["table", "2", "--dataset", "mnits"], "--dataset mnits: did you mean mnist?"),
+    "unknown method": (["table", "2", "--methods", "sga"], "--methods sga: did you mean sga-or?"),
+    "alpha zero": (["table", "2", "--alpha", "0"], "--alpha 0.0"),
+    "alpha negative": (["table", "2", "--alpha", "-1"], "--alpha -1.0"),
+    "alpha nan": (["table", "2", "--alpha", "nan"], "--alpha nan"),
+    "alpha text": (["table", "2", "--alpha", "small"], "--alpha small"),
+    "scale below one": (["table", "2", "--scale", "0.5"], "--scale 0.5"),
+    "too many clients": (["table", "2", "--clients", "5000"], "--clients 5000"),
+    "no clients": (["table", "2", "--clients", "0"], "--clients 0"),
+    "class out of range": (["table", "2", "--class", "10"], "--class 10: between 0 and 9"),
+    "negative class": (["table", "2", "--class", "-1"], "--class -1"),
+    "no cuda": (["table", "2", "--accelerator", "cuda"], "--accelerator cuda"),
+    "unknown accelerator": (["table", "2", "--accelerator", "abacus"], "--accelerator abacus"),
+    "unknown precision": (["table", "2", "--precision", "8"], "--precision 8"),
+    "half precision on a CPU": (["table", "2", "--precision", "16-mixed"], "--precision 16-mixed"),
+    "many devices": (["table", "2", "--devices", "2"], "--devices 2"),
+    "seeds": (["table", "2", "--seeds", "one"], "--seeds one"),
+    "no seeds": (["table", "2", "--seeds", "0"], "--seeds 0"),
+    "seed twice": (["table", "2", "--seeds", "1,1"], "--seeds 1,1"),
+    "norm": (["table", "2", "--norm", "batch"], "--norm batch"),
+    "depth": (["table", "2", "--depth", "9"], "--depth 9"),
+    "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "unlearn_lr -1.0"),
+    "folder missing": (["table", "2", "--dataset", "imagefolder", "--data-dir", "none"], "--data-dir none"),
+    "config missing": (["table", "2", "--config", "none.yaml"], "--config"),
+}
+
+
+@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if argv[0] == "table" and "--preset" not in argv and "--dataset" not in argv:
+        argv = [*argv, *(p for p in TINY if p not in ("--clients", "3", "--seeds", "1"))]
+        argv += [] if "--clients" in argv else ["--clients", "3"]
+        argv += [] if "--seeds" in argv else ["--seeds", "1"]
+    code, out, err = run(*argv)
+    sentences = [line for line in err.splitlines() if not line.startswith("preset ")]
+    assert code == 2
+    assert out == ""
+    assert len(sentences) == 1, err
+    assert sentences[0].startswith("quickdrop-bench: ")
+    assert sentences[0].endswith(".")
+    assert named in sentences[0]
+    assert not list(Path("artifacts").glob("*"))
+
+
+def test_bad_input_destroys_nothing(run: Run) -> None:
+    run("table", "2", *TINY)
+    before = {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()}
+    assert run("table", "2", *TINY, "--alpha", "0")[0] == 2
+    assert run("table", "2", *TINY, "--class", "77")[0] == 2
+    assert {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()} == before
+
+
+def test_unwritable_folders(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run("table", "2", *TINY, "--results-dir", "file")
+    assert (code, "--results-dir" in err) == (2, True)
+    code, _, err = run("table", "2", *TINY, "--artifacts-dir", "file")
+    assert (code, "--artifacts-dir" in err) == (2, True)
+    code, _, err = run("distribution", *TINY, "--results-dir", "file")
+    assert (code, "--results-dir" in err) == (2, True)
+
+
+def test_damaged_federation_is_refused_by_name(run: Run) -> None:
+    run("train", *TINY)
+    folder = next(Path("artifacts").iterdir())
+    (folder / "global.safetensors").write_bytes(b"\xff" * 64)
+    code, _, err = run("table", "2", *TINY)
+    assert code == 2
+    assert "global.safetensors is missing or damaged" in err
+
+
+@pytest.mark.slow
+def test_console_entry_without_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "quickdrop_bench", "table", "2", *TINY, "--alpha", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

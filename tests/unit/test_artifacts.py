@@ -1,0 +1,91 @@
+"""A federation on disk: equal when read back, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation, is_complete, load, save
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import initial_synthetic_set
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.seeding import generator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trained(toy_clients: dict[int, LabelledSet]) -> TrainedFederation:
+    clients = {}
+    for i, data in toy_clients.items():
+        synthetic = initial_synthetic_set(data, 4, generator(0))
+        clients[i] = ClientArtifacts(data.rows, synthetic, LabelledSet.of(*data.take(torch.arange(3))), data.rows[:3])
+    clients[3] = ClientArtifacts(torch.empty(0, dtype=torch.int64))
+    history = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
+    return TrainedFederation({"w": torch.randn(3)}, clients, history, Cost(seconds=1.5, rounds=2), {"alpha": 0.1})
+
+
+def test_round_trip(trained: TrainedFederation, tmp_path: Path) -> None:
+    save(trained, tmp_path / "run")
+    again = load(tmp_path / "run", CPU)
+    assert torch.equal(again.state["w"], trained.state["w"])
+    assert (again.cost, again.spec) == (trained.cost, trained.spec)
+    pd.testing.assert_frame_equal(again.history, trained.history)
+    assert list(again.clients) == [0, 1, 2, 3]
+    assert again.clients[3].synthetic is None
+    for i in range(3):
+        ours, theirs = trained.clients[i], again.clients[i]
+        assert ours.synthetic is not None
+        assert theirs.synthetic is not None
+        for name in ("images", "labels", "origin", "velocity"):
+            assert torch.equal(getattr(ours.synthetic, name), getattr(theirs.synthetic, name))
+        assert ours.synthetic.fixed_classes == theirs.synthetic.fixed_classes
+        assert torch.equal(ours.rows, theirs.rows)
+        assert ours.augmentation is not None
+        assert theirs.augmentation is not None
+        assert torch.equal(ours.augmentation.images, theirs.augmentation.images)
+
+
+@pytest.mark.parametrize("name", ["global.safetensors", "clients/0001.safetensors", "history.csv", "config.yaml"])
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_damage_is_named(trained: TrainedFederation, tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "run"
+    save(trained, folder)
+    path = folder / name
+    if damage == "remove":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"{name} is missing or damaged"):
+        load(folder, CPU)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"../../x": {"sha256": "0"}}}', '{"files": {"a": 1}}'])
+def test_hostile_manifests(trained: TrainedFederation, tmp_path: Path, text: str) -> None:
+    save(trained, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").write_text(text)
+    with pytest.raises(BadInput, match="--artifacts-dir"):
+        load(tmp_path / "run", CPU)
+
+
+def test_the_manifest_comes_last(trained: TrainedFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    save(trained, folder)
+    assert is_complete(folder)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(files) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("quickdrop_bench.artifacts._save_tensors", full)
+    with pytest.raises(BadInput, match="No space left"):
+        save(trained, folder)
+    assert not is_complete(folder)

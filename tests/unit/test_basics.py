@@ -1,0 +1,94 @@
+"""Registry, seeding, costs, rows and atomic files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import write_atomically, write_text
+from quickdrop_bench.registry import Registry
+from quickdrop_bench.rows import KEY, RowFile
+from quickdrop_bench.seeding import derive_seed, generator
+
+
+def test_registry_names_the_option_and_the_nearest_name() -> None:
+    registry = Registry[int]("--colour")
+    registry.register("red")(1)
+    registry.register("green")(2)
+    assert (registry["red"], len(registry), "blue" in registry) == (1, 2, False)
+    with pytest.raises(BadInput, match="--colour gren: did you mean green"):
+        _ = registry["gren"]
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register("red")
+
+
+def test_seeds_differ_by_purpose() -> None:
+    seeds = {derive_seed(s, *p) for s in (1, 2) for p in (("a",), ("b",), ("a", 1), ("a", 2), ("a", 1, 2), ("a", 12))}
+    assert len(seeds) == 12
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
+
+
+def test_costs_add_up() -> None:
+    total = Cost(seconds=1, rounds=2, upload_bytes=8) + Cost(seconds=0.5, rounds=1, sample_gradients=7)
+    assert total == Cost(seconds=1.5, rounds=3, upload_bytes=8, sample_gradients=7)
+    assert set(total.metrics()) >= {"seconds", "data_size", "second_order_sample_gradients"}
+
+
+def test_clock_counts_only_what_runs_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([10.0, 12.5, 100.0, 101.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    clock = Clock(torch.device("cpu"))
+    for _ in range(2):
+        with clock.running():
+            pass
+    assert clock.seconds == 3.5
+
+
+def row(value: float, **changes: object) -> dict[str, object]:
+    return {**dict.fromkeys(KEY, "x"), "value": value, **changes}
+
+
+def test_rows_survive_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "t" / "rows.jsonl"
+    rows = RowFile(path)
+    rows.check_writable()
+    rows.append([row(1.0, spec_hash="a"), row(2.0, spec_hash="b")])
+    with path.open("a") as file:
+        file.write('{"artefact": "x", "val')
+    again = RowFile(path)
+    assert [r["value"] for r in again.rows] == [1.0, 2.0]
+    again.append([row(3.0, spec_hash="c")])
+    assert [r["value"] for r in RowFile(path).rows] == [1.0, 2.0, 3.0]
+    for line in path.read_text().splitlines()[:2]:
+        json.loads(line)
+
+
+def test_the_last_row_of_a_key_counts(tmp_path: Path) -> None:
+    rows = RowFile(tmp_path / "rows.jsonl")
+    rows.append([row(1.0, spec_hash="a"), row(5.0, spec_hash="b")])
+    rows.append([row(2.0, spec_hash="a")])
+    assert rows.frame(["a"])["value"].tolist() == [2.0]
+    assert rows.has("a")
+    assert not rows.has("z")
+    rows.drop(["a"])
+    assert [r["value"] for r in RowFile(rows.path).rows] == [5.0]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

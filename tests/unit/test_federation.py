@@ -1,0 +1,343 @@
+"""Local steps, rounds, participation, distillation beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import (
+    Distillation,
+    SyntheticSet,
+    augmentation_positions,
+    initial_synthetic_set,
+    match,
+)
+from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo, sample_clients
+from quickdrop_bench.federation.local import Phase, batches
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.functional.matching import ClassGradients
+from quickdrop_bench.models import ConvNet
+from quickdrop_bench.seeding import generator
+from tests.conftest import toy_images
+
+Clients = dict[int, LabelledSet]
+Make = Callable[..., Federation]
+TRAIN = Phase("fl-training", rounds=3, local_steps=4, batch_size=8, lr=0.1)
+
+
+def equal(a: State, b: State) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def loss_of(federation: Federation, state: State, data: LabelledSet) -> float:
+    federation.load(state)
+    with torch.no_grad():
+        images, labels = data.take(torch.arange(len(data)))
+        return float(F.cross_entropy(federation.model(images), labels))
+
+
+def synthetic_sets(clients: Clients, scale: float = 4) -> dict[int, SyntheticSet]:
+    return {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
+
+
+def test_batches_walk_without_replacement() -> None:
+    drawn = list(batches(10, 4, 7, torch.Generator().manual_seed(0)))
+    assert [len(b) for b in drawn] == [4, 4, 2, 4, 4, 2, 4]
+    assert sorted(torch.cat(drawn[:3]).tolist()) == list(range(10))
+    assert sorted(torch.cat(drawn[3:6]).tolist()) == list(range(10))
+    assert drawn[0].tolist() != drawn[3].tolist()
+    assert [len(b) for b in batches(3, 256, 2, torch.Generator())] == [3, 3]
+
+
+def test_one_round_equals_hand_written_fedavg(make_federation: Make, toy_clients: Clients) -> None:
+    """Full-batch steps, so that the batch order is not in the way: plain torch, one client after the other."""
+    federation = make_federation()
+    start = federation.fresh_state(1, "init")
+    phase = Phase("fl-training", rounds=1, local_steps=3, batch_size=100, lr=0.2)
+    result = federation.run(start, toy_clients, phase, seed=1)
+    model = ConvNet(1, 8, 3, width=4, depth=2)
+    locals_, sizes = [], []
+    for data in toy_clients.values():
+        model.load_state_dict(start)
+        images, labels = data.take(torch.arange(len(data)))
+        for _ in range(3):
+            gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter -= 0.2 * gradient
+        locals_.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        sizes.append(len(data))
+    for name, value in result.state.items():
+        expected = sum(n * s[name] for n, s in zip(sizes, locals_, strict=True)) / sum(sizes)
+        torch.testing.assert_close(value, expected)
+
+
+def test_ascent_raises_and_descent_lowers_the_loss(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    whole = LabelledSet.of(*toy_images(45))
+    losses = [loss_of(federation, state, whole)]
+    for ascend in (False, True):
+        phase = Phase("p", rounds=1, local_steps=2, batch_size=100, lr=0.02, ascend=ascend)
+        losses.append(loss_of(federation, federation.run(state, toy_clients, phase, 1).state, whole))
+    assert losses[1] < losses[0] < losses[2]
+
+
+def test_ascent_then_descent_on_one_batch_is_nearly_the_identity(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    one = {0: toy_clients[0]}
+    errors = []
+    for lr in (0.02, 0.01):
+        there = federation.run(state, one, Phase("p", 1, 1, 100, lr, ascend=True), 1).state
+        back = federation.run(there, one, Phase("p", 1, 1, 100, lr), 1).state
+        errors.append(max(float((back[n] - state[n]).abs().max()) for n in state))
+    assert errors[1] < 0.4 * errors[0]  # the error is quadratic in the learning rate
+
+
+def test_zero_learning_rate_changes_nothing(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    assert equal(federation.run(state, toy_clients, Phase("p", 2, 3, 8, 0.0), 1).state, state)
+
+
+def test_stop_loss_bounds_ascent(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    free = federation.run(state, toy_clients, Phase("u", 1, 40, 100, 0.2, ascend=True), 1)
+    bounded = federation.run(state, toy_clients, Phase("u", 1, 40, 100, 0.2, ascend=True, stop_loss=2.0), 1)
+    assert bounded.cost.sample_gradients < free.cost.sample_gradients
+    assert 1.2 < loss_of(federation, bounded.state, toy_clients[0]) < loss_of(federation, free.state, toy_clients[0])
+
+
+def test_order_of_clients_does_not_matter(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    forward = federation.run(state, toy_clients, TRAIN, 1)
+    backward = federation.run(state, dict(reversed(toy_clients.items())), TRAIN, 1)
+    assert equal(forward.state, backward.state)
+
+
+def test_inputs_are_not_mutated_and_empty_clients_stay_out(make_federation: Make, toy_clients: Clients) -> None:
+    seen: list[RoundInfo] = []
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    copy = {n: v.clone() for n, v in state.items()}
+    clients = {**toy_clients, 3: toy_clients[0].subset(torch.empty(0, dtype=torch.int64))}
+    with_empty = federation.run(state, clients, TRAIN, 1, on_round=seen.append)
+    assert equal(state, copy)
+    assert equal(with_empty.state, federation.run(state, toy_clients, TRAIN, 1).state)
+    assert {i.participants for i in seen} == {(0, 1, 2)}
+    nobody = {3: clients[3]}
+    assert federation.run(state, nobody, TRAIN, 1) == PhaseResult(state, Cost())
+
+
+def test_cost_counters(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    cost = federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1).cost
+    parameters = sum(p.numel() for p in ConvNet(1, 8, 3, width=4, depth=2).parameters())
+    # client 2 has 9 images: its batches are 8, 1, 8, 1; client 1: 8, 4, 8, 4; client 0: 8 × 4
+    assert cost.sample_gradients == 3 * (32 + 24 + 18)
+    assert (cost.rounds, cost.data_size) == (3, 45)
+    assert cost.upload_bytes == 3 * 3 * 4 * parameters
+    assert cost.second_order_sample_gradients == 0
+    assert cost.seconds > 0
+
+
+def test_partial_participation(make_federation: Make, toy_clients: Clients) -> None:
+    seen: list[RoundInfo] = []
+    phase = Phase("fl-training", rounds=12, local_steps=1, batch_size=8, lr=0.1, participation=0.34)
+    federation = make_federation()
+    federation.run(federation.fresh_state(1, "init"), toy_clients, phase, 1, on_round=seen.append)
+    assert {len(i.participants) for i in seen} == {1}
+    assert {i.participants[0] for i in seen} == {0, 1, 2}
+    assert sample_clients(list(range(100)), 0.1, generator(1)) == sample_clients(list(range(100)), 0.1, generator(1))
+    assert len(sample_clients(list(range(100)), 0.1, generator(1))) == 10
+    assert sample_clients([4, 7], 0.01, generator(1)) in ([4], [7])
+
+
+def test_a_non_finite_update_is_not_averaged(make_federation: Make, toy_clients: Clients) -> None:
+    images, labels = toy_images(45)
+    images[30] = float("nan")  # held by client 1
+    clients = {i: LabelledSet(images, labels, d.rows) for i, d in toy_clients.items()}
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    result = federation.run(state, clients, Phase("p", 3, 2, 100, 0.1), 1)
+    assert result.diverged
+    assert equal(result.state, state)
+    assert result.cost.rounds == 1
+
+
+def test_continuing_equals_running_through(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    whole, parts = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
+    through = federation.run(state, toy_clients, TRAIN, 1, synthetic=whole)
+    short = Phase("fl-training", rounds=1, local_steps=4, batch_size=8, lr=0.1)
+    first = federation.run(state, toy_clients, short, 1, synthetic=parts)
+    rest = federation.run(state, toy_clients, TRAIN, 1, synthetic=parts, start=first)
+    assert equal(through.state, rest.state)
+    assert all(torch.equal(whole[i].images, parts[i].images) for i in whole)
+    assert rest.cost.rounds == 3
+    assert rest.cost.sample_gradients == through.cost.sample_gradients
+
+
+def test_distillation_does_not_change_the_global_model(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    state = federation.fresh_state(1, "init")
+    synthetic = synthetic_sets(toy_clients)
+    with_it = federation.run(state, toy_clients, TRAIN, 1, synthetic=synthetic)
+    assert equal(with_it.state, federation.run(state, toy_clients, TRAIN, 1).state)
+    assert 0 < with_it.cost.distillation_seconds < with_it.cost.seconds
+    assert with_it.cost.second_order_sample_gradients > 0
+    assert any(not torch.equal(s.images, toy_clients[i].take(torch.arange(1))[0]) for i, s in synthetic.items())
+
+
+def test_only_participants_distil(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation()
+    synthetic, untouched = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
+    seen: list[RoundInfo] = []
+    phase = Phase("fl-training", rounds=1, local_steps=2, batch_size=8, lr=0.1, participation=0.34)
+    state = federation.fresh_state(1, "init")
+    federation.run(state, toy_clients, phase, 1, synthetic=synthetic, on_round=seen.append)
+    moved = {i for i in synthetic if not torch.equal(synthetic[i].images, untouched[i].images)}
+    assert moved == set(seen[0].participants)
+
+
+def test_bf16_trains_too(make_federation: Make, toy_clients: Clients) -> None:
+    whole = LabelledSet.of(*toy_images(45))
+    phase = Phase("fl-training", rounds=4, local_steps=5, batch_size=8, lr=0.1)
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        federation = make_federation(precision=precision)
+        state = federation.fresh_state(1, "init")
+        result = federation.run(state, toy_clients, phase, 1, synthetic=synthetic_sets(toy_clients))
+        assert all(v.dtype == torch.float32 for v in result.state.values())
+        losses[precision] = loss_of(federation, result.state, whole)
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
+    assert losses["32-true"] < 0.8
+
+
+def test_callbacks_are_called_by_fabric(make_federation: Make, toy_clients: Clients) -> None:
+    rounds: list[int] = []
+
+    class Listener:
+        def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
+            rounds.append(info.round)
+
+    federation = make_federation(callbacks=[Listener()])
+    federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1)
+    assert rounds == [0, 1, 2]
+
+
+def test_fresh_states_depend_on_seed_and_purpose_only(make_federation: Make) -> None:
+    federation = make_federation()
+    torch.manual_seed(123)
+    first = federation.fresh_state(1, "init")
+    torch.manual_seed(456)
+    assert equal(first, federation.fresh_state(1, "init"))
+    assert not equal(first, federation.fresh_state(2, "init"))
+    assert not equal(first, federation.fresh_state(1, "retrain", "init"))
+
+
+# Synthetic sets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3.5, 100])
+def test_sizes_of_synthetic_sets(toy_clients: Clients, scale: float) -> None:
+    data = toy_clients[2].subset(torch.tensor([0, 1, 2, 3, 4, 6, 7]))  # classes 0, 1, 2 with 3, 3, 1 images
+    counts = torch.bincount(data.own_labels(), minlength=4)
+    synthetic = initial_synthetic_set(data, scale, generator(0))
+    got = torch.bincount(synthetic.labels, minlength=4)
+    assert got.tolist() == [-(-int(n) // scale) if n else 0 for n in counts]
+    torch.testing.assert_close(synthetic.images, data.images[synthetic.origin])
+    assert set(synthetic.origin.tolist()) <= set(data.rows.tolist())
+
+
+def test_scale_one_is_the_data_itself_in_order(toy_clients: Clients) -> None:
+    synthetic = initial_synthetic_set(toy_clients[0], 1, generator(0))
+    images, labels = toy_clients[0].take(torch.arange(24))
+    assert torch.equal(synthetic.images, images)
+    assert torch.equal(synthetic.labels, labels)
+    assert synthetic.fixed_classes == {0, 1, 2}
+
+
+def test_augmentation_is_one_to_one_and_real(toy_clients: Clients) -> None:
+    data = toy_clients[0]
+    synthetic = initial_synthetic_set(data, 3, generator(0))
+    positions = augmentation_positions(data, synthetic, generator(1))
+    _, labels = data.take(positions)
+    assert torch.equal(torch.bincount(labels), torch.bincount(synthetic.labels))
+    assert len(set(positions.tolist())) == len(positions)
+
+
+def recorded(data: LabelledSet) -> tuple[ClassGradients, torch.Tensor]:
+    torch.manual_seed(0)
+    model = ConvNet(1, 8, 3, width=4, depth=2)
+    images, labels = data.take(torch.arange(len(data)))
+    gradients = ClassGradients(model)
+    with gradients.recording():
+        F.cross_entropy(model(images), labels).backward()
+    return gradients, labels
+
+
+def test_distance_falls_on_a_fixed_model_and_batch(toy_clients: Clients) -> None:
+    gradients, labels = recorded(toy_clients[0])
+    synthetic = initial_synthetic_set(toy_clients[0], 4, generator(0))
+    before = synthetic.labels.clone()
+    settings = Distillation(image_steps=1, image_lr=0.05, image_momentum=0.5, batch_size=256)
+    distances = [float(match(gradients, synthetic, labels, settings, generator(2)).distance) for _ in range(15)]
+    assert distances[-1] < 0.9 * distances[0]
+    assert torch.equal(synthetic.labels, before)
+
+
+def test_matching_moves_only_classes_of_the_batch_and_never_fixed_ones(toy_clients: Clients) -> None:
+    data = toy_clients[0]
+    gradients, labels = recorded(data.with_classes({0, 1}, keep=True))
+    synthetic = initial_synthetic_set(data, 4, generator(0))
+    synthetic.fixed_classes = frozenset({1})
+    start = synthetic.images.clone()
+    result = match(gradients, synthetic, labels, Distillation(1, 0.1, 0.5, 256), generator(2))
+    moved = (synthetic.images != start).flatten(1).any(1)
+    assert set(synthetic.labels[moved].tolist()) == {0}
+    assert result.samples == int((synthetic.labels == 0).sum())
+
+
+def test_image_steps_and_batch_size(toy_clients: Clients) -> None:
+    gradients, labels = recorded(toy_clients[0])
+    none = initial_synthetic_set(toy_clients[0], 4, generator(0))
+    start = none.images.clone()
+    assert match(gradients, none, labels, Distillation(0, 0.1, 0.5, 256), generator(2)).samples == 0
+    assert torch.equal(none.images, start)
+    capped = match(gradients, none, labels, Distillation(3, 0.1, 0.0, 1), generator(2))
+    assert capped.samples == 3 * 3  # three classes, one image each, three steps
+    assert int((none.images != start).flatten(1).any(1).sum()) == 3
+
+
+def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
+    """Against torch.optim.SGD on all images of the set."""
+    gradients, labels = recorded(toy_clients[0])
+    ours = initial_synthetic_set(toy_clients[0], 4, generator(0))
+    theirs = [ours.images[ours.labels == c].clone().requires_grad_() for c in range(3)]
+    optimizer = torch.optim.SGD(theirs, lr=0.1, momentum=0.5)
+    rows = [torch.nonzero(labels == c).flatten() for c in range(3)]
+    from quickdrop_bench.functional.matching import matching_distance
+
+    for _ in range(2):
+        optimizer.zero_grad()
+        targets = gradients.real(rows, len(labels))
+        matching_distance(targets, gradients.synthetic(theirs, [0, 1, 2])).backward()
+        optimizer.step()
+        match(gradients, ours, labels, Distillation(1, 0.1, 0.5, 256), generator(2))
+    for c in range(3):
+        torch.testing.assert_close(ours.images[ours.labels == c], theirs[c].detach())
+
+
+def test_fabric_is_what_runs_it(make_federation: Make) -> None:
+    assert isinstance(make_federation().fabric, Fabric)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.models import ConvNet
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [((3, 32), 320_010), ((1, 28), 317_706)])
+def test_parameter_counts_of_the_paper(shape: tuple[int, int], parameters: int) -> None:
+    assert sum(p.numel() for p in ConvNet(*shape, 10).parameters()) == parameters
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 40)])
+@pytest.mark.parametrize("norm", ["instance", "layer", "none"])
+def test_logits(channels: int, size: int, norm: str) -> None:
+    model = ConvNet(channels, size, 7, width=4, norm=norm)
+    assert model(torch.randn(2, channels, size, size)).shape == (2, 7)
+
+
+def test_no_coupling_between_samples() -> None:
+    model = ConvNet(1, 8, 3, width=4, depth=2)
+    images = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(model(images)[:2], model(images[:2]))
+    assert not list(model.buffers())
+
+
+@pytest.mark.parametrize(("options", "named"), [({"norm": "batch"}, "--norm"), ({"depth": 4}, "--depth")])
+def test_bad_options(options: dict[str, object], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        ConvNet(1, 8, 3, **options)  # type: ignore[arg-type]
