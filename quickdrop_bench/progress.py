@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 
@@ -34,7 +34,6 @@ class ProgressDisplay:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
@@ -66,7 +65,8 @@ class ProgressDisplay:
     def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
         """Show a round; called by Fabric."""
         now = time.monotonic()
-        label = self._run if self._run.endswith(info.phase.name) else f"{self._run} · {info.phase.name}"
+        is_whole_run = info.phase.name in ("fl-training", "retraining")
+        label = self._run if is_whole_run else f"{self._run} · {info.phase.name}"
         if self._phase != (self._run, info.phase.name):
             self._phase, self._phase_first_round, self._last_accuracy = (self._run, info.phase.name), info.round, ""
             self._bar.reset(self._task, total=info.phase.rounds, description=label, visible=True)
