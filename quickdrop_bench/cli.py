@@ -1,19 +1,12 @@
-"""The command line: sub-commands to functions, options to frozen dataclasses."""
+"""The command line: sub-commands to functions."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
 
 import pandas as pd
-import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
@@ -22,24 +15,34 @@ from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput, positive
+from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.run import ORIGINAL, Experiment, Session, measure
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import client_rows
-from quickdrop_bench.methods import METHODS, Method, load_plugins
+from quickdrop_bench.methods import METHODS, load_plugins
+from quickdrop_bench.options import (
+    Parser,
+    add_common_options,
+    add_run_options,
+    add_table_options,
+    federation_spec,
+    make_fabric,
+    methods_of,
+    preset_defaults,
+    request_of,
+    seeds_of,
+)
 from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.distribution import write_distribution
 from quickdrop_bench.rows import RowFile
 
-__all__ = ["main", "parse"]
+__all__ = ["main", "make_session", "parse"]
 
 PROGRAM = "quickdrop-bench"
 TABLES = (2,)
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
 
     Returns:
-        0; 1 if a run diverged or training failed; 2 for input that cannot be used, with one sentence on
+        0; 1 if a run diverged, or training or writing failed; 2 for input that cannot be used, with one sentence on
         standard error; 130 when interrupted.
     """
     keep_freed_memory()
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    except ArithmeticError as error:
+    except (ArithmeticError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -68,184 +71,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(ArgumentParser):
-    """Errors become one sentence instead of usage and exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."))
-
-
-def _as_bad_input(message: str) -> BadInput:
-    """Put a parser's message into the form of all others: option, value, what is allowed."""
-    if found := re.search(r'key "([\w.]+)": (.*?)\s*Got value: (.*)$', message):
-        key, reason, value = found.groups()
-        kinds = re.findall(r"<class '(\w+)'>", reason)
-        allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
-        return BadInput(f"--{key.replace('_', '-')}", value, allowed)
-    if found := re.search(r'key "([\w.]+)": (.*)$', message):
-        return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
-    if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-        return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
-    return BadInput("command line", "not understood", message)
-
-
 def parse(argv: Sequence[str]) -> Namespace:
     """Parse a command line; the preset sets the defaults that options and ``--config`` files override."""
-    parser = _Parser(prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__)
+    parser = Parser(prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__)
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (_, options, text) in COMMANDS.items():
-        sub = _Parser(description=text)
+        sub = Parser(description=text)
         options(sub)
         if argv and argv[0] == name and options is not _no_options:
-            sub.set_defaults(_preset_defaults(argv, with_methods=options is _table_options))
+            sub.set_defaults(preset_defaults(argv, with_methods=options is add_table_options))
         commands.add_subcommand(name, sub, help=text)
     return parser.parse_args(list(argv))
-
-
-def _preset_defaults(argv: Sequence[str], *, with_methods: bool) -> dict[str, Any]:
-    """The values of the preset's files, without the sections of methods that the command does not run."""
-    preset = _peek(argv, "--preset")
-    if preset is None:
-        preset = "paper" if torch.cuda.is_available() else "quick"
-        if not {"-h", "--help"} & set(argv):
-            others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
-            print(f"preset {preset} (others: {others})", file=sys.stderr)
-    defaults: dict[str, Any] = {"preset": preset}
-    for path in preset_files(preset, _peek(argv, "--dataset")):
-        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if not isinstance(value, dict):
-                defaults[key] = value
-            elif with_methods:
-                defaults |= {f"{key}.{name}": entry for name, entry in value.items()}
-    return defaults
-
-
-def _peek(argv: Sequence[str], option: str) -> str | None:
-    """The last value of an option, before the real parser reads it."""
-    value = None
-    for position, part in enumerate(argv):
-        if part == option and position + 1 < len(argv):
-            value = argv[position + 1]
-        elif part.startswith(f"{option}="):
-            value = part.split("=", 1)[1]
-    return value
-
-
-# Options ----------------------------------------------------------------------------------------------------
-
-
-def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
-    """One option per field of a frozen dataclass."""
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        if field.name in skip:
-            continue
-        name = f"--{prefix}{field.name}".replace("_", "-")
-        text = field.metadata.get("help", f"see {cls.__name__}")
-        if hints[field.name] is bool and field.default is False:
-            parser.add_argument(name, action="store_true", help=text)
-        else:
-            parser.add_argument(
-                name, type=hints[field.name], default=field.default, help=f"{text} (default: %(default)s)"
-            )
-
-
-def _common_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
-    parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
-    parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
-    _add_fields(parser, FederationSpec, "")
-
-
-def _run_options(parser: ArgumentParser) -> None:
-    _common_options(parser)
-    parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations go")
-    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
-    parser.add_argument("--devices", type=int, default=1, help="number of devices")
-    parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
-
-
-def _method_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
-    parser.add_argument("--class", dest="forget_class", type=int, default=9, help="class to forget")
-    parser.add_argument("--force", action="store_true", help="measure again what was measured already")
-    for name in METHODS:
-        _add_fields(parser, METHODS[name], f"{name}.")
-
-
-def _table_options(parser: ArgumentParser) -> None:
-    parser.add_argument("number", type=int, help=f"table of the paper: {', '.join(map(str, TABLES))}")
-    _run_options(parser)
-    _method_options(parser)
 
 
 def _no_options(parser: ArgumentParser) -> None:
     """For commands that only list something."""
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        numbers = [int(part) for part in str(text).split(",")]
-    except ValueError:
-        raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
-    if "," not in str(text):
-        positive("--seeds", numbers[0], at_least=1)
-        return tuple(range(1, numbers[0] + 1))
-    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
-        raise BadInput("--seeds", text, "every seed must be at least 0 and given once")
-    return tuple(numbers)
+def make_session(args: Namespace, experiment: Experiment) -> tuple[Session, ProgressDisplay]:
+    """The machine that the options name, with its progress display."""
 
-
-def _federation_spec(args: Namespace) -> FederationSpec:
-    _ = DATASETS[args.dataset]
-    return FederationSpec(**{f.name: getattr(args, f.name) for f in fields(FederationSpec)})
-
-
-def _methods(args: Namespace) -> dict[str, Method]:
-    """Hyper-parameters of every registered method, from the options ``--<method>.<field>``."""
-    built = {}
-    for name in METHODS:
-        values = args[name.replace("-", "_")]
-        built[name] = METHODS[name](**vars(values))
-    return built
-
-
-def _fabric(args: Namespace, callbacks: list[Any]) -> Fabric:
-    """A launched Fabric.
-
-    Raises:
-        BadInput: the accelerator, the number of devices or the precision cannot be had.
-    """
-    if args.precision not in PRECISIONS:
-        raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
-    if args.devices != 1:
-        raise BadInput("--devices", args.devices, "one device is supported")
-    known = ("auto", "cpu", "cuda", "gpu", "mps")
-    if args.accelerator not in known:
-        raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
-    if args.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no CUDA device was found here; use cpu or auto")
-    if args.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
-    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
-        raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
-    fabric = Fabric(accelerator=args.accelerator, devices=1, precision=args.precision, callbacks=callbacks)
-    fabric.launch()
-    return fabric
-
-
-# Commands ---------------------------------------------------------------------------------------------------
-
-
-def _session(args: Namespace, experiment: Experiment) -> tuple[Session, ProgressDisplay]:
     def accuracy(federation: Federation, info: RoundInfo) -> float:
         federation.load(info.state)
         return class_accuracy(federation.model, session.data.test, len(session.data.class_names)).without(())
 
     display = ProgressDisplay(accuracy)
-    session = Session(experiment, _fabric(args, [display]), args.artifacts_dir)
+    session = Session(experiment, make_fabric(args, [display]), args.artifacts_dir)
     return session, display
 
 
@@ -255,14 +106,20 @@ def table(args: Namespace) -> int:
         raise BadInput("table", args.number, f"use one of {', '.join(map(str, TABLES))}")
     name = f"table{args.number}"
     layout: tables.Layout = artefact(name).LAYOUT
-    wanted = [m.strip() for m in args.methods.split(",") if m.strip()] or list(layout.methods)
-    configured = _methods(args)
+    wanted = list(dict.fromkeys(m.strip() for m in args.methods.split(",") if m.strip())) or list(layout.methods)
+    configured = methods_of(args)
     chosen = {m: configured[m] for m in dict.fromkeys((*layout.methods, *wanted)) if METHODS[m]}
-    request = UnlearningRequest("class", (args.forget_class,))
     experiment = Experiment(
-        name, args.preset, _federation_spec(args), request, chosen, _seeds(args.seeds), args.data_dir, args.precision
+        name,
+        args.preset,
+        federation_spec(args),
+        request_of(args),
+        chosen,
+        seeds_of(args),
+        args.data_dir,
+        args.precision,
     )
-    session, display = _session(args, experiment)
+    session, display = make_session(args, experiment)
     folder = args.results_dir / args.preset / name
     rows = RowFile(folder / "rows.jsonl")
     rows.check_writable()
@@ -271,9 +128,13 @@ def table(args: Namespace) -> int:
     with display:
         all_finite = measure(session, rows, wanted, display.start_run)
     frame = pd.concat([_others(rows, experiment), rows.frame(experiment.spec_hashes())], ignore_index=True)
-    texts = tables.render(frame, tables.read_published(paper_values(), args.number), layout)
+    published = tables.read_published(paper_values(), args.number)
+    texts = tables.render(frame, published, layout)
     tables.write_table(folder, texts)
-    print(texts["table.md"])
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*tables.on_terminal(frame, published, layout), sep="\n")
+    else:
+        print(texts["table.md"])
     print(f"rows and table: {folder}", file=sys.stderr)
     return 0 if all_finite else 1
 
@@ -289,9 +150,9 @@ def train(args: Namespace) -> int:
     """Train federations and save their artifacts."""
     request = UnlearningRequest("class", (0,))  # training does not depend on it
     experiment = Experiment(
-        "train", args.preset, _federation_spec(args), request, {}, _seeds(args.seeds), args.data_dir, args.precision
+        "train", args.preset, federation_spec(args), request, {}, seeds_of(args), args.data_dir, args.precision
     )
-    session, display = _session(args, experiment)
+    session, display = make_session(args, experiment)
     for seed in experiment.seeds:
         with display:
             display.start_run("fl-training", seed)
@@ -312,10 +173,10 @@ def train(args: Namespace) -> int:
 
 def distribution(args: Namespace) -> int:
     """Show a partition without training: CSV and picture of the classes per client."""
-    spec = _federation_spec(args)
+    spec = federation_spec(args)
     data = load_dataset(spec.dataset, args.data_dir, spec.image_size)
     experiment = Experiment(
-        "distribution", args.preset, spec, UnlearningRequest("class", (0,)), {}, _seeds(args.seeds), args.data_dir, ""
+        "distribution", args.preset, spec, UnlearningRequest("class", (0,)), {}, seeds_of(args), args.data_dir, ""
     )
     for seed in experiment.seeds:
         rows = client_rows(spec, data.train.labels, seed)
@@ -373,9 +234,9 @@ def _print_list(header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable[[Namespace], int], Callable[[ArgumentParser], None], str]] = {
-    "table": (table, _table_options, "measure and render a table of the paper"),
-    "train": (train, _run_options, "train a federation and save its artifacts"),
-    "distribution": (distribution, _common_options, "show who holds which classes"),
+    "table": (table, add_table_options, "measure and render a table of the paper"),
+    "train": (train, add_run_options, "train a federation and save its artifacts"),
+    "distribution": (distribution, add_common_options, "show who holds which classes"),
     "methods": (list_methods, _no_options, "list the unlearning methods"),
     "datasets": (list_datasets, _no_options, "list the data sets"),
     "presets": (list_presets, _no_options, "list the presets"),

@@ -13,10 +13,13 @@ import pandas as pd
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_text
 
-__all__ = ["KEY", "RowFile"]
+__all__ = ["KEY", "LAST", "RowFile"]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
 """Columns that identify a value; of several rows with one key the last one counts."""
+
+LAST = (("total", "diverged"), ("fl-training", "diverged"))
+"""Stage and metric of the row that a run writes last; without it the run was cut off while writing."""
 
 
 class RowFile:
@@ -33,7 +36,7 @@ class RowFile:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         except OSError as error:
             raise BadInput("--results-dir", path.parent, f"{path.name} cannot be read ({error.strerror})") from error
         for line in text.splitlines():
@@ -74,8 +77,8 @@ class RowFile:
         write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
 
     def has(self, spec_hash: str) -> bool:
-        """Whether a run's rows are there; they are appended together, so one stands for all."""
-        return any(row["spec_hash"] == spec_hash for row in self.rows)
+        """Whether a run's rows are all there: its last one is, see :data:`LAST`."""
+        return any(row["spec_hash"] == spec_hash and (row["stage"], row["metric"]) in LAST for row in self.rows)
 
     def frame(self, spec_hashes: Iterable[str]) -> pd.DataFrame:
         """The rows of some specs, one line per key."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 
 LAYERS = [
     {"cli", "__main__"},
-    {"progress"},
+    {"options", "progress"},
     {"reporting"},
     {"harness"},
     {"methods", "evaluation"},

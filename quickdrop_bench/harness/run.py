@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -186,16 +187,19 @@ def measure(
         context = session.context(seed)
         for method in missing:
             on_run(method, seed)
+            began = time.monotonic()
+            if method == ORIGINAL:
+                values = list(_original(session, context, seed))
+            else:
+                values = list(_run(session, context, e.methods[method]))
             base = {
                 **e.identity(),
                 "seed": seed,
                 "method": method,
                 "spec_hash": e.run_spec(method, seed).hash,
+                "wall_seconds": round(time.monotonic() - began, 3),
                 **provenance(session.fabric, e.preset),
             }
-            values = list(
-                _original(session, context, seed) if method == ORIGINAL else _run(session, context, e.methods[method])
-            )
             rows.append({**base, "stage": s, "metric": m, "value": _json_value(v)} for s, m, v in values)
             all_finite &= not any(m == "diverged" and v for _, m, v in values)
     return all_finite
@@ -214,8 +218,8 @@ def _run(session: Session, context: Context, method: Method) -> Iterator[Value]:
     if recovered is not None:
         yield from _stage(session, context, "recovery", recovered.state, recovered.cost, recovered.diverged)
         total, last = total + recovered.cost, recovered
-    yield from _stage(session, context, "total", last.state, total, last.diverged)
     yield "total", "storage_bytes", method.storage_bytes(context)
+    yield from _stage(session, context, "total", last.state, total, last.diverged)
 
 
 def _original(session: Session, context: Context, seed: int) -> Iterator[Value]:
@@ -224,11 +228,9 @@ def _original(session: Session, context: Context, seed: int) -> Iterator[Value]:
 
 
 def _stage(session: Session, context: Context, stage: str, state: State, cost: Cost, diverged: bool) -> Iterator[Value]:
-    for metric, value in cost.metrics().items():
+    for metric, value in (cost.metrics() | _accuracies(session, context, state)).items():
         yield stage, metric, value
-    yield stage, "diverged", float(diverged)
-    for metric, value in _accuracies(session, context, state).items():
-        yield stage, metric, value
+    yield stage, "diverged", float(diverged)  # last: rows.LAST
 
 
 def _accuracies(session: Session, context: Context, state: State) -> dict[str, float]:

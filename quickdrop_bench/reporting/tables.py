@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from quickdrop_bench.files import write_text
 
-__all__ = ["Column", "Layout", "derive", "latest", "read_published", "render", "write_table"]
+__all__ = ["Column", "Layout", "derive", "latest", "on_terminal", "read_published", "render", "write_table"]
 
 ORACLE = "retrain-or"
 ORIGINAL = "original"
@@ -224,6 +227,35 @@ def render(rows: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> dict[
         "table.md": f"# Table {layout.number}: {layout.title}\n\n" + "\n".join(_markdown(s, layout) for s in settings),
         "table.tex": "\n".join(_latex(s, layout) for s in settings),
     }
+
+
+def on_terminal(rows: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> list[Table | str]:
+    """The same for a terminal: methods side by side, the paper's value under ours.
+
+    Args:
+        rows: as for :func:`render`.
+        published: as for :func:`render`.
+        layout: as for :func:`render`.
+
+    Returns:
+        What ``rich.console.Console.print`` takes, in order.
+    """
+    parts: list[Table | str] = []
+    for s in _settings(derive(rows), published, layout):
+        table = Table(title=escape(f"Table {layout.number}: {s.heading()}"), title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column(f"(paper, {s.published['dataset'].iloc[0]})")
+        for method in s.methods():
+            table.add_column(escape(s.name(method)), justify="right")
+        for k, column in enumerate(layout.columns):
+            cells = []
+            for method in s.methods():
+                value = s.paper(method, column)
+                paper = "" if value is None else f"\n[dim]({column.format(value)})[/dim]"
+                cells.append(f"{s.cell(method, column).text(column)}{paper}")
+            last = k + 1 == len(layout.columns) or layout.columns[k + 1].group != column.group
+            table.add_row(f"{column.group}: {column.header}", *cells, end_section=last)
+        parts += [table, escape(". ".join(f[0].upper() + f[1:] for f in s.facts()) + ".\n")]
+    return parts
 
 
 def write_table(folder: Path, texts: dict[str, str]) -> None:

@@ -5,14 +5,16 @@ After a wanted change, ``python -m tests.golden.test_table2`` writes the files a
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from quickdrop_bench.harness.catalogue import artefact, paper_values
-from quickdrop_bench.reporting.tables import derive, latest, read_published, render
+from quickdrop_bench.reporting.tables import derive, latest, on_terminal, read_published, render
 
 HERE = Path(__file__).parent
 FORMATS = ("table.csv", "table.md", "table.tex")
@@ -26,6 +28,16 @@ def tables() -> dict[str, str]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_table(name: str) -> None:
     assert tables()[name] == (HERE / name).read_text(encoding="utf-8")
+
+
+def test_on_a_terminal_it_fits_eighty_columns() -> None:
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    data = pd.DataFrame(json.loads(line) for line in (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    console.print(*on_terminal(data, read_published(paper_values(), 2), artefact("table2").LAYOUT), sep="\n")
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    for text in ("80.00 ± 1.41%", "(70.48%)", "imagefolder:my_pics", "—", "over 2 seeds"):
+        assert text in shown
 
 
 def rows(*entries: tuple[str, int, str, str, float]) -> pd.DataFrame:

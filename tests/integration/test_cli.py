@@ -13,6 +13,7 @@ import pytest
 
 from quickdrop_bench.cli import main, parse
 from quickdrop_bench.harness.catalogue import presets
+from quickdrop_bench.rows import LAST
 
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
@@ -54,8 +55,11 @@ def test_table_from_nothing_and_again(run: Run, tmp_path: Path) -> None:
         "quickdrop",
     ]
     provenance = {"preset", "spec_hash", "git_commit", "git_dirty", "package_version", "versions", "device"}
+    assert {(r["stage"], r["metric"]) for r in (rows[-1], [r for r in rows if r["method"] == "original"][-1])} == set(
+        LAST
+    )
     for row in rows:
-        assert provenance | {"precision", "created_at", "value"} <= set(row)
+        assert provenance | {"precision", "created_at", "wall_seconds", "value"} <= set(row)
     values = {(r["method"], r["stage"], r["metric"]): r["value"] for r in rows}
     assert values["quickdrop", "total", "storage_bytes"] > 0
     assert 0 <= values["retrain-or", "total", "r_set_accuracy"] <= 1
@@ -268,6 +272,8 @@ BAD = {
     "depth": (["table", "2", "--depth", "9"], "--depth 9"),
     "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "unlearn_lr -1.0"),
     "folder missing": (["table", "2", "--dataset", "imagefolder", "--data-dir", "none"], "--data-dir none"),
+    "config with an unknown key": (["table", "2", "--config", "unknown.yaml"], "nonsense"),
+    "config that is no YAML": (["table", "2", "--config", "broken.yaml"], "--config"),
     "config missing": (["table", "2", "--config", "none.yaml"], "--config"),
 }
 
@@ -275,6 +281,8 @@ BAD = {
 @pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    Path("unknown.yaml").write_text("nonsense: 1\n")
+    Path("broken.yaml").write_text("a: [1, {\n")
     if argv[0] == "table" and "--preset" not in argv and "--dataset" not in argv:
         argv = [*argv, *(p for p in TINY if p not in ("--clients", "3", "--seeds", "1"))]
         argv += [] if "--clients" in argv else ["--clients", "3"]

@@ -1,0 +1,199 @@
+"""Options: from the command line and presets to frozen dataclasses."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric import Fabric
+
+from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput, positive
+from quickdrop_bench.harness.catalogue import preset_files, presets
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.methods import METHODS, Method
+
+__all__ = [
+    "Parser",
+    "add_common_options",
+    "add_run_options",
+    "add_table_options",
+    "federation_spec",
+    "make_fabric",
+    "methods_of",
+    "preset_defaults",
+    "request_of",
+    "seeds_of",
+]
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+class Parser(ArgumentParser):
+    """Errors become one sentence instead of usage and exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise :class:`BadInput`."""
+        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."))
+
+
+def _as_bad_input(message: str) -> BadInput:
+    """Put a parser's message into the form of all others: option, value, what is allowed."""
+    if found := re.search(r'key "([\w.]+)": (.*?)\s*Got value: (.*)$', message):
+        key, reason, value = found.groups()
+        kinds = re.findall(r"<class '(\w+)'>", reason)
+        allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
+        return BadInput(f"--{key.replace('_', '-')}", value, allowed)
+    if found := re.search(r'key "([\w.]+)": (.*)$', message):
+        return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
+    if found := re.search(r"Problems parsing config: (.*)$", message):
+        return BadInput("--config", "is not usable", found[1])
+    if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+        return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
+    return BadInput("command line", "not understood", message)
+
+
+def preset_defaults(argv: Sequence[str], *, with_methods: bool) -> dict[str, Any]:
+    """The values of the preset's files, without the sections of methods that the command does not run."""
+    preset = _peek(argv, "--preset")
+    if preset is None:
+        preset = "paper" if torch.cuda.is_available() else "quick"
+        if not {"-h", "--help"} & set(argv):
+            others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
+            print(f"preset {preset} (others: {others})", file=sys.stderr)
+    defaults: dict[str, Any] = {"preset": preset}
+    for path in preset_files(preset, _peek(argv, "--dataset")):
+        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if not isinstance(value, dict):
+                defaults[key] = value
+            elif with_methods:
+                defaults |= {f"{key}.{name}": entry for name, entry in value.items()}
+    return defaults
+
+
+def _peek(argv: Sequence[str], option: str) -> str | None:
+    """The last value of an option, before the real parser reads it."""
+    value = None
+    for position, part in enumerate(argv):
+        if part == option and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif part.startswith(f"{option}="):
+            value = part.split("=", 1)[1]
+    return value
+
+
+def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
+    """One option per field of a frozen dataclass."""
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if field.name in skip:
+            continue
+        name = f"--{prefix}{field.name}".replace("_", "-")
+        text = field.metadata.get("help", f"see {cls.__name__}")
+        if hints[field.name] is bool and field.default is False:
+            parser.add_argument(name, action="store_true", help=text)
+        else:
+            parser.add_argument(
+                name, type=hints[field.name], default=field.default, help=f"{text} (default: %(default)s)"
+            )
+
+
+def add_common_options(parser: ArgumentParser) -> None:
+    """Preset, data, seeds, results folder and the federation."""
+    parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
+    parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
+    parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
+    _add_fields(parser, FederationSpec, "")
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """What commands that train need beside the common options."""
+    add_common_options(parser)
+    parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations go")
+    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices")
+    parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
+
+
+def _method_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
+    parser.add_argument("--class", dest="forget_class", type=int, default=9, help="class to forget")
+    parser.add_argument("--force", action="store_true", help="measure again what was measured already")
+    for name in METHODS:
+        _add_fields(parser, METHODS[name], f"{name}.")
+
+
+def add_table_options(parser: ArgumentParser) -> None:
+    """What commands that run methods need as well."""
+    parser.add_argument("number", type=int, help="number of the table in the paper")
+    add_run_options(parser)
+    _method_options(parser)
+
+
+def seeds_of(args: Namespace) -> tuple[int, ...]:
+    """``--seeds`` as numbers; a lone number n means 1 to n."""
+    text = str(args.seeds)
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
+    if "," not in text:
+        positive("--seeds", numbers[0], at_least=1)
+        return tuple(range(1, numbers[0] + 1))
+    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
+        raise BadInput("--seeds", text, "every seed must be at least 0 and given once")
+    return tuple(numbers)
+
+
+def federation_spec(args: Namespace) -> FederationSpec:
+    """The federation that the options describe."""
+    _ = DATASETS[args.dataset]
+    return FederationSpec(**{f.name: getattr(args, f.name) for f in fields(FederationSpec)})
+
+
+def request_of(args: Namespace) -> UnlearningRequest:
+    """What is to be forgotten."""
+    return UnlearningRequest("class", (args.forget_class,))
+
+
+def methods_of(args: Namespace) -> dict[str, Method]:
+    """Hyper-parameters of every registered method, from the options ``--<method>.<field>``."""
+    built = {}
+    for name in METHODS:
+        values = args[name.replace("-", "_")]
+        built[name] = METHODS[name](**vars(values))
+    return built
+
+
+def make_fabric(args: Namespace, callbacks: list[Any]) -> Fabric:
+    """A launched Fabric.
+
+    Raises:
+        BadInput: the accelerator, the number of devices or the precision cannot be had.
+    """
+    if args.precision not in PRECISIONS:
+        raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
+    if args.devices != 1:
+        raise BadInput("--devices", args.devices, "one device is supported")
+    known = ("auto", "cpu", "cuda", "gpu", "mps")
+    if args.accelerator not in known:
+        raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
+    if args.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise BadInput("--accelerator", args.accelerator, "no CUDA device was found here; use cpu or auto")
+    if args.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
+    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
+        raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
+    fabric = Fabric(accelerator=args.accelerator, devices=1, precision=args.precision, callbacks=callbacks)
+    fabric.launch()
+    return fabric
