@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m quickdrop_bench
 OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install table2 test test-slow check format clean
+.PHONY: help install table1 table2 table3 table4 table5 table6 test test-slow check format clean
 
 help: ## show this help
 	@echo "make TARGET [PRESET=quick|small|paper] [DATASET=name] [DATA_DIR=folder] [ARGS='more options']"
@@ -25,8 +25,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed ## install the package and its tools into .venv
 
-table2: install ## measure and render Table 2
+table1: install ## what each method can do, stores and costs
+	@$(RUN) table 1 $(OPTIONS)
+
+table2: install ## forgetting a class: accuracy and cost
 	@$(RUN) table 2 $(OPTIONS)
+
+table3: install ## forgetting a class with 100 clients
+	@$(RUN) table 3 $(OPTIONS)
+
+table4: install ## forgetting a client, non-IID and IID
+	@$(RUN) table 4 $(OPTIONS)
+
+table5: install ## forgetting a class and learning it again
+	@$(RUN) table 5 $(OPTIONS)
+
+table6: install ## what distillation adds to training
+	@$(RUN) table 6 $(OPTIONS)
 
 test: install ## run the tests that take seconds
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -16,7 +16,7 @@ def _stage(group: str, stage: str) -> tuple[Column, ...]:
 LAYOUT = Layout(
     number=2,
     title="class-level unlearning: accuracy and computation cost",
-    methods=("retrain-or", "sga-or", "quickdrop"),
+    methods=("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"),
     columns=(
         *_stage("Unlearning", "unlearning"),
         *_stage("Recovery", "recovery"),
@@ -25,5 +25,7 @@ LAYOUT = Layout(
         Column("Total", "Speedup", "total", "speedup", "ratio"),
         Column("Total", "Sample-gradients", "total", "sample_gradients", "count"),
         Column("Total", "Speedup (sample-gradients)", "total", "speedup_sample_gradients", "ratio"),
+        Column("Total", "Upload", "total", "upload_bytes", "bytes"),
+        Column("Total", "Storage", "total", "storage_bytes", "bytes"),
     ),
 )

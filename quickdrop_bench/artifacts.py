@@ -1,8 +1,9 @@
 """A trained federation on disk: safetensors, CSV and YAML, with a manifest written last.
 
 Layout of ``<artifacts-dir>/<spec_hash>/``: ``global.safetensors`` (parameters by name), ``clients/NNNN.safetensors``
-(what that client keeps: partition rows, synthetic images and labels, augmentation samples), ``history.csv`` (one
-line per round), ``config.yaml`` (the resolved spec), ``manifest.json`` (each file's size and SHA-256).
+(what that client keeps: partition rows, synthetic images and labels, the real images they started from, augmentation
+samples), ``updates/`` (the server's update history, if kept), ``history.csv`` (one line per round), ``config.yaml``
+(the resolved spec), ``manifest.json`` (each file's size and SHA-256).
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_atomically, write_text
 from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["ClientArtifacts", "TrainedFederation", "is_complete", "load", "save"]
+__all__ = ["UPDATES", "ClientArtifacts", "TrainedFederation", "is_complete", "load", "save"]
 
-FORMAT = 1
+FORMAT = 2
+UPDATES = "updates"
+"""Folder of the update history, written while the federation trains."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,19 @@ class ClientArtifacts:
 
     Attributes:
         rows: (n,) int64, its training images as rows of the data set.
-        synthetic: S_i, or None if the federation trained without distillation.
-        augmentation: A_i, real images mixed 1:1 into recovery, or None likewise.
+        subset: the ⌈n/s⌉ real images per class that S_i starts from.
+        subset_rows: (m,) int64, where they come from.
+        augmentation: A_i, real images mixed 1:1 into recovery.
         augmentation_rows: (m,) int64, where A_i comes from.
+        synthetic: S_i, or None if the federation trained without distillation.
     """
 
     rows: Tensor
+    subset: LabelledSet
+    subset_rows: Tensor
+    augmentation: LabelledSet
+    augmentation_rows: Tensor
     synthetic: SyntheticSet | None = None
-    augmentation: LabelledSet | None = None
-    augmentation_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,9 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(dict(trained.spec), sort_keys=False))
         names = ["global.safetensors", "history.csv", "config.yaml"]
         names += [f"clients/{client:04d}.safetensors" for client in trained.clients]
+        # Hidden files are what a killed writer left.
+        updates = sorted(p for p in (folder / UPDATES).rglob("*.safetensors") if not p.name.startswith("."))
+        names += [path.relative_to(folder).as_posix() for path in updates]
         files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
         manifest = {"format": FORMAT, "cost": asdict(trained.cost), "files": files}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -145,7 +155,15 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:
-    tensors = {"rows": kept.rows}
+    tensors = {
+        "rows": kept.rows,
+        "subset_images": kept.subset.images,
+        "subset_labels": kept.subset.labels,
+        "subset_rows": kept.subset_rows,
+        "augmentation_images": kept.augmentation.images,
+        "augmentation_labels": kept.augmentation.labels,
+        "augmentation_rows": kept.augmentation_rows,
+    }
     if kept.synthetic is not None:
         s = kept.synthetic
         tensors |= {
@@ -155,17 +173,11 @@ def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:
             "synthetic_velocity": s.velocity,
             "synthetic_fixed_classes": torch.tensor(sorted(s.fixed_classes), dtype=torch.int64),
         }
-    if kept.augmentation is not None and kept.augmentation_rows is not None:
-        tensors |= {
-            "augmentation_images": kept.augmentation.images,
-            "augmentation_labels": kept.augmentation.labels,
-            "augmentation_rows": kept.augmentation_rows,
-        }
     return tensors
 
 
 def _client_from(tensors: dict[str, Tensor], device: torch.device) -> ClientArtifacts:
-    synthetic = augmentation = augmentation_rows = None
+    synthetic = None
     if "synthetic_images" in tensors:
         synthetic = SyntheticSet(
             tensors["synthetic_images"],
@@ -174,7 +186,11 @@ def _client_from(tensors: dict[str, Tensor], device: torch.device) -> ClientArti
             tensors["synthetic_velocity"],
             frozenset(tensors["synthetic_fixed_classes"].tolist()),
         )
-    if "augmentation_images" in tensors:
-        augmentation = LabelledSet.of(tensors["augmentation_images"], tensors["augmentation_labels"])
-        augmentation_rows = tensors["augmentation_rows"]
-    return ClientArtifacts(tensors["rows"], synthetic, augmentation, augmentation_rows)
+    return ClientArtifacts(
+        rows=tensors["rows"],
+        subset=LabelledSet.of(tensors["subset_images"], tensors["subset_labels"]),
+        subset_rows=tensors["subset_rows"],
+        augmentation=LabelledSet.of(tensors["augmentation_images"], tensors["augmentation_labels"]),
+        augmentation_rows=tensors["augmentation_rows"],
+        synthetic=synthetic,
+    )

@@ -9,7 +9,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
-__all__ = ["Clock", "Cost"]
+__all__ = ["Clock", "Cost", "Storage"]
+
+
+RARE = ("second_order_sample_gradients", "sample_forwards", "distillation_seconds")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Cost:
         sample_gradients: first-order forward+backward passes, counted per sample.
         second_order_sample_gradients: passes per synthetic image that differentiate through a gradient
             (Algorithm 2, line 15).
+        sample_forwards: forward-only passes, counted per sample.
         upload_bytes: bytes that clients send to the server, float32 parameters.
         distillation_seconds: the part of ``seconds`` spent on Algorithm 2, lines 14 and 15.
     """
@@ -33,15 +37,39 @@ class Cost:
     data_size: int = 0
     sample_gradients: int = 0
     second_order_sample_gradients: int = 0
+    sample_forwards: int = 0
     upload_bytes: int = 0
     distillation_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    @property
+    def gradient_equivalents(self) -> float:
+        """All passes in sample-gradients; a forward pass alone counts a third, as backward takes about two."""
+        return self.sample_gradients + self.second_order_sample_gradients + self.sample_forwards / 3
+
     def metrics(self) -> dict[str, float]:
-        """The counters by name, ready for rows."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The counters by name, ready for rows; those that few stages have are left out where they are zero."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if v or name not in RARE}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes that are kept for the sake of later requests.
+
+    Attributes:
+        server_bytes: on the server.
+        client_bytes: on all clients together.
+    """
+
+    server_bytes: int = 0
+    client_bytes: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """By the names that rows use."""
+        return {"storage_server_bytes": self.server_bytes, "storage_client_bytes": self.client_bytes}
 
 
 class Clock:

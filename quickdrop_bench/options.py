@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -18,7 +18,7 @@ from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.harness.catalogue import preset_files, presets
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [
@@ -30,8 +30,10 @@ __all__ = [
     "make_fabric",
     "methods_of",
     "preset_defaults",
-    "request_of",
+    "requests_of",
+    "rules_of",
     "seeds_of",
+    "split",
 ]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -61,8 +63,14 @@ def _as_bad_input(message: str) -> BadInput:
     return BadInput("command line", "not understood", message)
 
 
-def preset_defaults(argv: Sequence[str], *, with_methods: bool) -> dict[str, Any]:
-    """The values of the preset's files, without the sections of methods that the command does not run."""
+def preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) -> dict[str, Any]:
+    """The values of the preset's files.
+
+    Args:
+        argv: the command line.
+        artefact: whose section in the files counts, e.g. ``table4``.
+        with_methods: whether the command takes options of methods; their sections are left out otherwise.
+    """
     preset = _peek(argv, "--preset")
     if preset is None:
         preset = "paper" if torch.cuda.is_available() else "quick"
@@ -71,12 +79,20 @@ def preset_defaults(argv: Sequence[str], *, with_methods: bool) -> dict[str, Any
             print(f"preset {preset} (others: {others})", file=sys.stderr)
     defaults: dict[str, Any] = {"preset": preset}
     for path in preset_files(preset, _peek(argv, "--dataset")):
-        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if not isinstance(value, dict):
-                defaults[key] = value
-            elif with_methods:
-                defaults |= {f"{key}.{name}": entry for name, entry in value.items()}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for values in (content, content.get(artefact, {})):
+            defaults |= _flat(values, with_methods=with_methods)
     return defaults
+
+
+def _flat(values: Mapping[str, Any], *, with_methods: bool) -> dict[str, Any]:
+    """Options, and options of methods as ``<method>.<field>``."""
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    if with_methods:
+        sections = {name.replace("-", "_") for name in METHODS}
+        for section in sections & values.keys():
+            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
+    return flat
 
 
 def _peek(argv: Sequence[str], option: str) -> str | None:
@@ -111,7 +127,7 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
     parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
-    parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many")
+    parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many; 7, is the seed 7")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
     _add_fields(parser, FederationSpec, "")
 
@@ -127,7 +143,14 @@ def add_run_options(parser: ArgumentParser) -> None:
 
 def _method_options(parser: ArgumentParser) -> None:
     parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
-    parser.add_argument("--class", dest="forget_class", type=int, default=9, help="class to forget")
+    parser.add_argument("--class", dest="forget_class", type=str, default="9", help="class to forget; 9,3 one by one")
+    parser.add_argument(
+        "--client", dest="forget_client", type=str, default="0", help="client to forget, in tables about clients"
+    )
+    parser.add_argument("--protocol", type=str, default="preset", help=f"{', '.join(PROTOCOLS)}, or several as a,b")
+    parser.add_argument(
+        "--patience", type=int | None, default=None, help="end descents after this many rounds without progress"
+    )
     parser.add_argument("--force", action="store_true", help="measure again what was measured already")
     for name in METHODS:
         _add_fields(parser, METHODS[name], f"{name}.")
@@ -141,10 +164,10 @@ def add_table_options(parser: ArgumentParser) -> None:
 
 
 def seeds_of(args: Namespace) -> tuple[int, ...]:
-    """``--seeds`` as numbers; a lone number n means 1 to n."""
+    """``--seeds`` as numbers; a lone number n means 1 to n, and ``n,`` the seed n."""
     text = str(args.seeds)
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
     if "," not in text:
@@ -161,9 +184,26 @@ def federation_spec(args: Namespace) -> FederationSpec:
     return FederationSpec(**{f.name: getattr(args, f.name) for f in fields(FederationSpec)})
 
 
-def request_of(args: Namespace) -> UnlearningRequest:
-    """What is to be forgotten."""
-    return UnlearningRequest("class", (args.forget_class,))
+def split(text: str) -> list[str]:
+    """The parts of a list as the user types it, ``a,b``; each once."""
+    return list(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+
+
+def requests_of(args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
+    """What is to be forgotten, one after the other."""
+    text = args.forget_class if level == "class" else args.forget_client
+    try:
+        targets = [int(part) for part in split(text)]
+    except ValueError:
+        targets = []
+    if not targets:
+        raise BadInput(f"--{level}", text, "a number, or several as 9,3, is needed")
+    return tuple(UnlearningRequest(level, (target,)) for target in targets)
+
+
+def rules_of(args: Namespace, *, relearn: bool) -> Rules:
+    """How methods are run."""
+    return Rules(args.protocol, args.patience, relearn)
 
 
 def methods_of(args: Namespace) -> dict[str, Method]:

@@ -22,6 +22,10 @@ LAST = (("total", "diverged"), ("fl-training", "diverged"))
 """Stage and metric of the row that a run writes last; without it the run was cut off while writing."""
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 class RowFile:
     """``rows.jsonl`` in a results folder: read at once, appended to a run at a time.
 
@@ -62,7 +66,7 @@ class RowFile:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the rows of one finished run, flushed to disk before this returns."""
         new = [dict(row) for row in rows]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        lines = "".join(_line(row) for row in new)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + lines)
             file.flush()
@@ -74,7 +78,16 @@ class RowFile:
         """Forget the rows of some specs, in memory and on disk."""
         gone = set(spec_hashes)
         self.rows = [row for row in self.rows if row["spec_hash"] not in gone]
-        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+        write_text(self.path, "".join(_line(row) for row in self.rows))
+
+    def any_of(self, spec_hash: str) -> bool:
+        """Whether there is any row of a run, complete or not."""
+        return any(row["spec_hash"] == spec_hash for row in self.rows)
+
+    def marked(self, spec_hash: str) -> bool:
+        """Whether a run diverged or failed."""
+        own = (row for row in self.rows if row["spec_hash"] == spec_hash)
+        return any(row["metric"] in ("diverged", "failed") and row["value"] for row in own)
 
     def has(self, spec_hash: str) -> bool:
         """Whether a run's rows are all there: its last one is, see :data:`LAST`."""

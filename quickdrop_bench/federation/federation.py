@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,28 @@ from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase,
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.seeding import derive_seed, generator
 
-__all__ = ["Federation", "PhaseResult", "RoundInfo", "sample_clients"]
+__all__ = [
+    "MIN_IMPROVEMENT",
+    "Choose",
+    "Federation",
+    "PhaseResult",
+    "Record",
+    "RoundInfo",
+    "Transform",
+    "sample_clients",
+]
+
+MIN_IMPROVEMENT = 0.01
+"""Fall of the clients' mean training loss (nats) that counts as progress, see ``Phase.patience``."""
+
+Choose = Callable[[int, list[int]], list[int]]
+"""From a round's index and the sorted clients with data to those that take part; nobody skips the round."""
+
+Transform = Callable[[int, int, State, State], State]
+"""From a round's index, a client, the state it started from and its trained state to what is averaged for it."""
+
+Record = Callable[[int, int, int, State, State], object]
+"""Told a round's index, a client, its number of samples, the state it started from and its trained state."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,22 @@ def sample_clients(eligible: list[int], participation: float, generator: torch.G
     return sorted(eligible[i] for i in chosen.tolist())
 
 
+class _Patience:
+    """Counts rounds without progress."""
+
+    def __init__(self, rounds: int | None) -> None:
+        self._rounds = rounds
+        self._best = math.inf
+        self._waited = 0
+
+    def exhausted(self, loss: float) -> bool:
+        """Take in a round's loss; whether the phase has converged."""
+        progress = loss < self._best - MIN_IMPROVEMENT
+        self._waited = 0 if progress else self._waited + 1
+        self._best = min(self._best, loss)
+        return self._rounds is not None and self._waited >= self._rounds
+
+
 class Federation:
     """A server and its simulated clients on one Fabric.
 
@@ -123,6 +161,9 @@ class Federation:
         synthetic: Mapping[int, SyntheticSet] | None = None,
         start: PhaseResult | None = None,
         on_round: Callable[[RoundInfo], object] | None = None,
+        choose: Choose | None = None,
+        transform: Transform | None = None,
+        record: Record | None = None,
     ) -> PhaseResult:
         """FedAvg(Z, θ, phase): average the clients' local training, weighted by |Z_i|, round by round.
 
@@ -134,23 +175,55 @@ class Federation:
             phase: rounds, local steps, batch size, learning rate, direction, participation.
             seed: the run's seed.
             synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that take part change.
-            start: continue after this many rounds of the same phase (``start.cost.rounds``) from its state.
+            start: continue after this many rounds of the same phase (``start.cost.rounds``, none of them skipped)
+                from its state.
             on_round: called after every round, before the Fabric callbacks.
+            choose: picks the clients of a round, in place of ``phase.participation``.
+            transform: changes what is averaged for a client; part of the method, so inside its time.
+            record: sees every client's update, outside the time.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
         if not eligible:
             return result
         self._warm_up(result.state, data[eligible[0]], phase)
-        for k in range(result.cost.rounds, phase.rounds):
-            clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
-            result, info = self._round(result, clients, data, phase, seed, k, synthetic or {})
+        patience = _Patience(phase.patience)
+        for k in range(start.cost.rounds if start else 0, phase.rounds):
+            if choose is None:
+                clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
+            else:
+                clients = choose(k, eligible)
+            if not clients:
+                continue
+            result, info = self._round(result, clients, data, phase, seed, k, synthetic or {}, transform, record)
             if result.diverged:
                 break
             if on_round is not None:
                 on_round(info)
             self.fabric.call("on_round_end", federation=self, info=info)
+            if patience.exhausted(info.loss):
+                break
         return result
+
+    @contextmanager
+    def held_at_zero(self, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Keep parameters that are zero at zero through any training inside the block.
+
+        Args:
+            masks: by parameter name, tensors that broadcast to its shape: 1 where it may change, 0 where not.
+        """
+        parameters = dict(self._inner.named_parameters())
+
+        def hold(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda gradient: gradient * mask
+
+        # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
+        handles = [parameters[name].register_hook(hold(mask)) for name, mask in masks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _round(
         self,
@@ -161,6 +234,8 @@ class Federation:
         seed: int,
         k: int,
         synthetic: Mapping[int, SyntheticSet],
+        transform: Transform | None,
+        record: Record | None,
     ) -> tuple[PhaseResult, RoundInfo]:
         mean = RunningMean()
         clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
@@ -184,7 +259,12 @@ class Federation:
                 distiller,
                 distillation_clock,
             )
-            update = dict(self._inner.named_parameters())
+            update: State = {name: p.detach() for name, p in self._inner.named_parameters()}
+            if record is not None:
+                record(k, client, len(data[client]), before.state, update)
+            if transform is not None:
+                with clock.running():
+                    update = transform(k, client, before.state, update)
             if not is_finite(update):
                 diverged = True
                 break

@@ -34,6 +34,9 @@ class Phase:
         participation: share of the clients with data that take part in a round, in (0, 1].
         stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
             stops. It bounds ascent, which is unbounded by itself.
+        patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
+            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
+            then the most. None makes all rounds.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Phase:
     ascend: bool = False
     participation: float = 1.0
     stop_loss: float | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)

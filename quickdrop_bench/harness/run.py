@@ -1,33 +1,40 @@
-"""Measure: one trained federation, one request, several methods → rows."""
+"""Measure: trained federations, requests, several methods → rows."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from inspect import getfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 
+from quickdrop_bench import artifacts
 from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
-from quickdrop_bench.data.labelled import ImageData, LabelledSet, concatenate
+from quickdrop_bench.data.labelled import ImageData, LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.protocol import Tuned, as_in_the_paper, tune
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.spec import FederationSpec, RunSpec
+from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
 from quickdrop_bench.harness.training import build_federation, train_federation, training_phase
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import ClientData, check_support
+from quickdrop_bench.methods.base import ClientData, StageResult, check_support
 from quickdrop_bench.rows import RowFile
 
 __all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session", "measure"]
+
+log = logging.getLogger(__name__)
 
 ORACLE = "retrain-or"
 ORIGINAL = "original"
@@ -38,27 +45,29 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of one artefact: every method × every seed on one kind of federation and request.
+    """Runs of one artefact: every method × every seed on one kind of federation and one sequence of requests.
 
     Attributes:
         artefact: e.g. ``table2``.
         preset: name of the preset, recorded in the rows.
         federation: the federation spec.
-        request: what to forget.
+        requests: what to forget, in order; rows are written about each, under the requests up to it.
         methods: hyper-parameter objects by name, in the order of the table.
         seeds: the runs.
         data_dir: where the data set lies.
         precision: Fabric's precision.
+        rules: how methods are run.
     """
 
     artefact: str
     preset: str
     federation: FederationSpec
-    request: UnlearningRequest
+    requests: tuple[UnlearningRequest, ...]
     methods: Mapping[str, Method]
     seeds: tuple[int, ...]
     data_dir: Path
     precision: str
+    rules: Rules
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,37 +75,55 @@ class Experiment:
         return fingerprint(self.federation.dataset, self.data_dir, self.federation.image_size)
 
     def check(self) -> None:
-        """Raise before any compute if a method cannot serve the request."""
-        available = {"forget-data", "retain-data"} | ({"synthetic-sets"} if self.federation.distill else set())
+        """Raise before any compute if a method cannot serve a request."""
+        available = {"forget-data", "retain-data"}
+        available |= {"synthetic-sets"} if self.federation.distill else set()
+        available |= {"update-history"} if self.federation.record_every else set()
         for name in self.methods:
-            check_support(name, self.request, frozenset(available))
+            for request in self.requests:
+                check_support(name, request, frozenset(available))
 
     def federation_hash(self, seed: int) -> str:
         """Name of the trained federation's folder."""
         return self.federation.hash(self.fingerprint, seed, self.precision)
 
-    def run_spec(self, method: str, seed: int) -> RunSpec:
-        """The spec of one method's run, or of the evaluation of the original model."""
+    def run_spec(self, method: str, seed: int, request: int = -1) -> RunSpec:
+        """The spec of one method's run up to a request, or of the evaluation of the original model."""
+        requests = (*self.requests[:request], self.requests[request])
         if method == ORIGINAL:
-            return RunSpec(self.federation_hash(seed), None, {}, None, self.request)
+            return RunSpec(self.federation_hash(seed), None, {}, None, requests, Rules(self.rules.protocol))
         hyper_parameters = self.methods[method]
-        parameters = asdict(hyper_parameters)  # type: ignore[call-overload]
-        source = Path(getfile(type(hyper_parameters)))
-        return RunSpec(self.federation_hash(seed), method, parameters, source, self.request)
+        return RunSpec(
+            federation_hash=self.federation_hash(seed),
+            method=method,
+            hyper_parameters=asdict(hyper_parameters),  # type: ignore[call-overload]
+            source=Path(getfile(type(hyper_parameters))),
+            requests=requests,
+            rules=replace(self.rules, relearn=self.relearns(method)),
+            tuned_on=self.seeds[0] if self.rules.protocol == "tuned" else None,
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """The columns that tell this experiment's rows from others in the same file."""
+    def relearns(self, method: str) -> bool:
+        """Whether a method's run ends with relearning."""
+        return self.rules.relearn and self.methods[method].can_relearn
+
+    def identity(self, request: int = -1) -> dict[str, Any]:
+        """The columns that tell this experiment's rows about a request from others in the same file."""
+        requests = (*self.requests[:request], self.requests[request])
         return {
             "artefact": self.artefact,
             "dataset": dataset_label(self.federation.dataset, self.data_dir),
             "clients": self.federation.clients,
             "distribution": self.federation.distribution,
-            "request": str(self.request),
+            "request": ">".join(map(str, requests)),
+            "protocol": self.rules.protocol,
         }
 
     def spec_hashes(self) -> list[str]:
         """Of every run, whether or not it was measured."""
-        return [self.run_spec(m, seed).hash for seed in self.seeds for m in (ORIGINAL, *self.methods)]
+        steps = range(len(self.requests))
+        runs = ((m, seed, step) for seed in self.seeds for m in (ORIGINAL, *self.methods) for step in steps)
+        return [self.run_spec(*run).hash for run in runs]
 
 
 @dataclass
@@ -112,14 +139,16 @@ class Session:
     experiment: Experiment
     fabric: Fabric
     artifacts_dir: Path
-    _states: dict[int, Any] = field(default_factory=dict)
+    _training_costs: dict[int, Cost] = field(default_factory=dict)
+    _tuned: dict[str, Tuned] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> ImageData:
         """The data set on the device."""
         e = self.experiment
         data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
-        e.request.check(len(data.class_names), e.federation.clients)
+        for request in e.requests:
+            request.check(len(data.class_names), e.federation.clients)
         return data
 
     @cached_property
@@ -132,29 +161,51 @@ class Session:
         return self.artifacts_dir / self.experiment.federation_hash(seed)
 
     def context(self, seed: int) -> Context:
-        """The request on the seed's trained federation, trained now if it was not."""
+        """The first request on the seed's trained federation, trained now if it was not."""
         e = self.experiment
         data, federation = self.data, self.federation
         trained = train_federation(e.federation, federation, data, seed, self.folder(seed))
         clients = {
-            i: ClientData(LabelledSet(data.train.images, data.train.labels, c.rows), c.synthetic, c.augmentation)
+            i: ClientData(
+                LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
+            )
             for i, c in trained.clients.items()
         }
-        self._states[seed] = trained.cost
+        self._training_costs[seed] = trained.cost
+        history = UpdateHistory(self.folder(seed) / artifacts.UPDATES, self.fabric.device)
         return Context(
             federation=federation,
             training=training_phase(e.federation),
             clients=clients,
             state=trained.state,
-            request=e.request,
-            forgotten=(e.request,),
+            request=e.requests[0],
+            forgotten=(e.requests[0],),
             seed=seed,
+            history=history if e.federation.record_every else None,
+            patience=e.rules.patience,
         )
 
     def training_cost(self, seed: int) -> Cost:
         """Of the seed's federation, once :meth:`context` was called."""
-        cost: Cost = self._states[seed]
-        return cost
+        return self._training_costs[seed]
+
+    def configured(self, name: str) -> Method:
+        """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
+        method = self.experiment.methods[name]
+        match self.experiment.rules.protocol:
+            case "paper":
+                return as_in_the_paper(method)
+            case "tuned":
+                return self.tuned(name).method
+            case _:
+                return method
+
+    def tuned(self, name: str) -> Tuned:
+        """The outcome of the search for a method, on the first seed's federation and the first request."""
+        if name not in self._tuned:
+            e = self.experiment
+            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], len(self.data.class_names))
+        return self._tuned[name]
 
 
 def measure(
@@ -162,14 +213,18 @@ def measure(
     rows: RowFile,
     methods: Sequence[str],
     on_run: Callable[[str, int], object] = lambda method, seed: None,
+    siblings: Sequence[RowFile] = (),
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
+
+    A method that fails leaves a mark and the others go on; it is tried again the next time.
 
     Args:
         session: the experiment and the machine.
         rows: where rows are looked up and appended.
         methods: the methods to run, a subset of the experiment's.
         on_run: told about each run before it starts (method, seed).
+        siblings: row files of other artefacts; a run that was measured for one of them is taken over.
 
     Returns:
         Whether every run ended with a finite model.
@@ -177,9 +232,8 @@ def measure(
     e = session.experiment
     e.check()
     ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
-    all_finite = True
     for seed in e.seeds:
-        missing = [m for m in ordered if not rows.has(e.run_spec(m, seed).hash)]
+        missing = [m for m in ordered if not _present(e, rows, siblings, m, seed)]
         if not missing:
             continue
         rows.check_writable()
@@ -187,70 +241,158 @@ def measure(
         context = session.context(seed)
         for method in missing:
             on_run(method, seed)
-            began = time.monotonic()
-            if method == ORIGINAL:
-                values = list(_original(session, context, seed))
-            else:
-                values = list(_run(session, context, e.methods[method]))
-            base = {
-                **e.identity(),
-                "seed": seed,
-                "method": method,
-                "spec_hash": e.run_spec(method, seed).hash,
-                "wall_seconds": round(time.monotonic() - began, 3),
-                **provenance(session.fabric, e.preset),
-            }
-            rows.append({**base, "stage": s, "metric": m, "value": _json_value(v)} for s, m, v in values)
-            all_finite &= not any(m == "diverged" and v for _, m, v in values)
-    return all_finite
+            for step, began, values in _serve(session, context, method):
+                spec_hash = e.run_spec(method, seed, step).hash
+                if rows.any_of(spec_hash):
+                    rows.drop([spec_hash])  # what a failed run left
+                base = {
+                    **e.identity(step),
+                    "seed": seed,
+                    "method": method,
+                    "spec_hash": spec_hash,
+                    "wall_seconds": round(time.monotonic() - began, 3),
+                    **provenance(session.fabric, e.preset),
+                }
+                rows.append({**base, **value.columns()} for value in values)
+    return not any(rows.marked(spec_hash) for spec_hash in e.spec_hashes())
 
 
-Value = tuple[str, str, float]
-"""Stage, metric, value."""
+def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: str, seed: int) -> bool:
+    """Whether the rows of a run are there, if need be by taking them over from another artefact."""
+    for step in range(len(e.requests)):
+        spec_hash = e.run_spec(method, seed, step).hash
+        if rows.has(spec_hash):
+            continue
+        known = next((other for other in siblings if other.has(spec_hash)), None)
+        if known is None:
+            return False
+        rows.append({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
+    return True
 
 
-def _run(session: Session, context: Context, method: Method) -> Iterator[Value]:
-    """Both stages of a method, evaluated after each."""
+@dataclass(frozen=True)
+class Value:
+    """One measured value.
+
+    Attributes:
+        stage, metric, value: as in rows.
+        extra: other columns that differ from the run's.
+    """
+
+    stage: str
+    metric: str
+    value: float
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def columns(self) -> Row:
+        """Ready for a row; JSON knows no NaN."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"stage": self.stage, "metric": self.metric, "value": value, **self.extra}
+
+
+Served = tuple[int, float, list[Value]]
+"""Index of a request, when its run began (monotonic seconds), and what was measured."""
+
+
+def _serve(session: Session, context: Context, method: str) -> Iterator[Served]:
+    """The requests one after the other; a failure ends the sequence."""
+    e = session.experiment
+    for step, request in enumerate(e.requests):
+        if step:
+            context = context.then(context.state, request)
+        began = time.monotonic()
+        if method == ORIGINAL:
+            yield step, began, list(_original(session, context))
+            continue
+        try:
+            values, state = _run(session, context, method)
+        except (RuntimeError, ArithmeticError, MemoryError) as error:
+            log.warning("%s failed on seed %s: %s", method, context.seed, " ".join(str(error).split()))
+            log.debug("where it failed", exc_info=True)
+            yield step, began, [Value("total", "failed", 1.0, {"error": type(error).__name__})]
+            return
+        yield step, began, values
+        context = replace(context, state=state)
+
+
+def _run(session: Session, context: Context, name: str) -> tuple[list[Value], State]:
+    """The stages of a method, evaluated after each; and the unlearned state, which the next request meets."""
+    method = session.configured(name)
+    values: list[Value] = []
+    if session.experiment.rules.protocol == "tuned":
+        values += _search_values(session.tuned(name))
     unlearned = method.unlearn(context)
-    yield from _stage(session, context, "unlearning", unlearned.state, unlearned.cost, unlearned.diverged)
+    values += _stage(session, context, "unlearning", unlearned)
     total, last = unlearned.cost, unlearned
     recovered = None if unlearned.diverged else method.recover(context, unlearned.state)
     if recovered is not None:
-        yield from _stage(session, context, "recovery", recovered.state, recovered.cost, recovered.diverged)
+        values += _stage(session, context, "recovery", recovered)
         total, last = total + recovered.cost, recovered
-    yield "total", "storage_bytes", method.storage_bytes(context)
-    yield from _stage(session, context, "total", last.state, total, last.diverged)
+    if session.experiment.relearns(name) and not last.diverged:
+        relearned = method.relearn(context, last.state)
+        values += _stage(session, context, "relearning", relearned)
+    stored = method.storage(context).metrics()
+    values += [Value("total", metric, value) for metric, value in stored.items()]
+    values += _stage(session, context, "total", replace(last, cost=total))
+    return values, last.state
 
 
-def _original(session: Session, context: Context, seed: int) -> Iterator[Value]:
-    """The trained model before the request."""
-    yield from _stage(session, context, "fl-training", context.state, session.training_cost(seed), False)
+def _search_values(tuned: Tuned) -> Iterable[Value]:
+    """What the search cost and chose."""
+    cost = {"seconds": tuned.cost.seconds, "sample_gradients": tuned.cost.gradient_equivalents, "tried": tuned.tried}
+    return [Value("search", metric, value) for metric, value in {**cost, **tuned.chosen}.items()]
 
 
-def _stage(session: Session, context: Context, stage: str, state: State, cost: Cost, diverged: bool) -> Iterator[Value]:
-    for metric, value in (cost.metrics() | _accuracies(session, context, state)).items():
-        yield stage, metric, value
-    yield stage, "diverged", float(diverged)  # last: rows.LAST
+def _original(session: Session, context: Context) -> Iterator[Value]:
+    """The trained model before the request, and what its training cost."""
+    cost = session.training_cost(context.seed)
+    images = session.data.train.images[0].numel()
+    yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))
+    if session.experiment.federation.distill:
+        share = 100 * cost.distillation_seconds / cost.seconds
+        # Distillation is a cost of QuickDrop alone, so Table 6 has it under that name.
+        for metric, value in (
+            ("total_seconds", cost.seconds),
+            ("distillation_seconds", cost.distillation_seconds),
+            ("overhead_percent", share),
+        ):
+            yield Value("fl-training", metric, value, {"method": "quickdrop"})
+    yield from _stage(session, context, "fl-training", StageResult(context.state, cost))
 
 
-def _accuracies(session: Session, context: Context, state: State) -> dict[str, float]:
+def _stage(session: Session, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
+    accuracies = _accuracies(session, context, result.state, per_class=stage != "total")
+    for metric, value in (result.cost.metrics() | accuracies).items():
+        yield Value(stage, metric, value)
+    yield Value(stage, "diverged", float(result.diverged))  # last: rows.LAST
+
+
+def _accuracies(session: Session, context: Context, state: State, *, per_class: bool) -> dict[str, float]:
     """F-Set, R-Set and per-class accuracy of a state.
 
     Class requests: the test images of the class, and of all classes that are not forgotten (paper §4.1). Client
-    requests: the clients' own training images, as no test data belong to a client, and the whole test set.
+    requests: the clients' own training images, as no test data belong to a client, and the whole test set; beside
+    them the other clients' training images.
     """
     federation, classes = session.federation, len(session.data.class_names)
     federation.load(state)
     on_test = class_accuracy(federation.model, session.data.test, classes)
+    metrics = {"r_set_accuracy": on_test.without(forgotten_classes(context.forgotten))}
     if context.request.level == "class":
-        f_set = on_test.over(context.request.targets)
+        metrics["f_set_accuracy"] = on_test.over(context.request.targets)
     else:
-        own = [context.clients[i].original for i in context.request.targets]
-        f_set = class_accuracy(federation.model, concatenate(*own), classes).without(())
-    metrics = {"f_set_accuracy": f_set, "r_set_accuracy": on_test.without(forgotten_classes(context.forgotten))}
-    return metrics | {f"class_{c}_accuracy": accuracy for c, accuracy in enumerate(on_test.accuracy)}
+        own, others = (_pooled(context, of_targets=which) for which in (True, False))
+        metrics["f_set_accuracy"] = class_accuracy(federation.model, own, classes).without(())
+        metrics["others_training_accuracy"] = class_accuracy(federation.model, others, classes).without(())
+        per_class = False
+    return metrics | ({f"class_{c}_accuracy": a for c, a in enumerate(on_test.accuracy)} if per_class else {})
 
 
-def _json_value(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
+def _pooled(context: Context, *, of_targets: bool) -> LabelledSet:
+    """Training images of the clients that are, or are not, to be forgotten."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    chosen = (
+        c.original if (i in context.request.targets) == of_targets else c.original.subset(nothing)
+        for i, c in context.clients.items()
+    )
+    return pool(*chosen)

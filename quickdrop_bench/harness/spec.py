@@ -11,17 +11,38 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import positive
+from quickdrop_bench.errors import BadInput, positive
 
-__all__ = ["FederationSpec", "RunSpec", "source_fingerprint"]
+__all__ = ["PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-TRAINING_SOURCES = ("functional", "models", "data", "distillation", "federation", "seeding.py", "harness/training.py")
+TRAINING_SOURCES = (
+    "functional/aggregation.py",
+    "functional/matching.py",
+    "models",
+    "data",
+    "distillation",
+    "federation",
+    "seeding.py",
+    "harness/training.py",
+)
 """Code that decides what a trained federation is; a change to it retires every trained federation."""
 
-METHOD_SOURCES = ("methods/base.py", "methods/steps.py", "evaluation", "cost.py", "harness/run.py")
+METHOD_SOURCES = (
+    "functional",
+    "methods/base.py",
+    "methods/steps.py",
+    "methods/small_sets.py",
+    "evaluation",
+    "cost.py",
+    "harness/run.py",
+    "harness/protocol.py",
+)
 """Code that, beside the above and the method's own file, decides what a run measures."""
+
+
+PROTOCOLS = ("preset", "paper", "tuned")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -49,6 +70,7 @@ class FederationSpec:
     batch_size: int = _option(256, "mini-batch size |B|")
     lr: float = _option(0.01, "learning rate η_θ of FL training")
     participation: float = _option(1.0, "share of the clients that take part in a training round")
+    record_every: int = _option(0, "keep every Δt-th round's client updates for FedEraser; 0 keeps none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
     image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step")
@@ -67,6 +89,7 @@ class FederationSpec:
         positive("--lr", self.lr)
         positive("--participation", self.participation, at_most=1)
         positive("--scale", self.scale, at_least=1)
+        positive("--record-every", self.record_every, at_least=0)
         positive("--image-steps", self.image_steps, at_least=0)
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
@@ -82,7 +105,7 @@ class FederationSpec:
         if self.iid:
             del values["alpha"]
         if not self.distill:
-            for name in ("scale", "image_steps", "image_lr", "image_momentum", "synthetic_batch_size"):
+            for name in ("image_steps", "image_lr", "image_momentum", "synthetic_batch_size"):
                 del values[name]
         return values
 
@@ -100,22 +123,48 @@ class FederationSpec:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How every method is run.
+
+    Attributes:
+        protocol: where the steps of the stages come from: ``preset`` (the preset's files), ``paper`` (T everywhere)
+            or ``tuned`` (a search on training data, see :mod:`quickdrop_bench.harness.protocol`).
+        patience: descents end after this many rounds without progress; None makes all rounds.
+        relearn: learn again afterwards what was forgotten (§4.7).
+    """
+
+    protocol: str = "preset"
+    patience: int | None = None
+    relearn: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise BadInput("--protocol", self.protocol, f"use one of {', '.join(PROTOCOLS)}")
+        if self.patience is not None:
+            positive("--patience", self.patience, at_least=1)
+
+
+@dataclass(frozen=True)
 class RunSpec:
-    """One method serving one request on one trained federation.
+    """One method serving requests on one trained federation.
 
     Attributes:
         federation_hash: of the trained federation.
         method: its name; None stands for the original model, which is only evaluated.
         hyper_parameters: of the method.
         source: path of the method's own module.
-        request: what is to be forgotten.
+        requests: what is to be forgotten, in order; the rows are about the last one.
+        rules: how methods are run.
+        tuned_on: seed of the federation on which the tuned protocol searches; None for the other protocols.
     """
 
     federation_hash: str
     method: str | None
     hyper_parameters: Mapping[str, Any]
     source: Path | None
-    request: UnlearningRequest
+    requests: tuple[UnlearningRequest, ...]
+    rules: Rules
+    tuned_on: int | None = None
 
     @property
     def hash(self) -> str:
@@ -125,7 +174,9 @@ class RunSpec:
                 "federation": self.federation_hash,
                 "method": self.method,
                 "hyper_parameters": dict(self.hyper_parameters),
-                "request": str(self.request),
+                "requests": [str(request) for request in self.requests],
+                "rules": asdict(self.rules),
+                "tuned_on": self.tuned_on,
                 "source": source_fingerprint(METHOD_SOURCES),
                 "method_source": _file_digest(self.source) if self.source else "",
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from quickdrop_bench import artifacts
 from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.labelled import ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.distillation.in_situ import (
     Distillation,
@@ -26,6 +26,7 @@ from quickdrop_bench.distillation.in_situ import (
 )
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.files import write_atomically
 from quickdrop_bench.functional.aggregation import State
@@ -134,13 +135,9 @@ def train_federation(
         return artifacts.load(folder, fabric.device)
     rows = {i: torch.from_numpy(r).to(fabric.device) for i, r in enumerate(client_rows(spec, data.train.labels, seed))}
     clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
-    synthetic: dict[int, SyntheticSet] = {}
-    if spec.distill:
-        synthetic = {
-            i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i))
-            for i, d in clients.items()
-            if len(d)
-        }
+    starts = {i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items()}
+    synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if spec.distill else {}
+    recorder = UpdateRecorder(folder / artifacts.UPDATES, spec.rounds, spec.record_every) if spec.record_every else None
     checkpoint = Checkpoint(folder / "training.ckpt")
     _check_writable(folder)
     resumed = checkpoint.load(fabric, synthetic)
@@ -165,14 +162,16 @@ def train_federation(
             saved_at = time.monotonic()
 
     phase = training_phase(spec)
-    result = federation.run(initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round)
+    result = federation.run(
+        initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
+    )
     if result.diverged:
         raise ArithmeticError(
             f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; "
             f"lower --lr {spec.lr:g}"
         )
     kept = {
-        i: _client_artifacts(rows[i], d, synthetic.get(i), generator(seed, "augmentation", i))
+        i: _client_artifacts(rows[i], d, starts[i], synthetic.get(i), generator(seed, "augmentation", i))
         for i, d in clients.items()
     }
     trained = TrainedFederation(
@@ -184,14 +183,14 @@ def train_federation(
 
 
 def _client_artifacts(
-    rows: torch.Tensor, data: LabelledSet, synthetic: SyntheticSet | None, stream: torch.Generator
+    rows: torch.Tensor,
+    data: LabelledSet,
+    start: SyntheticSet,
+    synthetic: SyntheticSet | None,
+    stream: torch.Generator,
 ) -> ClientArtifacts:
-    if synthetic is None:
-        return ClientArtifacts(rows)
-    positions = augmentation_positions(data, synthetic, stream)
-    extra = data.subset(positions)
-    images, labels = data.take(positions.to(rows.device))
-    return ClientArtifacts(rows, synthetic, LabelledSet.of(images, labels), extra.rows)
+    extra = data.subset(augmentation_positions(data, start, stream))
+    return ClientArtifacts(rows, start.as_labelled(), start.origin, concatenate(extra), extra.rows, synthetic)
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from quickdrop_bench.cost import Storage
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.errors import Unsupported
 from quickdrop_bench.federation.federation import Federation, PhaseResult
+from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.registry import Registry
 
-__all__ = ["METHODS", "ClientData", "Context", "Method", "StageResult", "check_support", "load_plugins"]
+__all__ = [
+    "LEVELS_ALL",
+    "METHODS",
+    "ClientData",
+    "Context",
+    "Method",
+    "Search",
+    "StageResult",
+    "check_support",
+    "load_plugins",
+]
+
+LEVELS_ALL = frozenset({"class", "client"})
+"""For methods that serve every level of request."""
+
+Search = Mapping[str, Mapping[str, tuple[Any, ...]]]
+"""What the tuned protocol tries: stage (``unlearning``, ``recovery``) → field → values."""
 
 StageResult = PhaseResult
 """A stage ends like a phase: with a state, its cost, and whether it diverged."""
@@ -28,13 +46,15 @@ class ClientData:
 
     Attributes:
         original: D_i.
+        subset: ⌈n/s⌉ untouched real images per class, those that S_i started from.
+        augmentation: A_i, real images kept to be mixed into recovery.
         synthetic: S_i, if the federation trained with distillation.
-        augmentation: A_i, likewise.
     """
 
     original: LabelledSet
+    subset: LabelledSet
+    augmentation: LabelledSet
     synthetic: SyntheticSet | None = None
-    augmentation: LabelledSet | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,8 @@ class Context:
         request: what to forget now.
         forgotten: everything that is to stay forgotten, ``request`` included.
         seed: the run's seed.
+        history: the clients' updates of some training rounds, if they were recorded.
+        patience: see :class:`~quickdrop_bench.federation.local.Phase`; applied to every descent.
     """
 
     federation: Federation
@@ -58,6 +80,18 @@ class Context:
     request: UnlearningRequest
     forgotten: Sequence[UnlearningRequest]
     seed: int
+    history: UpdateHistory | None = None
+    patience: int | None = None
+
+    def run(self, state: State, data: Mapping[int, LabelledSet], phase: Phase, **options: Any) -> StageResult:
+        """``Federation.run`` with the request's seed, to convergence where the context asks for it."""
+        if not phase.ascend:
+            phase = replace(phase, patience=self.patience)
+        return self.federation.run(state, data, phase, self.seed, **options)
+
+    def then(self, state: State, request: UnlearningRequest) -> Context:
+        """The next request, on the model that served this one; what was forgotten stays forgotten."""
+        return replace(self, state=state, request=request, forgotten=(*self.forgotten, request))
 
     def forget_data(self) -> dict[int, LabelledSet]:
         """D_f by client: original training data that the request forgets."""
@@ -79,7 +113,10 @@ class Method(Protocol):
     can_relearn: ClassVar[bool]
     """Whether forgotten data can be learnt again afterwards."""
     needs: ClassVar[frozenset[str]]
-    """What it needs at request time: ``forget-data``, ``retain-data`` (originals) or ``synthetic-sets``."""
+    """What it needs at request time: ``forget-data``, ``retain-data`` (originals), ``synthetic-sets`` or
+    ``update-history``."""
+    search: ClassVar[Search]
+    """What the tuned protocol tries; values of fields that end in ``local_steps`` are capped at the training's T."""
     summary: ClassVar[str]
     """One line for ``quickdrop-bench methods``."""
 
@@ -91,8 +128,12 @@ class Method(Protocol):
         """The recovery stage, from the unlearned state; None if the method has none."""
         ...
 
-    def storage_bytes(self, context: Context) -> int:
-        """Bytes kept, on server and clients together, for the sake of later requests."""
+    def relearn(self, context: Context, state: State) -> StageResult:
+        """Learn again what the request forgot (§4.7); called only if ``can_relearn``."""
+        ...
+
+    def storage(self, context: Context) -> Storage:
+        """What is kept for the sake of later requests."""
         ...
 
 

@@ -5,30 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from quickdrop_bench.cost import Storage
 from quickdrop_bench.errors import positive
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import METHODS, Context, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.steps import Relearning
 
 __all__ = ["Retrain"]
 
 
 @METHODS.register("retrain-or")
 @dataclass(frozen=True)
-class Retrain:
+class Retrain(Relearning):
     """FedAvg from a fresh θ_0 on D without D_f, with the hyper-parameters of the original training.
 
     Attributes:
         rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
     """
 
-    levels: ClassVar[frozenset[str]] = frozenset({"class", "client"})
-    can_relearn: ClassVar[bool] = True
+    levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data"})
     summary: ClassVar[str] = "trains from scratch on the retained data: exact, and the reference for all others"
+    search: ClassVar[Search] = {}
 
     rounds: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rounds is not None:
             positive("retrain-or.rounds", self.rounds, at_least=1)
 
@@ -37,12 +40,12 @@ class Retrain:
         initial = context.federation.fresh_state(context.seed, "retrain", "init")
         rounds = context.training.rounds if self.rounds is None else self.rounds
         phase = replace(context.training, name="retraining", rounds=rounds)
-        return context.federation.run(initial, context.retain_data(), phase, context.seed)
+        return context.run(initial, context.retain_data(), phase)
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """There is nothing to recover."""
         return None
 
-    def storage_bytes(self, context: Context) -> int:
+    def storage(self, context: Context) -> Storage:
         """Nothing is stored."""
-        return 0
+        return Storage()

@@ -1,5 +1,5 @@
 """Model architectures."""
 
-from quickdrop_bench.models.convnet import ConvNet
+from quickdrop_bench.models.convnet import ConvNet, prunable_layers
 
-__all__ = ["ConvNet"]
+__all__ = ["ConvNet", "prunable_layers"]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from quickdrop_bench.errors import BadInput
 
-__all__ = ["NORMS", "ConvNet"]
+__all__ = ["NORMS", "ConvNet", "prunable_layers"]
 
 NORMS = ("instance", "layer", "none")
 """Normalisations on offer. None of them couples the samples of a batch, which averaging and class-wise
@@ -68,3 +68,23 @@ class ConvNet(nn.Module):
         """Map (B, C, H, W) float32 normalised images to (B, classes) logits."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
+
+
+def prunable_layers(model: nn.Module) -> list[tuple[str, str | None]]:
+    """The convolutions, whose channels can be pruned, and the normalisation right behind each.
+
+    The classifier is not among them. A channel is zero behind its layer if its parameters of both modules are.
+
+    Args:
+        model: a :class:`ConvNet`, or any model that lists its modules in the order in which they run.
+
+    Returns:
+        Module names, in order: of the convolution, and of the normalisation or None.
+
+    Example:
+        >>> prunable_layers(ConvNet(1, 8, 3, width=4, depth=2))
+        [('features.0', 'features.1'), ('features.4', 'features.5')]
+    """
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    behind = [(name if isinstance(module, nn.GroupNorm) else None) for name, module in leaves[1:]] + [None]
+    return [(name, norm) for (name, module), norm in zip(leaves, behind, strict=True) if isinstance(module, nn.Conv2d)]

@@ -1,20 +1,23 @@
-"""What every registered method promises, and what ties the three of them together."""
+"""What every registered method promises at every level that it declares, and what ties some of them together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from quickdrop_bench.cost import Storage
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import augmentation_positions, initial_synthetic_set
 from quickdrop_bench.errors import BadInput, Unsupported
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.methods import METHODS, Context, Method, load_plugins
@@ -24,9 +27,20 @@ from tests.conftest import toy_images
 
 Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=4, local_steps=6, batch_size=8, lr=0.2)
-STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3}
-TINY: dict[str, dict[str, object]] = {"retrain-or": {}, "sga-or": STEPS, "quickdrop": STEPS}
+RELEARN = {"relearn_lr": 0.2}
+STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3, **RELEARN}
+TINY: dict[str, dict[str, object]] = {
+    "retrain-or": RELEARN,
+    "federaser": {"recover_lr": 0.1, **RELEARN},
+    "s2u": {"beta": 0.0, "unlearn_lr": 0.2, "recover_lr": 0.2, "recover_rounds": 6, **RELEARN},
+    "sga-or": STEPS,
+    "fu-mp": {"prune_ratio": 0.5, "recover_lr": 0.2},
+    "random-subset": STEPS,
+    "quickdrop": STEPS,
+}
 """A setting per method that works on the toy federation; a method without one fails collection."""
+
+EVERYTHING = frozenset({"forget-data", "retain-data", "synthetic-sets", "update-history"})
 
 load_plugins()
 for _name in METHODS:
@@ -36,9 +50,8 @@ CASES = [pytest.param(name, level, id=f"{name}-{level}") for name in METHODS for
 
 
 class Guarded(LabelledSet):
-    """Remembers the rows that were read; raises on forbidden ones."""
+    """Raises when forbidden rows are read."""
 
-    seen: set[int]
     forbidden: set[int]
 
     def __init__(self, source: LabelledSet, forbidden: set[int]) -> None:
@@ -54,6 +67,14 @@ class Guarded(LabelledSet):
         return Guarded(super().subset(positions), self.forbidden)
 
 
+@pytest.fixture
+def separate_clients() -> dict[int, LabelledSet]:
+    """Client 1 alone holds class 1, so that forgetting the client and forgetting the class are the same."""
+    images, labels = toy_images(45)
+    ones, rest = torch.nonzero(labels == 1).flatten(), torch.nonzero(labels != 1).flatten()
+    return {i: LabelledSet(images, labels, rows) for i, rows in enumerate((rest[:16], ones, rest[16:]))}
+
+
 def equal(a: State, b: State) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
@@ -65,16 +86,20 @@ def request_for(level: str) -> UnlearningRequest:
 def make_context(
     federation: Federation, clients: dict[int, LabelledSet], level: str = "class", scale: float = 4.0
 ) -> Context:
-    """A federation trained with distillation, and a request to forget class 1 or client 1."""
-    synthetic = {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
-    start = federation.fresh_state(1, "init")
-    state = federation.run(start, clients, TRAIN, 1, synthetic=synthetic).state
+    """A federation trained with distillation and recorded updates, and a request to forget class 1 or client 1."""
+    starts = {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
+    synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()}
+    initial = federation.fresh_state(1, "init")
+    recorder = UpdateRecorder(Path("updates"), TRAIN.rounds, every=1)
+    state = federation.run(initial, clients, TRAIN, 1, synthetic=synthetic, record=recorder).state
     data = {}
     for i, original in clients.items():
-        positions = augmentation_positions(original, synthetic[i], generator(1, "augmentation", i))
-        data[i] = ClientData(original, synthetic[i], LabelledSet.of(*original.take(positions)))
+        positions = augmentation_positions(original, starts[i], generator(1, "augmentation", i))
+        augmentation = LabelledSet.of(*original.take(positions))
+        data[i] = ClientData(original, starts[i].as_labelled(), augmentation, synthetic[i])
     request = request_for(level)
-    return Context(federation, TRAIN, data, state, request, (request,), seed=1)
+    history = UpdateHistory(Path("updates"), torch.device("cpu"))
+    return Context(federation, TRAIN, data, state, request, (request,), seed=1, history=history)
 
 
 def forget_rows(context: Context) -> set[int]:
@@ -90,6 +115,7 @@ def guard(context: Context, forbidden: set[int]) -> Context:
 
 
 def accuracies(federation: Federation, state: State) -> tuple[float, float]:
+    """On test images of class 1 and of the others."""
     federation.load(state)
     result = class_accuracy(federation.model, LabelledSet.of(*toy_images(90, seed=5)), 3)
     return result.over((1,)), result.without((1,))
@@ -109,58 +135,82 @@ def serve(method: Method, context: Context) -> State:
 def test_contract(name: str, level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
     context = make_context(make_federation(), toy_clients, level)
     before = {n: v.clone() for n, v in context.state.items()}
-    images = {i: c.synthetic.images.clone() for i, c in context.clients.items() if c.synthetic}
+    images = {i: (c.synthetic.images.clone(), c.subset.images.clone()) for i, c in context.clients.items()}
     method = tiny(name)
     first = serve(method, context)
     assert is_finite(first)
     assert {n: v.shape for n, v in first.items()} == {n: v.shape for n, v in before.items()}
     assert equal(context.state, before)
-    assert all(torch.equal(images[i], c.synthetic.images) for i, c in context.clients.items() if c.synthetic)
+    for i, c in context.clients.items():
+        assert torch.equal(images[i][0], c.synthetic.images)
+        assert torch.equal(images[i][1], c.subset.images)
     assert equal(serve(method, context), first)
-    assert method.storage_bytes(context) >= 0
+    storage = method.storage(context)
+    assert isinstance(storage, Storage)
+    assert min(storage.metrics().values()) >= 0
 
 
 @pytest.mark.parametrize(("name", "level"), CASES)
-def test_what_is_forgotten_is_not_read_after_unlearning(
+def test_only_declared_data_are_read(
     name: str, level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
 ) -> None:
+    """Data that a method does not declare raise on access; what is to be forgotten does after unlearning."""
     context = make_context(make_federation(), toy_clients, level)
-    guarded = guard(context, forget_rows(context))
-    method = tiny(name)
-    if "forget-data" in method.needs:
-        with pytest.raises(AssertionError, match="forbidden"):
-            method.unlearn(guarded)
-        unlearned = method.unlearn(context)
-    else:
-        unlearned = method.unlearn(guarded)
-    method.recover(guarded, unlearned.state)
+    method, everything = tiny(name), set(range(45))
+    forget = forget_rows(context)
+    forbidden = {"forget-data": forget, "retain-data": everything - forget}
+    undeclared = set().union(*(rows for kind, rows in forbidden.items() if kind not in method.needs))
+    withheld = {} if "update-history" in method.needs else {"history": None}
+    unlearned = method.unlearn(replace(guard(context, undeclared), **withheld))
+    method.recover(guard(context, undeclared | forget), unlearned.state)
 
 
-def test_quickdrop_never_reads_original_data(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+@pytest.mark.parametrize("name", [n for n in METHODS if "forget-data" in METHODS[n].needs and n != "s2u"])
+def test_the_guard_notices(name: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
     context = make_context(make_federation(), toy_clients)
-    everything = set(range(45))
-    assert is_finite(serve(tiny("quickdrop"), guard(context, everything)))
     with pytest.raises(AssertionError, match="forbidden"):
-        serve(tiny("sga-or"), guard(context, everything))
+        tiny(name).unlearn(guard(context, forget_rows(context)))
 
 
-def test_unlearning_reads_the_forget_set_only(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+def test_ascent_reads_the_forget_set_only(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
     context = make_context(make_federation(), toy_clients)
     tiny("sga-or").unlearn(guard(context, set(range(45)) - forget_rows(context)))
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_class_is_forgotten_and_the_rest_kept(
-    name: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
+@pytest.mark.parametrize(("name", "level"), CASES)
+def test_forgets_keeps_and_learns_again(
+    name: str, level: str, make_federation: Make, separate_clients: dict[int, LabelledSet]
 ) -> None:
-    federation = make_federation()
-    context = make_context(federation, toy_clients)
+    federation = make_federation(width=8)
+    context = make_context(federation, separate_clients, level)
     f_before, r_before = accuracies(federation, context.state)
-    f_after, r_after = accuracies(federation, serve(tiny(name), context))
+    method = tiny(name)
+    state = serve(method, context)
+    f_after, r_after = accuracies(federation, state)
     assert f_before > 0.8
     assert r_before > 0.8
     assert f_after < f_before - 0.5
     assert r_after > 0.75
+    if method.can_relearn:
+        f_again, _ = accuracies(federation, method.relearn(context, state).state)
+        assert f_again > f_after + 0.3
+    else:
+        with pytest.raises(Unsupported):
+            method.relearn(context, state)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "class" in METHODS[name].levels])
+def test_two_requests_in_a_row(name: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+    """After the second request both classes are gone, and the first one's data were not read again."""
+    federation = make_federation(width=8)
+    context = make_context(federation, toy_clients)
+    method = tiny(name)
+    second = guard(context.then(serve(method, context), UnlearningRequest("class", (2,))), forget_rows(context))
+    assert [str(r) for r in second.forgotten] == ["class-1", "class-2"]
+    federation.load(serve(method, second))
+    result = class_accuracy(federation.model, LabelledSet.of(*toy_images(90, seed=5)), 3)
+    assert max(result.accuracy[1], result.accuracy[2]) < 0.3
+    assert result.accuracy[0] > 0.75
 
 
 def test_without_distillation_at_scale_one_quickdrop_is_sga(
@@ -183,6 +233,20 @@ def test_without_distillation_at_scale_one_quickdrop_is_sga(
     assert replace(ours.cost, seconds=0) == replace(theirs.cost, seconds=0)
 
 
+def test_the_control_is_quickdrop_without_distillation(
+    make_federation: Make, toy_clients: dict[int, LabelledSet]
+) -> None:
+    """With ς_S = 0 the synthetic images are those they started from, so both methods do the same."""
+    context = make_context(make_federation(), toy_clients)
+    clients = {
+        i: replace(c, synthetic=replace(c.synthetic, images=c.subset.images)) for i, c in context.clients.items()
+    }
+    context_without = replace(context, clients=clients)
+    assert equal(serve(tiny("random-subset"), context), serve(tiny("quickdrop"), context_without))
+    assert not equal(serve(tiny("random-subset"), context), serve(tiny("quickdrop"), context))
+    assert tiny("random-subset").storage(context) == tiny("quickdrop").storage(context)
+
+
 def test_retraining_without_a_forget_set_is_the_original_training(
     make_federation: Make, toy_clients: dict[int, LabelledSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,36 +259,148 @@ def test_retraining_without_a_forget_set_is_the_original_training(
     assert equal(METHODS["retrain-or"]().unlearn(nothing).state, context.state)
 
 
-def test_costs_of_quickdrop(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+# Costs, against formulas ------------------------------------------------------------------------------------
+
+
+def samples(size: int, steps: int, batch: int = TRAIN.batch_size) -> int:
+    """Samples in a number of batches, walking through a set again and again with a short last batch."""
+    done, left = 0, size
+    for _ in range(steps):
+        taken = min(batch, left)
+        done, left = done + taken, left - taken or size
+    return done
+
+
+def sizes(context: Context, kind: str) -> list[int]:
+    parts = context.forget_data() if kind == "forget" else context.retain_data()
+    return [len(part) for part in parts.values() if len(part)]
+
+
+Expected = tuple[int, int, int, int]
+"""Rounds, data size, sample-gradients, uploads of a whole model."""
+
+
+def expected(phase_sizes: list[int], rounds: int, steps: int) -> Expected:
+    gradients = rounds * sum(samples(size, steps) for size in phase_sizes)
+    return rounds, sum(phase_sizes), gradients, rounds * len(phase_sizes)
+
+
+@pytest.mark.parametrize("level", ["class", "client"])
+def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+    context = make_context(make_federation(), toy_clients, level)
+    forget, retain = sizes(context, "forget"), sizes(context, "retain")
+    assert (sum(forget), sum(retain)) == ((15, 30) if level == "class" else (12, 33))
+    small = [
+        sum(c.synthetic.labels != 1) if level == "class" else len(c.synthetic)
+        for i, c in context.clients.items()
+        if level == "class" or i != 1
+    ]
+    small_forget = (
+        [int(sum(c.synthetic.labels == 1)) for c in context.clients.values()]
+        if level == "class"
+        else [len(context.clients[1].synthetic)]
+    )
+    bounded = {"unlearn_local_steps": 2, "recover_local_steps": 3}
+    everyone = [24, 12, 9]
+    calibrated = expected(retain, 4, 3)
+    if level == "client":  # the first round is replayed without training
+        calibrated = (4, 33, calibrated[2] * 3 // 4, calibrated[3] * 3 // 4)
+    cases: dict[str, tuple[dict[str, object], Expected, Expected | None]] = {
+        "retrain-or": ({}, expected(retain, 4, 6), None),
+        "federaser": ({"recover_local_steps": 3}, calibrated, expected(retain, 3, 3)),
+        "sga-or": (bounded, expected(forget, 2, 2), expected(retain, 2, 3)),
+        "quickdrop": (bounded, expected(small_forget, 1, 2), expected([2 * int(n) for n in small], 2, 3)),
+        "random-subset": (bounded, expected(small_forget, 1, 2), expected([2 * int(n) for n in small], 2, 3)),
+        "fu-mp": ({"recover_local_steps": 3}, (1, 45, 0, 0), expected(retain, 4, 3)),
+    }
+    if level == "client":
+        first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
+        cases["s2u"] = (bounded, (3, 45, first[2] + then[2], first[3] + then[3]), None)
+    model_bytes = 4 * sum(v.numel() for v in context.state.values())
+    for name, (settings, on_unlearning, on_recovery) in cases.items():
+        if level not in METHODS[name].levels:
+            continue
+        method = METHODS[name](**settings)
+        unlearned = method.unlearn(context)
+        recovered = method.recover(context, unlearned.state)
+        assert (recovered is None) == (on_recovery is None), name
+        for result, (rounds, data_size, gradients, uploads) in (
+            (unlearned, on_unlearning),
+            *([(recovered, on_recovery)] if recovered and on_recovery else []),
+        ):
+            cost = result.cost
+            assert (cost.rounds, cost.data_size, cost.sample_gradients) == (rounds, data_size, gradients), name
+            if name != "fu-mp" or result is not unlearned:
+                assert cost.upload_bytes == uploads * model_bytes, name
+            assert cost.seconds > 0, name
+            assert cost.second_order_sample_gradients == 0, name
+    assert {n for n in METHODS if level in METHODS[n].levels} <= set(cases)
+
+
+def test_storage(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
     context = make_context(make_federation(), toy_clients)
-    method = METHODS["quickdrop"](unlearn_local_steps=2, recover_local_steps=3)
-    unlearned = method.unlearn(context)
-    recovered = method.recover(context, unlearned.state)
-    assert recovered is not None
-    labels = torch.cat([c.synthetic.labels for c in context.clients.values() if c.synthetic])
-    forget, retain = int((labels == 1).sum()), int((labels != 1).sum())
-    assert (unlearned.cost.rounds, unlearned.cost.data_size) == (1, forget)
-    assert (recovered.cost.rounds, recovered.cost.data_size) == (2, 2 * retain)  # S and A
-    assert unlearned.cost.sample_gradients == 2 * forget  # full batches: S_f is smaller than |B|
+    parameters = sum(v.numel() for v in context.state.values())
+    images = sum(len(c.synthetic) for c in context.clients.values())
     image_bytes = 8 * 8 * 4
-    assert method.storage_bytes(context) == 2 * len(labels) * image_bytes
-    assert METHODS["quickdrop"](augment=False).storage_bytes(context) == len(labels) * image_bytes
+    kept = {
+        "federaser": Storage(server_bytes=4 * parameters * (1 + 4 * 3)),
+        "quickdrop": Storage(client_bytes=2 * images * image_bytes),
+        "random-subset": Storage(client_bytes=2 * images * image_bytes),
+    }
+    for name in METHODS:
+        assert tiny(name).storage(context) == kept.get(name, Storage()), name
+    assert METHODS["quickdrop"](augment=False).storage(context) == Storage(client_bytes=images * image_bytes)
+
+
+# Limits -----------------------------------------------------------------------------------------------------
 
 
 def test_nothing_left_to_retain_is_no_crash(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
-    context = make_context(make_federation(), toy_clients)
-    context = replace(context, forgotten=(UnlearningRequest("class", (0, 1, 2)),))
-    for name in METHODS:
-        assert is_finite(serve(tiny(name), context))
+    for level, targets in (("class", (0, 1, 2)), ("client", (0, 1, 2))):
+        context = make_context(make_federation(), toy_clients, level)
+        context = replace(context, forgotten=(UnlearningRequest(level, targets),))
+        for name in METHODS:
+            if level in METHODS[name].levels:
+                assert is_finite(serve(tiny(name), context)), name
+
+
+def test_patience_ends_descents_early(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+    """At a learning rate of next to nothing the loss never falls by much: the first round, then patience runs out."""
+    context = replace(make_context(make_federation(), toy_clients), patience=2)
+    method = METHODS["sga-or"](recover_rounds=9, recover_lr=1e-9, unlearn_rounds=4, unlearn_lr=1e-9)
+    assert method.unlearn(context).cost.rounds == 4  # ascent is no descent
+    recovered = method.recover(context, context.state)
+    assert recovered is not None
+    assert recovered.cost.rounds == 3
 
 
 def test_unsupported_requests_are_refused_before_any_compute() -> None:
-    everything = frozenset({"forget-data", "retain-data", "synthetic-sets"})
     for name in METHODS:
-        check_support(name, request_for("class"), everything)
-    with pytest.raises(Unsupported, match="synthetic-sets"):
-        check_support("quickdrop", request_for("class"), frozenset({"retain-data"}))
+        for level in ("class", "client"):
+            if level in METHODS[name].levels:
+                check_support(name, request_for(level), EVERYTHING)
+            else:
+                with pytest.raises(Unsupported, match=f"not {level} requests"):
+                    check_support(name, request_for(level), EVERYTHING)
+    for name, need in (("quickdrop", "synthetic-sets"), ("federaser", "update-history")):
+        with pytest.raises(Unsupported, match=need):
+            check_support(name, request_for("class"), EVERYTHING - {need})
     with pytest.raises(BadInput, match="did you mean quickdrop"):
-        check_support("quikdrop", request_for("class"), everything)
+        check_support("quikdrop", request_for("class"), EVERYTHING)
     with pytest.raises(BadInput, match="level"):
         UnlearningRequest("galaxy", (1,))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_bad_settings_are_refused(name: str) -> None:
+    for field in fields(METHODS[name]):
+        if field.name.endswith(("_rounds", "_local_steps", "_lr", "_participation")):
+            with pytest.raises(BadInput, match=field.name):
+                METHODS[name](**{field.name: -1})
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_what_the_search_tries_exists(name: str) -> None:
+    assert set(METHODS[name].search) <= {"unlearning", "recovery"}
+    for space in METHODS[name].search.values():
+        assert set(space) <= {f.name for f in fields(METHODS[name])}

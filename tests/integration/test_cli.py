@@ -16,6 +16,7 @@ from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.rows import LAST
 
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
+METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
 Run = Callable[..., tuple[int, str, str]]
 
@@ -44,16 +45,13 @@ def test_table_from_nothing_and_again(run: Run, tmp_path: Path) -> None:
     assert code == 0
     folder = tmp_path / "results/quick/table2"
     assert {p.name for p in folder.iterdir()} == FILES
-    for text in ("Retrain-Or", "SGA-Or", "QuickDrop", "463.7×", "digits, 3 clients, dirichlet-0.1, request class-9"):
+    heading = "digits, 3 clients, dirichlet-0.1, request class-9"
+    for text in ("Retrain-Or", "FedEraser", "SGA-Or", "FU-MP", "Random subset", "QuickDrop", "463.7×", heading):
         assert text in out
     assert "round 1/2" in err
     rows = read_rows()
-    assert [r["method"] for r in rows if r["metric"] == "seconds" and r["stage"] in ("total", "fl-training")] == [
-        "original",
-        "retrain-or",
-        "sga-or",
-        "quickdrop",
-    ]
+    ran = [r["method"] for r in rows if r["metric"] == "seconds" and r["stage"] in ("total", "fl-training")]
+    assert ran == ["original", *METHODS_OF_TABLE_2]
     provenance = {"preset", "spec_hash", "git_commit", "git_dirty", "package_version", "versions", "device"}
     assert {(r["stage"], r["metric"]) for r in (rows[-1], [r for r in rows if r["method"] == "original"][-1])} == set(
         LAST
@@ -61,7 +59,8 @@ def test_table_from_nothing_and_again(run: Run, tmp_path: Path) -> None:
     for row in rows:
         assert provenance | {"precision", "created_at", "wall_seconds", "value"} <= set(row)
     values = {(r["method"], r["stage"], r["metric"]): r["value"] for r in rows}
-    assert values["quickdrop", "total", "storage_bytes"] > 0
+    assert values["quickdrop", "total", "storage_client_bytes"] > 0
+    assert values["federaser", "total", "storage_server_bytes"] > 0
     assert 0 <= values["retrain-or", "total", "r_set_accuracy"] <= 1
     before = (folder / "rows.jsonl").read_bytes()
     code, again, err = run("table", "2", *TINY)
@@ -82,9 +81,10 @@ def test_methods_can_be_run_one_by_one_on_one_federation(run: Run) -> None:
     run("table", "2", *TINY, "--methods", "quickdrop")
     rows = read_rows()
     assert {r["method"] for r in rows} == {"original", "quickdrop"}
+    assert "SGA-Or (not run)" in Path("results/quick/table2/table.md").read_text()
     _, out, err = run("table", "2", *TINY)
     assert "fl-training · round" not in err  # the federation was reused
-    assert {r["method"] for r in read_rows()} == {"original", "quickdrop", "retrain-or", "sga-or"}
+    assert {r["method"] for r in read_rows()} == {"original", *METHODS_OF_TABLE_2}
     assert read_rows()[: len(rows)] == rows
     assert "1.0×" in out
 
@@ -98,8 +98,8 @@ def test_other_specs_are_not_mixed_in(run: Run) -> None:
     assert "retrain-or" not in err
     assert len(read_rows()) < 2 * count
     lines = pd.read_csv("results/quick/table2/table.csv")
-    assert lines["method"].tolist() == ["retrain-or", "sga-or", "quickdrop"]
-    assert lines["seeds"].tolist() == [1, 1, 1]
+    assert lines["method"].tolist() == METHODS_OF_TABLE_2
+    assert lines["seeds"].tolist() == [1] * 6
 
 
 def test_changed_code_is_not_reused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_diverged_runs_are_marked_and_the_others_go_on(run: Run) -> None:
     code, out, _ = run("table", "2", *TINY, "--sga-or.unlearn-lr", "1e30", "--sga-or.unlearn-stop-loss", "null")
     assert code == 1
     assert "SGA-Or (diverged: 1 of 1)" in out
-    assert {r["method"] for r in read_rows()} == {"original", "retrain-or", "sga-or", "quickdrop"}
+    assert {r["method"] for r in read_rows()} == {"original", *METHODS_OF_TABLE_2}
 
 
 def test_training_that_diverges_says_so(run: Run) -> None:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation, is_complete, load, save
+from quickdrop_bench.artifacts import UPDATES, ClientArtifacts, TrainedFederation, is_complete, load, save
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.seeding import generator
 
 CPU = torch.device("cpu")
+
+
+def artifacts_of(data: LabelledSet) -> ClientArtifacts:
+    start = initial_synthetic_set(data, 4, generator(0))
+    synthetic = replace(start, images=start.images + 1)
+    few = data.subset(torch.arange(min(3, len(data))))
+    return ClientArtifacts(data.rows, start.as_labelled(), start.origin, concatenate(few), few.rows, synthetic)
 
 
 @pytest.fixture
 def trained(toy_clients: dict[int, LabelledSet]) -> TrainedFederation:
     clients = {}
     for i, data in toy_clients.items():
-        synthetic = initial_synthetic_set(data, 4, generator(0))
-        clients[i] = ClientArtifacts(data.rows, synthetic, LabelledSet.of(*data.take(torch.arange(3))), data.rows[:3])
-    clients[3] = ClientArtifacts(torch.empty(0, dtype=torch.int64))
+        clients[i] = artifacts_of(data)
+    clients[3] = replace(artifacts_of(toy_clients[0].subset(torch.empty(0, dtype=torch.int64))), synthetic=None)
     history = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
     return TrainedFederation({"w": torch.randn(3)}, clients, history, Cost(seconds=1.5, rounds=2), {"alpha": 0.1})
 
@@ -46,9 +54,24 @@ def test_round_trip(trained: TrainedFederation, tmp_path: Path) -> None:
             assert torch.equal(getattr(ours.synthetic, name), getattr(theirs.synthetic, name))
         assert ours.synthetic.fixed_classes == theirs.synthetic.fixed_classes
         assert torch.equal(ours.rows, theirs.rows)
-        assert ours.augmentation is not None
-        assert theirs.augmentation is not None
-        assert torch.equal(ours.augmentation.images, theirs.augmentation.images)
+        for kept in ("subset", "augmentation"):
+            assert torch.equal(getattr(ours, kept).images, getattr(theirs, kept).images)
+            assert torch.equal(getattr(ours, kept).labels, getattr(theirs, kept).labels)
+            assert torch.equal(getattr(ours, f"{kept}_rows"), getattr(theirs, f"{kept}_rows"))
+
+
+def test_recorded_updates_are_part_of_the_federation(trained: TrainedFederation, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    recorder = UpdateRecorder(folder / UPDATES, rounds=2, every=1)
+    for k in range(2):
+        recorder(k, 0, 5, {"w": torch.zeros(3)}, {"w": torch.ones(3)})
+    save(trained, folder)
+    load(folder, CPU)
+    assert UpdateHistory(folder / UPDATES, CPU).participants == {0: [0], 1: [0]}
+    path = folder / UPDATES / "0001" / "0000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(BadInput, match=r"updates/0001/0000\.safetensors"):
+        load(folder, CPU)
 
 
 @pytest.mark.parametrize("name", ["global.safetensors", "clients/0001.safetensors", "history.csv", "config.yaml"])

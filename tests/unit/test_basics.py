@@ -37,7 +37,10 @@ def test_seeds_differ_by_purpose() -> None:
 def test_costs_add_up() -> None:
     total = Cost(seconds=1, rounds=2, upload_bytes=8) + Cost(seconds=0.5, rounds=1, sample_gradients=7)
     assert total == Cost(seconds=1.5, rounds=3, upload_bytes=8, sample_gradients=7)
-    assert set(total.metrics()) >= {"seconds", "data_size", "second_order_sample_gradients"}
+    assert set(total.metrics()) == {"seconds", "rounds", "data_size", "sample_gradients", "upload_bytes"}
+    rare = Cost(second_order_sample_gradients=2, sample_forwards=3, sample_gradients=4)
+    assert rare.metrics()["sample_forwards"] == 3
+    assert rare.gradient_equivalents == 7
 
 
 def test_clock_counts_only_what_runs_inside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,20 @@
+"""Table 5: accuracy after forgetting one class and after learning it again, 20 clients, two data sets (paper §4.7)."""
+
+from quickdrop_bench.reporting.tables import Column, Layout
+
+
+def _stage(group: str, stage: str) -> tuple[Column, ...]:
+    return (
+        Column(group, "F-Set", stage, "f_set_accuracy", "percent"),
+        Column(group, "R-Set", stage, "r_set_accuracy", "percent"),
+    )
+
+
+LAYOUT = Layout(
+    number=5,
+    title="class-level unlearning and relearning: accuracy",
+    methods=("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"),
+    columns=(*_stage("Unlearning + Recovery", "total"), *_stage("Relearning", "relearning")),
+    relearn=True,
+    beside="dataset",
+)

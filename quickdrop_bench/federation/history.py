@@ -1,0 +1,100 @@
+"""The clients' updates of some training rounds, kept on the server's disk for FedEraser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from quickdrop_bench.files import write_atomically
+from quickdrop_bench.functional.aggregation import State
+
+__all__ = ["UpdateHistory", "UpdateRecorder", "retained_rounds"]
+
+INITIAL = "initial.safetensors"
+COUNT = "num_examples"
+"""Entry beside the parameters: |D_i|."""
+
+
+def retained_rounds(rounds: int, every: int) -> list[int]:
+    """0-based rounds whose updates are kept: t_1 = 1, t_{j+1} = t_j + Δt, J = max(⌊K/Δt⌋, 1) of them.
+
+    Example:
+        >>> retained_rounds(10, 3), retained_rounds(2, 3)
+        ([0, 3, 6], [0])
+    """
+    return [j * every for j in range(max(rounds // every, 1))]
+
+
+@dataclass(frozen=True)
+class UpdateRecorder:
+    """Writes updates as they come; nothing is held in memory. It is a ``record`` callable of ``Federation.run``.
+
+    Attributes:
+        folder: where to; a round that is trained again overwrites its files with equal ones.
+        rounds: K of the training.
+        every: Δt ≥ 1.
+    """
+
+    folder: Path
+    rounds: int
+    every: int
+
+    def __call__(self, k: int, client: int, num_examples: int, before: State, after: State) -> None:
+        """Keep U_i = θ_i − θ_k, with θ_k the global model at the *start* of the round, if the round is retained."""
+        if k not in retained_rounds(self.rounds, self.every):
+            return
+        if k == 0:
+            _write(self.folder / INITIAL, before)
+        update = {name: after[name] - before[name] for name in after}
+        _write(_path(self.folder, k, client), {**update, COUNT: torch.tensor(num_examples)})
+
+
+@dataclass(frozen=True)
+class UpdateHistory:
+    """Reads what an :class:`UpdateRecorder` wrote.
+
+    Attributes:
+        folder: of the recorder.
+        device: where tensors are put.
+    """
+
+    folder: Path
+    device: torch.device
+
+    @cached_property
+    def participants(self) -> dict[int, list[int]]:
+        """Retained rounds in order → the clients that took part."""
+        # Not "*": a writer that was killed leaves a hidden temporary file.
+        paths = self.folder.glob("[0-9]*/[0-9]*.safetensors")
+        found: dict[int, list[int]] = {}
+        for k, client in sorted((int(path.parent.name), int(path.stem)) for path in paths):
+            found.setdefault(k, []).append(client)
+        return found
+
+    def initial(self) -> State:
+        """θ_0, before the first round."""
+        return load_file(self.folder / INITIAL, device=str(self.device))
+
+    def update(self, k: int, client: int) -> tuple[State, int]:
+        """U_i of a retained round, and |D_i|."""
+        tensors = load_file(_path(self.folder, k, client), device=str(self.device))
+        count = int(tensors.pop(COUNT))
+        return tensors, count
+
+    def stored_bytes(self) -> int:
+        """4·P·(1 + Σ_j participants of round t_j): float32 updates and θ_0, on the server."""
+        parameters = sum(value.numel() for value in self.initial().values())
+        return 4 * parameters * (1 + sum(len(clients) for clients in self.participants.values()))
+
+
+def _path(folder: Path, k: int, client: int) -> Path:
+    return folder / f"{k:04d}" / f"{client:04d}.safetensors"
+
+
+def _write(path: Path, tensors: State) -> None:
+    own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(own, temporary))

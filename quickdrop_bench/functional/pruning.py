@@ -1,0 +1,175 @@
+"""Class-discriminative channel pruning: TF-IDF over channels (Wang et al., WWW 2022, §4).
+
+A channel is to a class what a word is to a document. Channels of all convolutions lie side by side in one
+dimension of n entries, layer after layer; ``widths`` says how many belong to each layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "channel_activity",
+    "choose_channels",
+    "class_sums",
+    "inverse_document_frequency",
+    "least_kept",
+    "pooled_means",
+    "prune_count",
+    "term_frequency",
+    "tf_idf",
+]
+
+
+def channel_activity(output: Tensor) -> Tensor:
+    """How strongly each channel of a convolution fires: the mean of its ReLU over the picture.
+
+    Args:
+        output: (B, C, H, W) floating, what the convolution gives before normalisation.
+
+    Returns:
+        (B, C) float32, ≥ 0.
+    """
+    return output.float().relu().mean((2, 3))
+
+
+def class_sums(activity: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum samples class by class.
+
+    Args:
+        activity: (B, n) floating.
+        labels: (B,) int64.
+        classes: (U,) int64, distinct; samples of other classes are left out.
+
+    Returns:
+        (U, n) float64 sums and (U,) int64 counts.
+    """
+    members = classes[:, None] == labels
+    return members.double() @ activity.double(), members.sum(1)
+
+
+def pooled_means(means: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
+    """A^{u,j} = Σ_i n_i^u·A_i^{u,j} / Σ_i n_i^u: what the union of the clients' samples would give.
+
+    The plain mean over clients (§4.1) takes a class that a client lacks for one that leaves its channels silent.
+
+    Args:
+        means: one (U, n) per client, floating; rows of classes that a client lacks do not matter if finite.
+        counts: one (U,) per client, integers ≥ 0.
+
+    Returns:
+        (U, n) float64; zero for a class without samples.
+
+    Raises:
+        ValueError: there is no client.
+    """
+    if not means:
+        raise ValueError("no client sent a statistic")
+    weights = torch.stack(list(counts)).double()
+    totals = weights.sum(0).clamp(min=1)
+    return (torch.stack(list(means)).double() * weights[:, :, None]).sum(0) / totals[:, None]
+
+
+def term_frequency(activity: Tensor, widths: Sequence[int]) -> Tensor:
+    """A channel's share of its layer's activity, for one class (§4.2).
+
+    Args:
+        activity: (n,) floating, ≥ 0.
+        widths: channels of each layer; they sum to n.
+
+    Returns:
+        (n,) of the same dtype; each layer sums to 1, or to 0 if all of it is silent.
+    """
+    shares = []
+    for layer in activity.split(list(widths)):
+        total = layer.sum()
+        shares.append(torch.where(total > 0, layer / total, 0))
+    return torch.cat(shares)
+
+
+def inverse_document_frequency(means: Tensor) -> Tensor:
+    """ln[(1 + U) / (1 + q_j)], where q_j classes reach channel j's mean over the classes (§4.2).
+
+    The paper's logarithm, so that no value is negative, with the threshold of the authors' code.
+
+    Args:
+        means: (U, n) floating, ≥ 0; a row per class.
+
+    Returns:
+        (n,) of the same dtype, in [0, ln((1 + U)/2)]; 0 for a channel to which all classes are equal.
+    """
+    # A rounded mean can exceed the equal values it was taken of.
+    threshold = means.mean(0).minimum(means.amax(0))
+    reached = (means >= threshold).sum(0)
+    return torch.log((1 + len(means)) / (1 + reached).to(means.dtype))
+
+
+def tf_idf(means: Tensor, target: int, widths: Sequence[int]) -> Tensor:
+    """How much each channel speaks for one class rather than for the others (§4.2).
+
+    Args:
+        means: (U, n) floating, ≥ 0; a row per class.
+        target: the row of the class.
+        widths: channels of each layer; they sum to n.
+
+    Returns:
+        (n,) of the same dtype, ≥ 0.
+    """
+    return term_frequency(means[target], widths) * inverse_document_frequency(means)
+
+
+def prune_count(ratio: float, channels: int) -> int:
+    """⌊R·n⌋ for R as it is written: 0.29 of 100 is 29, although the product in floating point is below.
+
+    Example:
+        >>> prune_count(0.29, 100), prune_count(0.2, 384)
+        (29, 76)
+    """
+    return math.floor(ratio * channels + 1e-9)
+
+
+def least_kept(width: int) -> int:
+    """Channels that a layer keeps in any case: a tenth, rounded up.
+
+    Example:
+        >>> [least_kept(width) for width in (1, 10, 11, 128)]
+        [1, 1, 2, 13]
+    """
+    return -(-width // 10)
+
+
+def choose_channels(scores: Tensor, widths: Sequence[int], count: int, pruned: Tensor) -> Tensor:
+    """The channels to prune next: those with the highest scores over all layers (§4.3).
+
+    Ties go to the channel that comes first. A layer that is down to :func:`least_kept` is passed over, so fewer
+    than ``count`` are chosen only if every layer is.
+
+    Args:
+        scores: (n,) floating.
+        widths: channels of each layer; they sum to n.
+        count: how many to choose.
+        pruned: (n,) bool, those that are pruned already; they are not chosen again.
+
+    Returns:
+        (n,) bool on the device of ``scores``.
+    """
+    layers = [layer for layer, width in enumerate(widths) for _ in range(width)]
+    gone = pruned.tolist()
+    spare = [
+        width - least_kept(width) - int(old.sum())
+        for width, old in zip(widths, pruned.split(list(widths)), strict=True)
+    ]
+    chosen: list[int] = []
+    for channel in torch.sort(scores, descending=True, stable=True).indices.tolist():
+        if len(chosen) >= count:
+            break
+        if not gone[channel] and spare[layers[channel]] > 0:
+            spare[layers[channel]] -= 1
+            chosen.append(channel)
+    mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    mask[chosen] = True
+    return mask

@@ -1,0 +1,147 @@
+"""FedEraser: replays the recorded training without the forgotten, in re-calibrated steps (Liu et al., IWQoS 2021)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from quickdrop_bench.cost import Clock, Cost, Storage
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.requests import forgotten_classes
+from quickdrop_bench.errors import positive
+from quickdrop_bench.federation.federation import PhaseResult
+from quickdrop_bench.federation.history import UpdateHistory
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.functional.aggregation import RunningMean, State
+from quickdrop_bench.functional.calibration import calibrate, largest_growth
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning
+
+__all__ = ["FedEraser"]
+
+log = logging.getLogger(__name__)
+
+
+@METHODS.register("federaser")
+@dataclass(frozen=True)
+class FedEraser(Recovery, Relearning):
+    """Starts at θ_0 and takes each retained round again, without the forgotten.
+
+    In a round, its remaining participants train for ⌈r·T⌉ local steps on what they retain. Each of their updates
+    keeps its direction and gets, tensor by tensor, the length of the update that the server stored; the server
+    adds the mean, weighted by retained samples. The released code instead calibrates the clients' unweighted mean,
+    and measures lengths from the model *after* a round, which makes them far too short.
+
+    Attributes:
+        calibration_ratio: r in (0, 1], local steps of calibration as a share of the training's T (paper: 0.5).
+        calibration_lr: η of calibration; None takes the training's η.
+    """
+
+    levels: ClassVar[frozenset[str]] = LEVELS_ALL
+    needs: ClassVar[frozenset[str]] = frozenset({"retain-data", "update-history"})
+    summary: ClassVar[str] = "replays stored client updates without the forget set, in directions learnt afresh"
+    search: ClassVar[Search] = {"unlearning": {"calibration_ratio": (0.1, 0.5, 1.0)}, "recovery": RECOVERY_SEARCH}
+
+    calibration_ratio: float = 0.5
+    calibration_lr: float | None = None
+    recover_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("federaser.calibration_ratio", self.calibration_ratio, at_most=1)
+
+    def calibration(self, training: Phase, rounds: int) -> Phase:
+        """The calibration phase: ⌈r·T⌉ local steps in each of the retained rounds."""
+        # 0.07 · 100 is a little above 7 in floating point.
+        steps = math.ceil(self.calibration_ratio * training.local_steps - 1e-9)
+        return Phase(
+            name="unlearning",
+            rounds=rounds,
+            local_steps=max(steps, 1),
+            batch_size=training.batch_size,
+            lr=training.lr if self.calibration_lr is None else self.calibration_lr,
+        )
+
+    def unlearn(self, context: Context) -> StageResult:
+        """Replay the retained rounds from θ_0; data and stored updates of who left are never read."""
+        history, data = _history(context), context.retain_data()
+        replay = _Replay(history)
+        start = None
+        # θ_0 never saw a client that leaves, but the stored first updates did see a class that is forgotten.
+        if context.request.level == "client" and not forgotten_classes(context.forgotten):
+            start = replay.first_round(data, context.federation.fabric.device)
+        phase = self.calibration(context.training, len(replay.rounds))
+        # Not context.run: its patience would end the replay early, and every retained round has to be replayed.
+        return context.federation.run(
+            history.initial(),
+            data,
+            phase,
+            context.seed,
+            start=start,
+            choose=replay.choose,
+            record=replay.fetch,
+            transform=replay.calibrated,
+        )
+
+    def storage(self, context: Context) -> Storage:
+        """θ_0 and the recorded updates, on the server."""
+        return Storage(server_bytes=_history(context).stored_bytes())
+
+
+class _Replay:
+    """The hooks of ``Federation.run`` that turn its rounds into the retained ones.
+
+    Args:
+        history: the clients' updates by retained round.
+    """
+
+    def __init__(self, history: UpdateHistory) -> None:
+        self._history = history
+        self._fetched: dict[tuple[int, int], State] = {}
+        self.rounds = sorted(history.participants)
+
+    def choose(self, j: int, eligible: list[int]) -> list[int]:
+        """Who took part in the j-th retained round and still has data."""
+        participants = set(self._history.participants[self.rounds[j]])
+        return [client for client in eligible if client in participants]
+
+    def fetch(self, j: int, client: int, num_examples: int, before: State, after: State) -> None:
+        """Read U_i from the disk, outside the method's time as all loading is; :meth:`calibrated` uses it next."""
+        stored, _ = self._history.update(self.rounds[j], client)
+        self._fetched[j, client] = stored
+        if log.isEnabledFor(logging.DEBUG):
+            growth = largest_growth(stored, {name: after[name] - before[name] for name in after})
+            log.debug("round %d, client %d: updates grow up to %.3g times", self.rounds[j], client, growth)
+
+    def calibrated(self, j: int, client: int, before: State, after: State) -> State:
+        """The start of the round plus the calibrated update."""
+        fresh = {name: after[name] - before[name] for name in after}
+        update = calibrate(self._fetched.pop((j, client)), fresh)
+        return {name: before[name] + update[name] for name in update}
+
+    def first_round(self, data: Mapping[int, LabelledSet], device: torch.device) -> PhaseResult | None:
+        """The first retained round by the server alone: θ_0 + Σ w_i U_i; None if none of its clients is left."""
+        clients = self.choose(0, sorted(client for client, z in data.items() if len(z)))
+        if not clients:
+            return None
+        clock, mean, initial = Clock(device), RunningMean(), self._history.initial()
+        for client in clients:
+            update, _ = self._history.update(self.rounds[0], client)
+            with clock.running():
+                mean.add(update, len(data[client]))
+        with clock.running():
+            step = mean.result()
+            state = {name: value + step[name] for name, value in initial.items()}
+        size = sum(len(z) for z in data.values())
+        return PhaseResult(state, Cost(seconds=clock.seconds, rounds=1, data_size=size))
+
+
+def _history(context: Context) -> UpdateHistory:
+    """What ``needs`` promises."""
+    assert context.history is not None, "the federation kept no update history"
+    return context.history

@@ -1,0 +1,63 @@
+"""What methods declare of themselves, and what the paper's Table 1 says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["THRESHOLDS", "Capability", "CapabilityLayout", "Marks", "computation"]
+
+THRESHOLDS = ((1.5, "✗ (very low)"), (5.0, "✗ (low)"), (20.0, "✗ (medium)"))
+"""Speed-ups below which computation is not efficient, and the mark."""
+EFFICIENT = "✓ (high)"
+
+
+def computation(speedup: float) -> str:
+    """The mark of a speed-up in seconds over the oracle."""
+    return next((mark for limit, mark in THRESHOLDS if speedup < limit), EFFICIENT)
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a method declares.
+
+    Attributes:
+        method: its name in the rows.
+        classes, client: the levels of request that it serves.
+        relearn: whether it can learn again what was forgotten.
+        summary: one line on how it works.
+    """
+
+    method: str
+    classes: bool
+    client: bool
+    relearn: bool
+    summary: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the paper's Table 1 says of a method; the computation mark is text, e.g. ``✗ (low)``."""
+
+    classes: bool
+    client: bool
+    relearn: bool
+    storage: bool
+    computation: str
+
+
+@dataclass(frozen=True)
+class CapabilityLayout:
+    """Table 1.
+
+    Attributes:
+        number: of the table in the paper.
+        title: its caption.
+        methods: lines in order; other methods follow.
+        published: the paper's marks by method.
+    """
+
+    number: int
+    title: str
+    methods: tuple[str, ...]
+    published: Mapping[str, Marks]

@@ -1,0 +1,79 @@
+"""The paper's numbers, and which of them belong beside ours."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+__all__ = ["Published", "beside", "published_dataset", "read_published"]
+
+LIKE_MNIST = ("digits", "fashion-mnist")
+"""Data sets that the paper does not use, nearest to its MNIST."""
+
+
+def read_published(path: Path, table: int) -> pd.DataFrame:
+    """The paper's numbers for one table, with accuracies as fractions."""
+    frame = pd.read_csv(path, dtype={"table": str})
+    frame = frame[frame["table"] == str(table)].copy()
+    percent = frame["metric"].str.endswith("accuracy")
+    frame.loc[percent, "value"] = frame.loc[percent, "value"] / 100
+    return frame
+
+
+def published_dataset(frame: pd.DataFrame, dataset: str) -> str:
+    """The published data set to show beside ours.
+
+    Args:
+        frame: from :func:`read_published`.
+        dataset: our label, e.g. ``imagefolder:cifar10-jpeg``.
+
+    Returns:
+        The one that our label names (``cifar10``); for digits and fashion-mnist ``mnist``, if it is published; else
+        the first. Empty if nothing is published.
+    """
+    names = [str(name) for name in frame["dataset"].unique()]
+    for name in names:
+        if re.search(rf"{re.escape(name)}(?!\d)", dataset):
+            return name
+    if dataset in LIKE_MNIST and "mnist" in names:
+        return "mnist"
+    return names[0] if names else ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The part of a published table that belongs beside one of our settings.
+
+    Attributes:
+        values: rows of :func:`read_published`.
+        name: which part it is, e.g. ``cifar10``; with the distribution if ours is another one.
+    """
+
+    values: pd.DataFrame
+    name: str
+
+    def value(self, method: str, stage: str, metric: str) -> float | None:
+        """One number, in the unit of the rows; None if the paper does not give it."""
+        v = self.values
+        chosen = v[(v["method"] == method) & (v["stage"] == stage) & (v["metric"] == metric)]
+        return float(chosen["value"].iloc[0]) if len(chosen) else None
+
+
+def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
+    """Choose by data set and by kind of distribution (IID or not).
+
+    Args:
+        frame: from :func:`read_published`.
+        dataset: our label.
+        distribution: ours, ``iid`` or ``dirichlet-<α>``.
+    """
+    name = published_dataset(frame, dataset)
+    values = frame[frame["dataset"] == name]
+    same_kind = values[(values["distribution"] == "iid") == (distribution == "iid")]
+    values = same_kind if len(same_kind) else values
+    theirs = next(iter(values["distribution"]), distribution)
+    values = values[values["distribution"] == theirs]
+    return Published(values, name if theirs == distribution else f"{name}, {theirs}")

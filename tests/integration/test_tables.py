@@ -1,0 +1,214 @@
+"""All tables, protocols, sequences of requests and failures, on a tiny federation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from quickdrop_bench.cli import main
+from quickdrop_bench.methods import METHODS
+
+TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def rows_of(name: str) -> pd.DataFrame:
+    path = Path("results/quick") / name / "rows.jsonl"
+    return pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+
+
+def value(rows: pd.DataFrame, **where: object) -> float:
+    for column, wanted in where.items():
+        rows = rows[rows[column] == wanted]
+    assert len(rows) == 1, where
+    return float(rows["value"].iloc[0])
+
+
+def test_table_4_forgets_a_client_on_both_distributions(run: Run) -> None:
+    code, out, _ = run("table", "4", *TINY, "--client", "1")
+    assert code == 0
+    rows = rows_of("table4")
+    assert set(rows["distribution"]) == {"dirichlet-0.1", "iid"}
+    assert set(rows["request"]) == {"client-1"}
+    assert set(rows["method"]) == {"original", "retrain-or", "federaser", "s2u", "sga-or", "random-subset", "quickdrop"}
+    assert "others_training_accuracy" in set(rows["metric"])
+    assert "19.72%" in out  # the paper's S2U
+    code, _, err = run("table", "4", *TINY, "--client", "1", "--iid")
+    assert code == 0
+    assert "round" not in err
+
+
+def test_table_1_takes_class_requests_over_from_table_2(run: Run) -> None:
+    run("table", "2", *TINY)
+    before = rows_of("table2")
+    _, out, err = run("table", "1", *TINY)
+    assert "fl-training · round" not in err  # the same federations
+    assert "retrain-or · round" in err  # for the client request
+    assert "fu-mp" not in err
+    rows = rows_of("table1")
+    taken = rows[rows["request"] == "class-9"]
+    assert taken["value"].tolist() == before["value"].tolist()
+    assert set(taken["artefact"]) == {"table1"}
+    assert set(rows[rows["request"] == "client-0"]["method"]) >= {"s2u", "quickdrop"}
+    assert out.count("## ") == 1
+    lines = pd.read_csv("results/quick/table1/table.csv").set_index("method")
+    assert not lines.loc["s2u", "class"]
+    assert not lines.loc["fu-mp", "relearn"]
+    assert lines.loc["s2u", "speedup_client_mean"] > 0
+
+
+def test_table_3_samples_clients(run: Run) -> None:
+    code, _, _ = run("table", "3", *TINY, "--participation", "0.34")
+    assert code == 0
+    rows = rows_of("table3")
+    model_bytes = value(rows, method="federaser", stage="total", metric="storage_server_bytes") / 2  # θ_0 and one U
+    uploads = value(rows, method="retrain-or", stage="total", metric="upload_bytes")
+    assert uploads == 2 * model_bytes  # one of three clients in each of two rounds
+
+
+def test_table_5_learns_again_where_that_is_possible(run: Run) -> None:
+    code, out, _ = run("table", "5", *TINY)
+    assert code == 0
+    rows = rows_of("table5")
+    relearnt = set(rows[rows["stage"] == "relearning"]["method"])
+    assert relearnt == {"retrain-or", "federaser", "sga-or", "random-subset", "quickdrop"}
+    assert "FU-MP" in out
+    # What relearning costs is not part of serving the request.
+    own = rows[rows["method"] == "sga-or"]
+    parts = [value(own, stage=stage, metric="rounds") for stage in ("unlearning", "recovery", "total")]
+    assert parts[2] == parts[0] + parts[1]
+
+
+def test_table_6_trains_only(run: Run) -> None:
+    code, _, err = run("table", "6", *TINY)
+    assert code == 0
+    assert "unlearning" not in err
+    rows = rows_of("table6")
+    assert set(rows["method"]) == {"original", "quickdrop"}
+    parts = {
+        metric: value(rows, method="quickdrop", metric=metric, clients=3)
+        for metric in ("total_seconds", "distillation_seconds", "overhead_percent")
+    }
+    assert 0 < parts["distillation_seconds"] < parts["total_seconds"]
+    share = 100 * parts["distillation_seconds"] / parts["total_seconds"]
+    assert parts["overhead_percent"] == pytest.approx(share)
+
+
+def test_a_sequence_of_requests(run: Run) -> None:
+    code, out, _ = run("table", "2", *TINY, "--class", "9,3", "--methods", "retrain-or,sga-or")
+    assert code == 0
+    rows = rows_of("table2")
+    assert list(rows["request"].unique()) == ["class-9", "class-9>class-3"]
+    second = rows[(rows["request"] == "class-9>class-3") & (rows["method"] == "retrain-or")]
+    # Both classes are gone from the second retraining's data: some 1442 · 8/10 samples are left.
+    assert 1100 < value(second, stage="total", metric="data_size") < 1200
+    assert "request class-9>class-3" in out
+    _, _, err = run("table", "2", *TINY, "--class", "9,3", "--methods", "retrain-or,sga-or")
+    assert "round" not in err
+
+
+def test_protocols_stand_side_by_side(run: Run) -> None:
+    chosen = ["--methods", "retrain-or,quickdrop"]
+    code, out, _ = run("table", "2", *TINY, *chosen, "--protocol", "paper,tuned")
+    assert code == 0
+    rows = rows_of("table2")
+    assert set(rows["protocol"]) == {"paper", "tuned"}
+    search = rows[(rows["stage"] == "search") & (rows["method"] == "quickdrop")]
+    assert {"seconds", "sample_gradients", "tried", "unlearn_local_steps", "recover_lr"} <= set(search["metric"])
+    assert "protocol tuned" in out
+    assert "stated apart" in out
+    code, _, err = run("table", "2", *TINY, *chosen, "--protocol", "tuned")
+    assert "round" not in err
+
+
+def test_patience_is_a_setting_of_its_own(run: Run) -> None:
+    run("table", "2", *TINY, "--methods", "retrain-or")
+    _, _, err = run("table", "2", *TINY, "--methods", "retrain-or", "--patience", "1")
+    assert "retrain-or · round 1/2" in err
+    assert "fl-training · round" not in err
+
+
+class Broken:
+    """Stands in for a method's recovery."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __call__(self, *args: Any) -> None:
+        raise self.error("out of luck")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ZeroDivisionError])
+def test_a_failing_method_leaves_the_others_and_a_mark(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["sga-or"], "recover", Broken(error))
+        code, out, err = run("table", "2", *TINY)
+    assert code == 1
+    assert "Traceback" not in err
+    assert f"SGA-Or (failed: 1 of 1, {error.__name__})" in out
+    rows = rows_of("table2")
+    assert set(rows["method"]) >= {"retrain-or", "sga-or", "fu-mp", "quickdrop"}
+    assert value(rows, method="sga-or", stage="total", metric="failed") == 1
+    code, out, err = run("table", "2", *TINY)  # tried again, and only it
+    assert code == 0
+    assert "(failed" not in out
+    assert "sga-or · unlearning" in err
+    assert "quickdrop" not in err
+    assert "failed" not in set(rows_of("table2")["metric"])
+
+
+def test_an_interrupted_table_continues(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["fu-mp"], "unlearn", Broken(KeyboardInterrupt))  # type: ignore[arg-type]
+        code, _, err = run("table", "2", *TINY)
+    assert code == 130
+    done = rows_of("table2")
+    assert set(done["method"]) == {"original", "quickdrop", "retrain-or", "federaser", "sga-or"}
+    code, _, err = run("table", "2", *TINY)
+    assert code == 0
+    assert "sga-or" not in err
+    assert rows_of("table2")["value"].tolist()[: len(done)] == done["value"].tolist()
+
+
+BAD = {
+    "FU-MP on a client": (["table", "4", "--methods", "fu-mp"], "fu-mp: it serves class requests"),
+    "S2U on a class": (["table", "2", "--methods", "s2u"], "s2u: it serves client requests"),
+    "no recorded updates": (["table", "2", "--record-every", "0"], "federaser: it needs update-history"),
+    "client out of range": (["table", "4", "--client", "3"], "--client 3: between 0 and 2"),
+    "client in words": (["table", "4", "--client", "first"], "--client first"),
+    "class in words": (["table", "2", "--class", "nine"], "--class nine"),
+    "class out of range": (["table", "2", "--class", "9,10"], "--class 10"),
+    "unknown protocol": (["table", "2", "--protocol", "fast"], "--protocol fast: use one of preset, paper, tuned"),
+    "patience": (["table", "2", "--patience", "0"], "--patience 0"),
+    "prune ratio": (["table", "2", "--fu-mp.prune-ratio", "1"], "prune_ratio 1.0"),
+    "calibration ratio": (["table", "2", "--federaser.calibration-ratio", "0"], "calibration_ratio 0.0"),
+    "beta": (["table", "4", "--s2u.beta", "2"], "beta 2.0"),
+}
+
+
+@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> None:
+    code, out, err = run(*argv, *TINY)
+    assert (code, out) == (2, "")
+    sentences = [line for line in err.splitlines() if " · round " not in line]
+    assert len(sentences) == 1, err
+    assert sentences[0].startswith("quickdrop-bench: ")
+    assert named in sentences[0]
+    assert "unlearning" not in err  # before any compute of a method

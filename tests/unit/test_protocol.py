@@ -1,0 +1,147 @@
+"""The search of the tuned protocol, on methods whose outcome is known in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from quickdrop_bench.cost import Cost, Storage
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, as_in_the_paper, tune
+from quickdrop_bench.methods import METHODS, Context, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
+
+Make = Callable[..., Federation]
+OUTCOMES = {
+    # unlearning steps: (excess on forgotten images, accuracy on retained ones)
+    1: Judgement(0.40, 0.95),
+    2: Judgement(0.00, 0.60),
+    4: Judgement(0.00, 0.90),
+    8: Judgement(0.00, 0.10),
+}
+RECOVERED = {1: 0.90, 2: 0.945, 4: 0.95}
+"""Recovery steps: accuracy on retained images, whatever came before except the wreck of eight steps."""
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Ends in a state that names the settings; the judge looks the outcome up."""
+
+    levels: ClassVar[frozenset[str]] = LEVELS_ALL
+    can_relearn: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    summary: ClassVar[str] = ""
+    search: ClassVar[Search] = {
+        "unlearning": {"unlearn_local_steps": (1, 2, 4, 8)},
+        "recovery": {"recover_local_steps": (1, 2, 4)},
+    }
+    unlearn_local_steps: int | None = 3
+    recover_local_steps: int | None = 3
+    unlearn_stop_loss: float | None = 6.0
+    lr: float = 0.5
+
+    def unlearn(self, context: Context) -> StageResult:
+        steps = float(self.unlearn_local_steps or 0)
+        return StageResult({"s": torch.tensor([steps, 0.0])}, Cost(sample_gradients=int(steps)))
+
+    def recover(self, context: Context, state: State) -> StageResult | None:
+        steps = float(self.recover_local_steps or 0)
+        return StageResult({"s": torch.stack([state["s"][0], torch.tensor(steps)])}, Cost(sample_gradients=int(steps)))
+
+    def relearn(self, context: Context, state: State) -> StageResult:
+        raise AssertionError
+
+    def storage(self, context: Context) -> Storage:
+        return Storage()
+
+
+def outcome(state: State) -> Judgement:
+    unlearned, recovered = (int(v) for v in state["s"].tolist())
+    first = OUTCOMES[unlearned]
+    if not recovered:
+        return first
+    return replace(first, retain=0.3 if unlearned == 8 else RECOVERED[recovered])
+
+
+@pytest.fixture
+def context(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> Context:
+    federation = make_federation()
+    clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
+    request = UnlearningRequest("class", (1,))
+    training = Phase("fl-training", rounds=1, local_steps=8, batch_size=8, lr=0.1)
+    return Context(federation, training, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
+
+
+def test_search_takes_the_cheapest_of_those_that_forget_and_keep(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step does not forget; 2, 4 and 8 do and go on. After recovery 0.945 is within a point of 0.95 but 0.90 is
+    not, and the wreck is out: (2, 2) is the cheapest left."""
+    monkeypatch.setattr("quickdrop_bench.harness.protocol._judge", lambda context, classes: outcome)
+    tuned = tune(context, Scripted(), classes=3)
+    assert tuned.chosen == {"unlearn_local_steps": 2, "recover_local_steps": 2}
+    assert tuned.method == Scripted(unlearn_local_steps=2, recover_local_steps=2)
+    assert tuned.tried == 4 + 3 * 3
+    assert tuned.cost.sample_gradients == (1 + 2 + 4 + 8) + 3 * (1 + 2 + 4)
+
+
+def test_where_nothing_forgets_the_closest_is_taken(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = lambda state: replace(outcome(state), excess=1 / (1 + float(state["s"][0])))  # noqa: E731
+    monkeypatch.setattr("quickdrop_bench.harness.protocol._judge", lambda context, classes: judge)
+    assert tune(context, Scripted(), classes=3).chosen["unlearn_local_steps"] == 8
+
+
+def test_local_steps_are_capped_at_those_of_training() -> None:
+    space: dict[str, tuple[Any, ...]] = {"unlearn_local_steps": (1, 5, 10, 50), "unlearn_lr": (0.1, 50.0)}
+    tried = list(_candidates(space, local_steps=7))
+    assert [t["unlearn_local_steps"] for t in tried] == [1, 1, 5, 5, 7, 7]
+    assert {t["unlearn_lr"] for t in tried} == {0.1, 50.0}
+    assert list(_candidates({}, 7)) == [{}]
+
+
+def test_expected_accuracy_is_that_of_retained_images_of_the_same_classes() -> None:
+    """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8."""
+    forgotten = ClassAccuracy((0.9, float("nan"), 0.5), (30, 0, 10))
+    retained = ClassAccuracy((0.8, 0.1, float("nan")), (100, 100, 0))
+    assert _expected(forgotten, retained) == pytest.approx(0.6)
+
+
+def test_the_judge_reads_training_data_only(context: Context) -> None:
+    """On random weights: excess and retained accuracy equal a plain recomputation."""
+    from quickdrop_bench.harness.protocol import _judge
+
+    judgement = _judge(context, 3)(context.state)
+    model = context.federation.model
+    images, labels = context.clients[0].original.images, context.clients[0].original.labels
+    with torch.no_grad():
+        hit = (model(images).argmax(1) == labels).float()
+    assert judgement.retain == pytest.approx(float(hit[labels != 1].mean()))
+    assert judgement.excess == pytest.approx(float(hit[labels == 1].mean()))
+
+
+def test_the_papers_letter_has_no_bounds() -> None:
+    assert as_in_the_paper(Scripted()) == Scripted(None, None, None)
+    literal = as_in_the_paper(METHODS["quickdrop"](unlearn_local_steps=3, unlearn_stop_loss=6.0, recover_lr=0.05))
+    assert literal == METHODS["quickdrop"](recover_lr=0.05)
+
+
+@pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
+def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make, toy_clients: Any) -> None:
+    from tests.contract.test_methods import accuracies, make_context, serve
+
+    federation = make_federation()
+    context = make_context(federation, toy_clients)
+    tuned = tune(context, METHODS[name](unlearn_rounds=6), classes=3)
+    forget, retain = accuracies(federation, serve(tuned.method, context))
+    assert forget <= 0.1
+    assert retain >= 0.75
+    assert tuned.cost.sample_gradients > 0
