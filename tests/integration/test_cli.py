@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
-from quickdrop_bench.cli import main, parse
+from quickdrop_bench.cli import TABLES, main, parse
 from quickdrop_bench.harness.catalogue import presets
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.options import federation_spec, methods_of, split
 from quickdrop_bench.rows import LAST
 
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
@@ -210,11 +214,24 @@ def test_presets_parse(preset: str) -> None:
 
     folder = preset_files(preset, None)[0].parent
     special = [p.stem.split(".", 1)[1] for p in folder.glob(f"{preset}.*.yaml")]
-    for dataset in [None, *special]:
+    for dataset, number in product([None, *special], TABLES):
         options = [] if dataset is None else ["--dataset", dataset]
-        args = parse(["table", "2", "--preset", preset, *options])["table"]
+        args = parse(["table", str(number), "--preset", preset, *options])["table"]
         assert args.preset == preset
         assert dataset in (None, args.dataset)
+        methods_of(args)
+        for one in split(args.dataset):
+            federation_spec(parse(["table", str(number), "--preset", preset, "--dataset", one])["table"])
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_have_no_unknown_sections(preset: str) -> None:
+    from quickdrop_bench.harness.catalogue import preset_files
+
+    sections = {name.replace("-", "_") for name in METHODS} | {f"table{n}" for n in TABLES}
+    for path in preset_files(preset, None)[0].parent.glob("*.yaml"):
+        for name, value in yaml.safe_load(path.read_text()).items():
+            assert not isinstance(value, dict) or name in sections, (path, name)
 
 
 def test_paper_preset_is_the_papers_setting() -> None:
@@ -226,6 +243,14 @@ def test_paper_preset_is_the_papers_setting() -> None:
     assert {name: args[name] for name in expected} == expected
     assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.02, 0.01)
     assert (args.quickdrop.unlearn_rounds, args.quickdrop.recover_rounds, args.retrain_or.rounds) == (1, 2, 30)
+    assert args.quickdrop.unlearn_local_steps is args.quickdrop.unlearn_stop_loss is None  # T, unbounded
+    assert args.rounds // args.record_every == 10  # rounds that FedEraser replays, Table 2
+    assert (args.federaser.recover_rounds, args.fu_mp.recover_rounds, args.sga_or.unlearn_rounds) == (3, 4, 2)
+    third = parse(["table", "3", "--preset", "paper"])["table"]
+    assert (third.dataset, third.clients, third.participation) == ("svhn", 100, 0.1)
+    assert third.quickdrop.recover_participation == 0.1
+    assert [parse(["table", n, "--preset", "paper"])["table"].clients for n in "45"] == [20, 20]
+    assert parse(["table", "5", "--preset", "paper"])["table"].dataset == "cifar10,mnist"
 
 
 def test_config_file_and_print_config(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
