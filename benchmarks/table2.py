@@ -16,7 +16,7 @@ def _stage(group: str, stage: str) -> tuple[Column, ...]:
 LAYOUT = Layout(
     number=2,
     title="class-level unlearning: accuracy and computation cost",
-    methods=("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"),
+    methods=("retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop"),
     columns=(
         *_stage("Unlearning", "unlearning"),
         *_stage("Recovery", "recovery"),

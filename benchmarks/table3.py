@@ -5,7 +5,7 @@ from quickdrop_bench.reporting.tables import Column, Layout
 LAYOUT = Layout(
     number=3,
     title="class-level unlearning in a large network, after recovery: accuracy and computation cost",
-    methods=("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"),
+    methods=("retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop"),
     columns=(
         Column("Accuracy", "F-Set", "total", "f_set_accuracy", "percent"),
         Column("Accuracy", "R-Set", "total", "r_set_accuracy", "percent"),

@@ -5,7 +5,7 @@ from quickdrop_bench.reporting.tables import Column, Layout
 LAYOUT = Layout(
     number=4,
     title="client-level unlearning, after recovery: accuracy with non-IID and IID data",
-    methods=("retrain-or", "federaser", "s2u", "sga-or", "random-subset", "quickdrop"),
+    methods=("retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop"),
     columns=(
         Column("", "F-Set", "total", "f_set_accuracy", "percent"),
         Column("", "R-Set", "total", "r_set_accuracy", "percent"),

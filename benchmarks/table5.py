@@ -13,7 +13,7 @@ def _stage(group: str, stage: str) -> tuple[Column, ...]:
 LAYOUT = Layout(
     number=5,
     title="class-level unlearning and relearning: accuracy",
-    methods=("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"),
+    methods=("retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop"),
     columns=(*_stage("Unlearning + Recovery", "total"), *_stage("Relearning", "relearning")),
     relearn=True,
     beside="dataset",

@@ -22,7 +22,7 @@ from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
-from quickdrop_bench.harness.run import ORIGINAL, Experiment, Session, measure
+from quickdrop_bench.harness.run import Experiment, Session, measure
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
@@ -141,11 +141,9 @@ def table(args: Namespace, argv: Sequence[str]) -> int:
     siblings = [] if args.force else [RowFile(p) for p in folder.parent.glob("*/rows.jsonl") if p != rows.path]
     all_well = True
     for experiment, wanted in experiments:
-        if args.force:
-            rows.drop(experiment.run_spec(m, seed).hash for seed in experiment.seeds for m in (ORIGINAL, *wanted))
         session, display = make_session(args, experiment)
         with display:
-            all_well &= measure(session, rows, wanted, display.start_run, siblings)
+            all_well &= measure(session, rows, wanted, display.start_run, siblings, force=args.force)
     _render(args, rows, [experiment for experiment, _ in experiments], folder)
     print(f"rows and table: {folder}", file=sys.stderr)
     return 0 if all_well else 1
@@ -161,6 +159,14 @@ def _experiments(name: str, args: Namespace, argv: Sequence[str]) -> Iterator[tu
     variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
     levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
     asked = split(args.methods)
+    for option in ("dataset", "protocol"):
+        if not split(args[option]):
+            raise BadInput(f"--{option}", args[option], "at least one is needed")
+    if not getattr(own, "MEASURES", True):
+        if asked:
+            raise BadInput("--methods", args.methods, f"{name} measures training and runs no method")
+        if not args.distill:
+            raise BadInput("--distill", "false", f"{name} is about distillation")
     for method in asked:
         if not METHODS[method].levels & levels:
             check_support(method, UnlearningRequest(min(levels), (0,)), METHODS[method].needs)
@@ -175,12 +181,13 @@ def _experiments(name: str, args: Namespace, argv: Sequence[str]) -> Iterator[tu
             experiment = _experiment(name, one, layout, dict.fromkeys((*shown, *wanted)))
             if experiment.identity() not in seen:  # --iid makes a variant equal to another
                 seen.append(experiment.identity())
+                experiment.check(wanted)
                 yield experiment, wanted
 
 
 def _experiment(name: str, args: Namespace, layout: tables.Layout, methods: Iterable[str]) -> Experiment:
     configured = methods_of(args)
-    experiment = Experiment(
+    return Experiment(
         name,
         args.preset,
         federation_spec(args),
@@ -191,8 +198,6 @@ def _experiment(name: str, args: Namespace, layout: tables.Layout, methods: Iter
         args.precision,
         rules_of(args, relearn=layout.relearn),
     )
-    experiment.check()
-    return experiment
 
 
 def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], folder: Path) -> None:

@@ -18,7 +18,7 @@ class BadInput(ValueError):
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
         super().__init__(f"{option} {value}: {' '.join(allowed.split())}.")
-        self.option = option
+        self.option, self.value, self.allowed = option, value, allowed
 
 
 class Unsupported(BadInput):

@@ -127,7 +127,7 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
     parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
-    parser.add_argument("--seeds", type=str, default="5", help="seeds as 1,2,3, or how many; 7, is the seed 7")
+    parser.add_argument("--seeds", type=int | str, default="5", help="seeds as 1,2,3, or how many; 7, is the seed 7")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
     _add_fields(parser, FederationSpec, "")
 
@@ -143,9 +143,11 @@ def add_run_options(parser: ArgumentParser) -> None:
 
 def _method_options(parser: ArgumentParser) -> None:
     parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
-    parser.add_argument("--class", dest="forget_class", type=str, default="9", help="class to forget; 9,3 one by one")
     parser.add_argument(
-        "--client", dest="forget_client", type=str, default="0", help="client to forget, in tables about clients"
+        "--class", dest="forget_class", type=int | str, default="9", help="class to forget; 9,3 one by one"
+    )
+    parser.add_argument(
+        "--client", dest="forget_client", type=int | str, default="0", help="client to forget, in tables about clients"
     )
     parser.add_argument("--protocol", type=str, default="preset", help=f"{', '.join(PROTOCOLS)}, or several as a,b")
     parser.add_argument(
@@ -211,7 +213,11 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     built = {}
     for name in METHODS:
         values = args[name.replace("-", "_")]
-        built[name] = METHODS[name](**vars(values))
+        try:
+            built[name] = METHODS[name](**vars(values))
+        except BadInput as error:
+            field = error.option.rsplit(".", 1)[-1].replace("_", "-")
+            raise BadInput(f"--{name}.{field}", error.value, error.allowed) from error
     return built
 
 

@@ -47,7 +47,12 @@ def class_accuracy(model: nn.Module, data: LabelledSet, classes: int) -> ClassAc
         model: maps (B, C, H, W) to (B, classes) logits, on the data's device.
         data: the images to classify.
         classes: number of classes.
+
+    Returns:
+        NaN for every class if there are no images.
     """
+    if not len(data):
+        return ClassAccuracy((float("nan"),) * classes, (0,) * classes)
     metric = MulticlassAccuracy(classes, average=None).to(data.labels.device)
     for positions in torch.arange(len(data), device=data.rows.device).split(BATCH_SIZE):
         images, labels = data.take(positions)

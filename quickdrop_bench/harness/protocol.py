@@ -4,19 +4,21 @@ The tuned protocol tries what each method declares in ``search`` and judges it o
 test data decide nothing. A request counts as served if the model does no better on the forgotten images than on
 retained images of the same classes (a class that nobody retains counts zero). Of the settings that serve it, those
 whose accuracy on retained data is within :data:`TOLERANCE` of the best remain, and the one with the least compute
-wins. The cost of the search is stated apart; it is not part of a request's cost.
+wins. At most :data:`FINALISTS` unlearning settings are followed through recovery, which may do the forgetting: first
+those that serve the request at once, by what they retain, then those that come closest. The cost of the search,
+judging included, is stated apart; it is not part of a request's cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
 import torch
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.functional.aggregation import State
@@ -31,7 +33,7 @@ TOLERANCE = 0.01
 SEARCH_IMAGES = 10_000
 """Most training images on which forgetting and retaining are judged, each drawn at random."""
 
-FINALISTS = 3
+FINALISTS = 4
 """Unlearning settings that are followed through recovery."""
 
 
@@ -80,28 +82,33 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
         context: the request on a trained federation.
         method: settings that the search leaves alone.
         classes: number of classes.
+
+    Returns:
+        The method unchanged, at no cost, if it declares nothing to search.
     """
-    judge = _judge(context, classes)
+    if not method.search:
+        return Tuned(method, {}, Cost(), 0)
+    judge = _Judge(context, classes)
     steps = context.training.local_steps
-    spent, tried = Cost(), 0
+    spent: list[Cost] = []
     unlearned: list[_Trial] = []
     for changes in _candidates(method.search.get("unlearning", {}), steps):
         result = _with(method, changes).unlearn(context)
-        spent, tried = spent + result.cost, tried + 1
+        spent.append(result.cost)
         if not result.diverged:
             unlearned.append(_Trial(changes, result.state, result.cost, judge(result.state)))
     finished: list[_Trial] = []
-    for first in _best(unlearned)[:FINALISTS]:
+    for first in _finalists(unlearned):
         for changes in _candidates(method.search.get("recovery", {}), steps):
             recovered = _with(method, {**first.changes, **changes}).recover(context, first.state)
             if recovered is None:
                 finished.append(first)
-                continue
-            spent, tried = spent + recovered.cost, tried + 1
+                break
+            spent.append(recovered.cost)
             cost = first.cost + recovered.cost
             finished.append(_Trial({**first.changes, **changes}, recovered.state, cost, judge(recovered.state)))
-    chosen = min(_near_best(finished), key=lambda t: t.cost.gradient_equivalents).changes if finished else {}
-    return Tuned(_with(method, chosen), chosen, spent, tried)
+    chosen = _winner(finished)
+    return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), len(spent))
 
 
 def _with(method: Method, changes: Mapping[str, Any]) -> Method:
@@ -125,29 +132,46 @@ def _served(trials: Sequence[_Trial]) -> list[_Trial]:
     return [t for t in trials if t.judgement.excess <= bound]
 
 
-def _best(trials: Sequence[_Trial]) -> list[_Trial]:
-    """Those that forget, by what they retain."""
-    return sorted(_served(trials), key=lambda t: (-t.judgement.retain, t.cost.gradient_equivalents))
+def _finalists(trials: Sequence[_Trial]) -> list[_Trial]:
+    """Those to follow through recovery, each outcome once."""
+
+    def rank(trial: _Trial) -> tuple[float, float, float]:
+        excess = max(trial.judgement.excess - TOLERANCE, 0.0)
+        return excess, -trial.judgement.retain, trial.cost.gradient_equivalents
+
+    distinct = {(t.judgement, t.cost.sample_gradients): t for t in sorted(trials, key=rank, reverse=True)}
+    return sorted(distinct.values(), key=rank)[:FINALISTS]
 
 
-def _near_best(trials: Sequence[_Trial]) -> list[_Trial]:
-    served = _best(trials)
-    return [t for t in served if t.judgement.retain >= served[0].judgement.retain - TOLERANCE]
+def _winner(trials: Sequence[_Trial]) -> Mapping[str, Any]:
+    """The settings with the least compute among those that forget and retain about as much as the best."""
+    served = _served(trials)
+    best = max((t.judgement.retain for t in served), default=0.0)
+    near = [t for t in served if t.judgement.retain >= best - TOLERANCE]
+    return min(near, key=lambda t: t.cost.gradient_equivalents).changes if near else {}
 
 
-def _judge(context: Context, classes: int) -> Callable[[State], Judgement]:
-    forget, retain = (
-        _sample(context, data, name)
-        for name, data in (("forget", context.forget_data()), ("retain", context.retain_data()))
-    )
-    model = context.federation.model
+class _Judge:
+    """Judges states on samples of the clients' training data and counts what that costs."""
 
-    def judge(state: State) -> Judgement:
-        context.federation.load(state)
-        forgotten, retained = (class_accuracy(model, data, classes) for data in (forget, retain))
-        return Judgement(forgotten.without(()) - _expected(forgotten, retained), retained.without(()))
+    def __init__(self, context: Context, classes: int) -> None:
+        self._federation = context.federation
+        self._classes = classes
+        self._forget = _sample(context, context.forget_data(), "forget")
+        self._retain = _sample(context, context.retain_data(), "retain")
+        self.cost = Cost()
 
-    return judge
+    def __call__(self, state: State) -> Judgement:
+        self._federation.load(state)
+        clock = Clock(self._federation.fabric.device)
+        with clock.running():
+            forgotten, retained = (
+                class_accuracy(self._federation.model, data, self._classes) for data in (self._forget, self._retain)
+            )
+        self.cost += Cost(seconds=clock.seconds, sample_forwards=len(self._forget) + len(self._retain))
+        kept = retained.without(())
+        # Nothing left to retain is nothing lost.
+        return Judgement(forgotten.without(()) - _expected(forgotten, retained), kept if len(self._retain) else 1.0)
 
 
 def _expected(forgotten: ClassAccuracy, retained: ClassAccuracy) -> float:

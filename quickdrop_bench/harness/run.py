@@ -20,6 +20,7 @@ from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
+from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
@@ -74,12 +75,12 @@ class Experiment:
         """Of the data; read once, because image folders are hashed."""
         return fingerprint(self.federation.dataset, self.data_dir, self.federation.image_size)
 
-    def check(self) -> None:
-        """Raise before any compute if a method cannot serve a request."""
+    def check(self, methods: Iterable[str]) -> None:
+        """Raise before any compute if one of these methods cannot serve a request."""
         available = {"forget-data", "retain-data"}
         available |= {"synthetic-sets"} if self.federation.distill else set()
         available |= {"update-history"} if self.federation.record_every else set()
-        for name in self.methods:
+        for name in methods:
             for request in self.requests:
                 check_support(name, request, frozenset(available))
 
@@ -171,6 +172,10 @@ class Session:
             )
             for i, c in trained.clients.items()
         }
+        for request in e.requests:
+            for target in request.targets if request.level == "client" else ():
+                if not len(clients[target].original):
+                    raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
         self._training_costs[seed] = trained.cost
         history = UpdateHistory(self.folder(seed) / artifacts.UPDATES, self.fabric.device)
         return Context(
@@ -214,10 +219,12 @@ def measure(
     methods: Sequence[str],
     on_run: Callable[[str, int], object] = lambda method, seed: None,
     siblings: Sequence[RowFile] = (),
+    *,
+    force: bool = False,
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
-    A method that fails leaves a mark and the others go on; it is tried again the next time.
+    A method or a training that fails leaves a mark and the others go on; it is tried again the next time.
 
     Args:
         session: the experiment and the machine.
@@ -225,36 +232,61 @@ def measure(
         methods: the methods to run, a subset of the experiment's.
         on_run: told about each run before it starts (method, seed).
         siblings: row files of other artefacts; a run that was measured for one of them is taken over.
+        force: measure again what is there; old rows go when new ones replace them.
 
     Returns:
         Whether every run ended with a finite model.
     """
     e = session.experiment
-    e.check()
+    e.check(methods)
     ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
     for seed in e.seeds:
-        missing = [m for m in ordered if not _present(e, rows, siblings, m, seed)]
+        missing = [m for m in ordered if force or not _present(e, rows, siblings, m, seed)]
         if not missing:
             continue
         rows.check_writable()
         on_run("fl-training", seed)
-        context = session.context(seed)
+        began = time.monotonic()
+        try:
+            context = session.context(seed)
+        except (RuntimeError, ArithmeticError, MemoryError) as error:
+            mark = [_failure("fl-training", error, f"FL training, seed {seed}")]
+            for step in range(len(e.requests)):
+                _write(session, rows, ORIGINAL, seed, (step, began, mark))
+            continue
         for method in missing:
             on_run(method, seed)
-            for step, began, values in _serve(session, context, method):
-                spec_hash = e.run_spec(method, seed, step).hash
-                if rows.any_of(spec_hash):
-                    rows.drop([spec_hash])  # what a failed run left
-                base = {
-                    **e.identity(step),
-                    "seed": seed,
-                    "method": method,
-                    "spec_hash": spec_hash,
-                    "wall_seconds": round(time.monotonic() - began, 3),
-                    **provenance(session.fabric, e.preset),
-                }
-                rows.append({**base, **value.columns()} for value in values)
-    return not any(rows.marked(spec_hash) for spec_hash in e.spec_hashes())
+            for served in _serve(session, context, method):
+                _write(session, rows, method, seed, served)
+    runs = ((m, seed, step) for m in ordered for seed in e.seeds for step in range(len(e.requests)))
+    return not any(rows.marked(e.run_spec(*run).hash) for run in runs)
+
+
+def _write(session: Session, rows: RowFile, method: str, seed: int, served: Served) -> None:
+    """Append a run's rows, in the place of what an earlier attempt left."""
+    e = session.experiment
+    step, began, values = served
+    spec_hash = e.run_spec(method, seed, step).hash
+    if rows.any_of(spec_hash):
+        rows.drop([spec_hash])
+    base = {
+        **e.identity(step),
+        "seed": seed,
+        "method": method,
+        "spec_hash": spec_hash,
+        "federation_hash": e.federation_hash(seed),
+        "patience": e.rules.patience,
+        "wall_seconds": round(time.monotonic() - began, 3),
+        **provenance(session.fabric, e.preset),
+    }
+    rows.append({**base, **value.columns()} for value in values)
+
+
+def _failure(stage: str, error: Exception, what: str) -> Value:
+    """The mark of a run that ended in an error, which is logged."""
+    log.warning("%s failed: %s", what, " ".join(str(error).split()) or type(error).__name__)
+    log.debug("where it failed", exc_info=error)
+    return Value(stage, "failed", 1.0, {"error": type(error).__name__})
 
 
 def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: str, seed: int) -> bool:
@@ -286,7 +318,7 @@ class Value:
 
     def columns(self) -> Row:
         """Ready for a row; JSON knows no NaN."""
-        value = self.value if math.isfinite(self.value) else None
+        value = self.value if isinstance(self.value, int | float) and math.isfinite(self.value) else None
         return {"stage": self.stage, "metric": self.metric, "value": value, **self.extra}
 
 
@@ -306,10 +338,8 @@ def _serve(session: Session, context: Context, method: str) -> Iterator[Served]:
             continue
         try:
             values, state = _run(session, context, method)
-        except (RuntimeError, ArithmeticError, MemoryError) as error:
-            log.warning("%s failed on seed %s: %s", method, context.seed, " ".join(str(error).split()))
-            log.debug("where it failed", exc_info=True)
-            yield step, began, [Value("total", "failed", 1.0, {"error": type(error).__name__})]
+        except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
+            yield step, began, [_failure("total", error, f"{method}, seed {context.seed},")]
             return
         yield step, began, values
         context = replace(context, state=state)
@@ -328,19 +358,21 @@ def _run(session: Session, context: Context, name: str) -> tuple[list[Value], St
     if recovered is not None:
         values += _stage(session, context, "recovery", recovered)
         total, last = total + recovered.cost, recovered
-    if session.experiment.relearns(name) and not last.diverged:
+    diverged = last.diverged
+    if session.experiment.relearns(name) and not diverged:
         relearned = method.relearn(context, last.state)
         values += _stage(session, context, "relearning", relearned)
+        diverged = relearned.diverged
     stored = method.storage(context).metrics()
     values += [Value("total", metric, value) for metric, value in stored.items()]
-    values += _stage(session, context, "total", replace(last, cost=total))
+    values += _stage(session, context, "total", replace(last, cost=total, diverged=diverged))
     return values, last.state
 
 
 def _search_values(tuned: Tuned) -> Iterable[Value]:
     """What the search cost and chose."""
-    cost = {"seconds": tuned.cost.seconds, "sample_gradients": tuned.cost.gradient_equivalents, "tried": tuned.tried}
-    return [Value("search", metric, value) for metric, value in {**cost, **tuned.chosen}.items()]
+    cost = {name: value for name, value in tuned.cost.metrics().items() if name not in ("rounds", "data_size")}
+    return [Value("search", metric, value) for metric, value in {**cost, "tried": tuned.tried, **tuned.chosen}.items()]
 
 
 def _original(session: Session, context: Context) -> Iterator[Value]:

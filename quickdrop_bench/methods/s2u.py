@@ -15,7 +15,7 @@ from quickdrop_bench.federation.federation import PhaseResult, Transform
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import LOCAL_STEPS, Recovery, Relearning
+from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning
 
 __all__ = ["S2U"]
 
@@ -36,7 +36,7 @@ class S2U(Recovery, Relearning):
         max_alpha: cap ≥ 1 of α = None, which grows without bound as p_ℓ → 1.
         unlearn_rounds: scaled rounds, with all clients.
         unlearn_local_steps: T of the scaled rounds; None takes the training's T.
-        unlearn_lr: η of the scaled rounds (that of training and recovery).
+        unlearn_lr: η of the scaled rounds; None takes that of recovery.
     """
 
     levels: ClassVar[frozenset[str]] = frozenset({"client"})
@@ -44,9 +44,9 @@ class S2U(Recovery, Relearning):
     summary: ClassVar[str] = "scales the leaving client's update down and the others' up, then trains without it"
     search: ClassVar[Search] = {
         "unlearning": {
-            "beta": (0.0, 0.1, 0.5),
+            "beta": (0.0, 0.1),
             "unlearn_local_steps": LOCAL_STEPS,
-            "recover_local_steps": LOCAL_STEPS,
+            **RECOVERY_SEARCH,
         }
     }
 
@@ -55,7 +55,7 @@ class S2U(Recovery, Relearning):
     max_alpha: float = 10.0
     unlearn_rounds: int = 1
     unlearn_local_steps: int | None = None
-    unlearn_lr: float = 0.01
+    unlearn_lr: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +77,7 @@ class S2U(Recovery, Relearning):
             rounds=self.unlearn_rounds,
             local_steps=self.unlearn_local_steps or training.local_steps,
             batch_size=training.batch_size,
-            lr=self.unlearn_lr,
+            lr=self.recover_lr if self.unlearn_lr is None else self.unlearn_lr,
         )
 
     def unlearn(self, context: Context) -> StageResult:

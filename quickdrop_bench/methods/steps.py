@@ -18,7 +18,7 @@ LOCAL_STEPS = (1, 2, 5, 10, 50)
 ASCENT_SEARCH: dict[str, tuple[Any, ...]] = {
     "unlearn_local_steps": LOCAL_STEPS,
     "unlearn_lr": (0.02, 0.05),
-    "unlearn_stop_loss": (6.0,),
+    "unlearn_stop_loss": (2.3, 6.0),
 }
 """Ascent is bounded in the search: unbounded steps only ever destroyed models (benchmarks/DEVIATIONS.md)."""
 

@@ -11,10 +11,13 @@ from quickdrop_bench.reporting.layout import ORACLE, ORIGINAL
 
 __all__ = ["SEARCH", "SETTING", "TRAINING", "complete", "derive", "latest", "setting_of", "without_training"]
 
+RUNS_WITH = ["federation_hash", "patience"]
+"""The columns that runs must share to be compared, beside :data:`SETTING` and the seed."""
+
 SETTING = ["dataset", "clients", "distribution", "request", "protocol"]
 """The columns that say what was measured, whatever the method and seed."""
 
-DEFAULTS = {"protocol": "preset"}
+DEFAULTS: Mapping[str, Any] = {"protocol": "preset", "federation_hash": "", "patience": -1}
 """What older rows leave out."""
 
 TRAINING = "fl-training"
@@ -40,13 +43,17 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows measured under several specs, those of the newest spec per setting, method and seed.
+    """Of rows measured under several specs, those of the newest per setting, method and seed.
 
-    Training, the search for settings and the request itself are runs of their own.
+    Only the newest federation of a setting and seed counts, so that no method is shown beside one of another
+    federation. Training, the search for settings and the request itself are runs of their own.
     """
-    part = rows["stage"].where(rows["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
-    newest = complete(rows).groupby([*SETTING, "method", "seed", part])["spec_hash"].transform("last")
-    return rows[rows["spec_hash"] == newest]
+    full = complete(rows)
+    for name in RUNS_WITH:
+        full = full[full[name] == full.groupby([*SETTING, "seed"])[name].transform("last")]
+    part = full["stage"].where(full["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
+    newest = full.groupby([*SETTING, "method", "seed", part])["spec_hash"].transform("last")
+    return rows.loc[full.index[full["spec_hash"] == newest]]
 
 
 def without_training(rows: pd.DataFrame) -> pd.DataFrame:

@@ -295,7 +295,7 @@ BAD = {
     "seed twice": (["table", "2", "--seeds", "1,1"], "--seeds 1,1"),
     "norm": (["table", "2", "--norm", "batch"], "--norm batch"),
     "depth": (["table", "2", "--depth", "9"], "--depth 9"),
-    "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "unlearn_lr -1.0"),
+    "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "--quickdrop.unlearn-lr -1.0"),
     "folder missing": (["table", "2", "--dataset", "imagefolder", "--data-dir", "none"], "--data-dir none"),
     "config with an unknown key": (["table", "2", "--config", "unknown.yaml"], "nonsense"),
     "config that is no YAML": (["table", "2", "--config", "broken.yaml"], "--config"),

@@ -196,10 +196,13 @@ BAD = {
     "class in words": (["table", "2", "--class", "nine"], "--class nine"),
     "class out of range": (["table", "2", "--class", "9,10"], "--class 10"),
     "unknown protocol": (["table", "2", "--protocol", "fast"], "--protocol fast: use one of preset, paper, tuned"),
+    "empty list": (["table", "2", "--dataset", ","], "--dataset ,"),
+    "training only": (["table", "6", "--methods", "quickdrop"], "--methods quickdrop: table6"),
+    "nothing distilled": (["table", "6", "--distill", "false"], "--distill false: table6"),
     "patience": (["table", "2", "--patience", "0"], "--patience 0"),
-    "prune ratio": (["table", "2", "--fu-mp.prune-ratio", "1"], "prune_ratio 1.0"),
-    "calibration ratio": (["table", "2", "--federaser.calibration-ratio", "0"], "calibration_ratio 0.0"),
-    "beta": (["table", "4", "--s2u.beta", "2"], "beta 2.0"),
+    "prune ratio": (["table", "2", "--fu-mp.prune-ratio", "1"], "--fu-mp.prune-ratio 1.0"),
+    "calibration ratio": (["table", "2", "--federaser.calibration-ratio", "0"], "--federaser.calibration-ratio 0.0"),
+    "beta": (["table", "4", "--s2u.beta", "2"], "--s2u.beta 2.0"),
 }
 
 

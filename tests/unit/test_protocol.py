@@ -16,7 +16,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, as_in_the_paper, tune
+from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, _Judge, as_in_the_paper, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
 
@@ -72,6 +72,21 @@ def outcome(state: State) -> Judgement:
     return replace(first, retain=0.3 if unlearned == 8 else RECOVERED[recovered])
 
 
+def judge_with(monkeypatch: pytest.MonkeyPatch, judge: Callable[[State], Judgement]) -> None:
+    """Put a function in the place of the judge; it costs nothing."""
+
+    class Judge:
+        cost = Cost()
+
+        def __init__(self, context: Context, classes: int) -> None:
+            pass
+
+        def __call__(self, state: State) -> Judgement:
+            return judge(state)
+
+    monkeypatch.setattr("quickdrop_bench.harness.protocol._Judge", Judge)
+
+
 @pytest.fixture
 def context(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> Context:
     federation = make_federation()
@@ -84,20 +99,47 @@ def context(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> Conte
 def test_search_takes_the_cheapest_of_those_that_forget_and_keep(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step does not forget; 2, 4 and 8 do and go on. After recovery 0.945 is within a point of 0.95 but 0.90 is
-    not, and the wreck is out: (2, 2) is the cheapest left."""
-    monkeypatch.setattr("quickdrop_bench.harness.protocol._judge", lambda context, classes: outcome)
+    """One step does not forget; 2, 4 and 8 do. After recovery 0.945 is within a point of 0.95 but 0.90 is not, and the
+    wreck is out: (2, 2) is the cheapest left."""
+    judge_with(monkeypatch, outcome)
     tuned = tune(context, Scripted(), classes=3)
     assert tuned.chosen == {"unlearn_local_steps": 2, "recover_local_steps": 2}
     assert tuned.method == Scripted(unlearn_local_steps=2, recover_local_steps=2)
-    assert tuned.tried == 4 + 3 * 3
-    assert tuned.cost.sample_gradients == (1 + 2 + 4 + 8) + 3 * (1 + 2 + 4)
+    assert tuned.tried == 4 + 4 * 3
+    assert tuned.cost.sample_gradients == (1 + 2 + 4 + 8) + 4 * (1 + 2 + 4)
 
 
 def test_where_nothing_forgets_the_closest_is_taken(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = lambda state: replace(outcome(state), excess=1 / (1 + float(state["s"][0])))  # noqa: E731
-    monkeypatch.setattr("quickdrop_bench.harness.protocol._judge", lambda context, classes: judge)
+    judge_with(monkeypatch, lambda state: replace(outcome(state), excess=1 / (1 + float(state["s"][0]))))
     assert tune(context, Scripted(), classes=3).chosen["unlearn_local_steps"] == 8
+
+
+def test_recovery_may_do_the_forgetting(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting forgets at once, all do after recovery: the hardest one is not taken for being closest before it."""
+
+    def judgement(state: State) -> Judgement:
+        unlearned, recovered = state["s"].tolist()
+        return Judgement(0.0 if recovered else 1 / unlearned, 0.97 - 0.05 * unlearned)
+
+    judge_with(monkeypatch, judgement)
+    assert tune(context, Scripted(), classes=3).chosen == {"unlearn_local_steps": 1, "recover_local_steps": 1}
+
+
+def test_judging_is_part_of_what_the_search_costs(context: Context) -> None:
+    """Each of the 4 + 4·3 trials is judged on all 45 images, in forward passes."""
+    original = context.state
+
+    class Idle(Scripted):
+        def unlearn(self, context: Context) -> StageResult:
+            return StageResult(original, Cost(sample_gradients=self.unlearn_local_steps or 0))
+
+        def recover(self, context: Context, state: State) -> StageResult | None:
+            return StageResult(original, Cost(sample_gradients=self.recover_local_steps or 0))
+
+    tuned = tune(context, Idle(), classes=3)
+    assert tuned.tried == 16
+    assert tuned.cost.sample_forwards == 16 * 45
+    assert tuned.cost.seconds > 0
 
 
 def test_local_steps_are_capped_at_those_of_training() -> None:
@@ -116,10 +158,8 @@ def test_expected_accuracy_is_that_of_retained_images_of_the_same_classes() -> N
 
 
 def test_the_judge_reads_training_data_only(context: Context) -> None:
-    """On random weights: excess and retained accuracy equal a plain recomputation."""
-    from quickdrop_bench.harness.protocol import _judge
-
-    judgement = _judge(context, 3)(context.state)
+    """On random weights: excess and retained accuracy equal a plain recomputation on the clients' images."""
+    judgement = _Judge(context, 3)(context.state)
     model = context.federation.model
     images, labels = context.clients[0].original.images, context.clients[0].original.labels
     with torch.no_grad():
@@ -145,3 +185,4 @@ def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make
     assert forget <= 0.1
     assert retain >= 0.75
     assert tuned.cost.sample_gradients > 0
+    assert tune(context, METHODS["retrain-or"](), classes=3).tried == 0
