@@ -187,6 +187,37 @@ def test_an_interrupted_table_continues(run: Run, monkeypatch: pytest.MonkeyPatc
     assert rows_of("table2")["value"].tolist()[: len(done)] == done["value"].tolist()
 
 
+def test_a_diverged_training_is_marked_and_the_table_rendered(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    code, out, err = run("table", "2", *TINY, "--lr", "1e30")
+    assert code == 1
+    assert "Traceback" not in err
+    assert "lower --lr" in caplog.text
+    rows = rows_of("table2")
+    assert set(rows["metric"]) == {"failed"}
+    assert out.startswith("# Table 2")
+
+
+def test_the_control_needs_neither_distillation_nor_records(run: Run) -> None:
+    chosen = ["--methods", "retrain-or,random-subset", "--record-every", "0", "--distill", "false"]
+    code, out, _ = run("table", "2", *TINY, *chosen)
+    assert code == 0
+    assert "QuickDrop (not run)" in out
+    assert value(rows_of("table2"), method="random-subset", stage="total", metric="diverged") == 0
+
+
+def test_methods_of_different_federations_are_not_compared(run: Run) -> None:
+    """After K = 2, QuickDrop alone at K = 4: another command shows the newer federation's method, without the old
+    oracle."""
+    run("table", "2", *TINY, "--methods", "retrain-or,quickdrop")
+    run("table", "2", *TINY, "--methods", "quickdrop", "--rounds", "4")
+    run("table", "2", *TINY, "--methods", "retrain-or", "--iid")
+    lines = pd.read_csv("results/quick/table2/table.csv")
+    lines = lines[lines["distribution"] == "dirichlet-0.1"].set_index("method")
+    assert lines.loc["quickdrop", "seeds"] == 1
+    assert lines.loc["retrain-or", "seeds"] == 0
+    assert pd.isna(lines.loc["quickdrop", "total_speedup_mean"])
+
+
 BAD = {
     "FU-MP on a client": (["table", "4", "--methods", "fu-mp"], "fu-mp: it serves class requests"),
     "S2U on a class": (["table", "2", "--methods", "s2u"], "s2u: it serves client requests"),
@@ -196,6 +227,10 @@ BAD = {
     "class in words": (["table", "2", "--class", "nine"], "--class nine"),
     "class out of range": (["table", "2", "--class", "9,10"], "--class 10"),
     "unknown protocol": (["table", "2", "--protocol", "fast"], "--protocol fast: use one of preset, paper, tuned"),
+    "client without data": (
+        ["table", "4", "--alpha", "0.02", "--min-client-size", "0", "--clients", "20", "--client", "3"],
+        "--client 3: on seed 1 that client holds no data",
+    ),
     "empty list": (["table", "2", "--dataset", ","], "--dataset ,"),
     "training only": (["table", "6", "--methods", "quickdrop"], "--methods quickdrop: table6"),
     "nothing distilled": (["table", "6", "--distill", "false"], "--distill false: table6"),
@@ -208,7 +243,7 @@ BAD = {
 
 @pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> None:
-    code, out, err = run(*argv, *TINY)
+    code, out, err = run(*argv[:2], *TINY, *argv[2:])
     assert (code, out) == (2, "")
     sentences = [line for line in err.splitlines() if " · round " not in line]
     assert len(sentences) == 1, err
