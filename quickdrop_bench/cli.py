@@ -144,6 +144,8 @@ def table(args: Namespace, argv: Sequence[str]) -> int:
         session, display = make_session(args, experiment)
         with display:
             all_well &= measure(session, rows, wanted, display.start_run, siblings, force=args.force)
+        if trials := session.trials():
+            tables.write_trials(folder / "search.csv", trials)
     _render(args, rows, [experiment for experiment, _ in experiments], folder)
     print(f"rows and table: {folder}", file=sys.stderr)
     return 0 if all_well else 1

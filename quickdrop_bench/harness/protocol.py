@@ -53,12 +53,20 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The outcome of a search: the method with the chosen settings, what was chosen, and what the search cost."""
+    """The outcome of a search.
+
+    Attributes:
+        method: with the chosen settings.
+        chosen: those settings by field.
+        cost: of the search, judging included.
+        trials: every setting tried, with ``stage``, ``excess``, ``retain`` and ``gradient_equivalents`` of the
+            request up to there.
+    """
 
     method: Method
     chosen: Mapping[str, Any]
     cost: Cost
-    tried: int
+    trials: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class _Trial:
     state: State
     cost: Cost
     judgement: Judgement
+
+    def line(self, stage: str) -> dict[str, Any]:
+        """For people, without the state."""
+        figures = {"excess": self.judgement.excess, "retain": self.judgement.retain}
+        return {"stage": stage, **self.changes, **figures, "gradient_equivalents": self.cost.gradient_equivalents}
 
 
 def as_in_the_paper(method: Method) -> Method:
@@ -87,7 +100,7 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
         The method unchanged, at no cost, if it declares nothing to search.
     """
     if not method.search:
-        return Tuned(method, {}, Cost(), 0)
+        return Tuned(method, {}, Cost())
     judge = _Judge(context, classes)
     steps = context.training.local_steps
     spent: list[Cost] = []
@@ -108,7 +121,8 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
             cost = first.cost + recovered.cost
             finished.append(_Trial({**first.changes, **changes}, recovered.state, cost, judge(recovered.state)))
     chosen = _winner(finished)
-    return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), len(spent))
+    trials = [t.line("unlearning") for t in unlearned] + [t.line("recovery") for t in finished]
+    return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), trials)
 
 
 def _with(method: Method, changes: Mapping[str, Any]) -> Method:

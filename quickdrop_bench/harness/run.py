@@ -212,6 +212,12 @@ class Session:
             self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], len(self.data.class_names))
         return self._tuned[name]
 
+    def trials(self) -> list[Row]:
+        """Every setting that searches of this session tried, with the columns that tell searches apart."""
+        e = self.experiment
+        identity = {**e.identity(0), "seed": e.seeds[0]}
+        return [{**identity, "method": name, **trial} for name, tuned in self._tuned.items() for trial in tuned.trials]
+
 
 def measure(
     session: Session,
@@ -372,7 +378,9 @@ def _run(session: Session, context: Context, name: str) -> tuple[list[Value], St
 def _search_values(tuned: Tuned) -> Iterable[Value]:
     """What the search cost and chose."""
     cost = {name: value for name, value in tuned.cost.metrics().items() if name not in ("rounds", "data_size")}
-    return [Value("search", metric, value) for metric, value in {**cost, "tried": tuned.tried, **tuned.chosen}.items()]
+    return [
+        Value("search", metric, value) for metric, value in {**cost, "tried": len(tuned.trials), **tuned.chosen}.items()
+    ]
 
 
 def _original(session: Session, context: Context) -> Iterator[Value]:

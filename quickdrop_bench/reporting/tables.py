@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +30,7 @@ __all__ = [
     "render",
     "setting_of",
     "write_table",
+    "write_trials",
 ]
 
 ABREAST = 4
@@ -78,6 +79,22 @@ def on_terminal(
         parts += [_terminal_table(section, lines) for lines in _abreast(section.lines)]
         parts.append(escape(f"{section.sheet().footnote}\n"))
     return parts
+
+
+def write_trials(path: Path, trials: Sequence[Mapping[str, object]]) -> None:
+    """Write what searches for settings tried, in the place of earlier searches for the same methods.
+
+    Args:
+        path: a CSV file; it need not exist.
+        trials: one per setting tried, with the columns of :data:`SETTING`, ``seed`` and ``method``.
+    """
+    keys = [*SETTING, "seed", "method"]
+    new = pd.DataFrame(trials)
+    if path.exists():
+        old = pd.read_csv(path)
+        repeated = old[keys].astype(str).agg("|".join, axis=1).isin(new[keys].astype(str).agg("|".join, axis=1))
+        new = pd.concat([old[~repeated], new], ignore_index=True)
+    write_text(path, new.to_csv(index=False, float_format="%.6g"))
 
 
 def write_table(folder: Path, texts: dict[str, str]) -> None:

@@ -132,6 +132,9 @@ def test_protocols_stand_side_by_side(run: Run) -> None:
     assert {"seconds", "sample_gradients", "tried", "unlearn_local_steps", "recover_lr"} <= set(search["metric"])
     assert "protocol tuned" in out
     assert "stated apart" in out
+    trials = pd.read_csv("results/quick/table2/search.csv")
+    assert set(trials["method"]) == {"quickdrop"}
+    assert len(trials) == value(search, metric="tried")
     code, _, err = run("table", "2", *TINY, *chosen, "--protocol", "tuned")
     assert "round" not in err
 

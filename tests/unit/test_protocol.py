@@ -105,7 +105,10 @@ def test_search_takes_the_cheapest_of_those_that_forget_and_keep(
     tuned = tune(context, Scripted(), classes=3)
     assert tuned.chosen == {"unlearn_local_steps": 2, "recover_local_steps": 2}
     assert tuned.method == Scripted(unlearn_local_steps=2, recover_local_steps=2)
-    assert tuned.tried == 4 + 4 * 3
+    assert len(tuned.trials) == 4 + 4 * 3
+    assert tuned.trials[0] == {
+        "stage": "unlearning", "unlearn_local_steps": 1, "excess": 0.4, "retain": 0.95, "gradient_equivalents": 1
+    }  # fmt: skip
     assert tuned.cost.sample_gradients == (1 + 2 + 4 + 8) + 4 * (1 + 2 + 4)
 
 
@@ -137,7 +140,7 @@ def test_judging_is_part_of_what_the_search_costs(context: Context) -> None:
             return StageResult(original, Cost(sample_gradients=self.recover_local_steps or 0))
 
     tuned = tune(context, Idle(), classes=3)
-    assert tuned.tried == 16
+    assert len(tuned.trials) == 16
     assert tuned.cost.sample_forwards == 16 * 45
     assert tuned.cost.seconds > 0
 
@@ -185,4 +188,4 @@ def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make
     assert forget <= 0.1
     assert retain >= 0.75
     assert tuned.cost.sample_gradients > 0
-    assert tune(context, METHODS["retrain-or"](), classes=3).tried == 0
+    assert tune(context, METHODS["retrain-or"](), classes=3).trials == ()
