@@ -17,7 +17,7 @@ RUNS_WITH = ["federation_hash", "patience"]
 SETTING = ["dataset", "clients", "distribution", "request", "protocol"]
 """The columns that say what was measured, whatever the method and seed."""
 
-DEFAULTS: Mapping[str, Any] = {"protocol": "preset", "federation_hash": "", "patience": -1}
+DEFAULTS: Mapping[str, Any] = {"protocol": "preset", "federation_hash": "", "patience": -1, "device": ""}
 """What older rows leave out."""
 
 TRAINING = "fl-training"
@@ -62,7 +62,7 @@ def without_training(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def derive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add what follows from the rows, seed by seed, each against the oracle's run of the same setting and seed.
+    """Add what follows from the rows, each against the oracle's run of the same setting and seed on the same device.
 
     Returns:
         The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``speedup`` (oracle's
@@ -76,10 +76,12 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)]
     if total.empty:
         return rows
-    keys = [*SETTING, "seed", "method"]
+    keys = [*SETTING, "seed", "device", "method"]
     wide = total.pivot_table(index=keys, columns="metric", values="value", aggfunc="last").reset_index()
     derived = pd.concat([_storage(wide), _against_oracle(wide)])
-    new = derived.melt([*keys, "stage"], var_name="metric", value_name="value").dropna(subset="value")
+    new = derived.melt([*SETTING, "seed", "method", "stage"], var_name="metric", value_name="value").dropna(
+        subset="value"
+    )
     return pd.concat([rows, new], ignore_index=True) if len(new) else rows
 
 
@@ -96,8 +98,9 @@ def _against_oracle(wide: pd.DataFrame) -> pd.DataFrame:
     for name, weight in rare.items():
         equivalents = equivalents + weight * wide.reindex(columns=[name])[name].fillna(0.0)
     wide = wide.assign(gradient_equivalents=equivalents)
-    wide = wide.reindex(columns=[*SETTING, "seed", "method", *COMPARED])
-    pairs = wide.merge(wide[wide["method"] == ORACLE], on=[*SETTING, "seed"], suffixes=("", "_oracle"))
+    wide = wide.reindex(columns=[*SETTING, "seed", "device", "method", *COMPARED])
+    # Seconds of two devices have no ratio.
+    pairs = wide.merge(wide[wide["method"] == ORACLE], on=[*SETTING, "seed", "device"], suffixes=("", "_oracle"))
     return _identity(pairs).assign(
         speedup=pairs["seconds_oracle"] / pairs["seconds"],
         speedup_sample_gradients=pairs["gradient_equivalents_oracle"] / pairs["gradient_equivalents"],
