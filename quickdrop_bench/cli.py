@@ -92,17 +92,25 @@ def parse(argv: Sequence[str], artefact: str | None = None) -> Namespace:
         argv: the arguments.
         artefact: whose section of the preset counts; None takes the table that the command line names.
     """
-    parser = Parser(prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__)
+    parser = Parser(
+        prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__, allow_abbrev=False
+    )
+    chosen: str | None = None
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (_, options, text) in COMMANDS.items():
-        sub = Parser(description=text)
+        sub = Parser(description=text, allow_abbrev=False)
         options(sub)
         if argv and argv[0] == name and options is not _no_options:
             with_methods = options is add_table_options
             section = artefact or (_named_table(argv) if with_methods else "")
-            sub.set_defaults(preset_defaults(argv, section, with_methods=with_methods))
+            defaults = preset_defaults(argv, section, with_methods=with_methods)
+            chosen = defaults["preset"]
+            sub.set_defaults(defaults)
         commands.add_subcommand(name, sub, help=text)
-    return parser.parse_args(list(argv))
+    args = parser.parse_args(list(argv))
+    if chosen is not None and args[args.command].preset != chosen:
+        raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
+    return args
 
 
 def _named_table(argv: Sequence[str]) -> str:

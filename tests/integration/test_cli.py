@@ -313,6 +313,8 @@ BAD = {
     "depth": (["table", "2", "--depth", "9"], "--depth 9"),
     "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "--quickdrop.unlearn-lr -1.0"),
     "folder missing": (["table", "2", "--dataset", "imagefolder", "--data-dir", "none"], "--data-dir none"),
+    "preset in a config": (["distribution", "--config", "preset.yaml"], "--config with the key preset"),
+    "abbreviated option": (["table", "2", "--roun", "3"], "--roun"),
     "config with an unknown key": (["table", "2", "--config", "unknown.yaml"], "nonsense"),
     "config that is no YAML": (["table", "2", "--config", "broken.yaml"], "--config"),
     "config missing": (["table", "2", "--config", "none.yaml"], "--config"),
@@ -324,6 +326,7 @@ def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str, monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     Path("unknown.yaml").write_text("nonsense: 1\n")
     Path("broken.yaml").write_text("a: [1, {\n")
+    Path("preset.yaml").write_text("preset: small\n")
     if argv[0] == "table" and "--preset" not in argv and "--dataset" not in argv:
         argv = [*argv, *(p for p in TINY if p not in ("--clients", "3", "--seeds", "1"))]
         argv += [] if "--clients" in argv else ["--clients", "3"]
