@@ -68,6 +68,7 @@ class TrainedFederation:
         history: one row per round; see :func:`quickdrop_bench.harness.training.train_federation`.
         cost: of the training, distillation included.
         spec: the resolved federation spec, for people.
+        device: on which it was trained, in words; its seconds belong to that device.
     """
 
     state: State
@@ -75,6 +76,7 @@ class TrainedFederation:
     history: pd.DataFrame
     cost: Cost
     spec: Mapping[str, Any]
+    device: str
 
 
 def is_complete(folder: Path) -> bool:
@@ -102,7 +104,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         updates = sorted(p for p in (folder / UPDATES).rglob("*.safetensors") if not p.name.startswith("."))
         names += [path.relative_to(folder).as_posix() for path in updates]
         files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
-        manifest = {"format": FORMAT, "cost": asdict(trained.cost), "files": files}
+        manifest = {"format": FORMAT, "device": trained.device, "cost": asdict(trained.cost), "files": files}
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     except OSError as error:
         raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
@@ -116,6 +118,8 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise _damaged(folder, f"manifest.json has format {manifest['format']}, not {FORMAT}, or")
         for name, entry in manifest["files"].items():
             if _sha256(_inside(folder, name)) != entry["sha256"]:
                 raise _damaged(folder, name)
@@ -126,7 +130,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
         }
         history = pd.read_csv(folder / "history.csv")
         spec = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return TrainedFederation(state, clients, history, Cost(**manifest["cost"]), spec)
+        return TrainedFederation(state, clients, history, Cost(**manifest["cost"]), spec, str(manifest["device"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BadInput):
             raise

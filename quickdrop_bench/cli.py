@@ -253,7 +253,7 @@ def train(args: Namespace, argv: Sequence[str]) -> int:
         accuracy = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names)).without(
             ()
         )
-        cost = session.training_cost(seed)
+        cost, _ = session.training_cost(seed)
         share = cost.distillation_seconds / cost.seconds
         print(f"{folder}  accuracy {accuracy:.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
     return 0

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench import __version__
 
-__all__ = ["provenance"]
+__all__ = ["device_name", "provenance"]
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pandas")
 
@@ -34,13 +34,14 @@ def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
         "git_dirty": dirty,
         "package_version": __version__,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "device": _device(fabric.device),
+        "device": device_name(fabric.device),
         "precision": fabric.strategy.precision.precision,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """A device in words; a CPU with the number of threads that computations use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"

@@ -140,7 +140,7 @@ class Session:
     experiment: Experiment
     fabric: Fabric
     artifacts_dir: Path
-    _training_costs: dict[int, Cost] = field(default_factory=dict)
+    _trained: dict[int, tuple[Cost, str]] = field(default_factory=dict)
     _tuned: dict[str, Tuned] = field(default_factory=dict)
 
     @cached_property
@@ -176,7 +176,7 @@ class Session:
             for target in request.targets if request.level == "client" else ():
                 if not len(clients[target].original):
                     raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        self._training_costs[seed] = trained.cost
+        self._trained[seed] = trained.cost, trained.device
         history = UpdateHistory(self.folder(seed) / artifacts.UPDATES, self.fabric.device)
         return Context(
             federation=federation,
@@ -190,9 +190,9 @@ class Session:
             patience=e.rules.patience,
         )
 
-    def training_cost(self, seed: int) -> Cost:
-        """Of the seed's federation, once :meth:`context` was called."""
-        return self._training_costs[seed]
+    def training_cost(self, seed: int) -> tuple[Cost, str]:
+        """Of the seed's federation, and the device that it was trained on, once :meth:`context` was called."""
+        return self._trained[seed]
 
     def configured(self, name: str) -> Method:
         """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
@@ -385,7 +385,7 @@ def _search_values(tuned: Tuned) -> Iterable[Value]:
 
 def _original(session: Session, context: Context) -> Iterator[Value]:
     """The trained model before the request, and what its training cost."""
-    cost = session.training_cost(context.seed)
+    cost, device = session.training_cost(context.seed)
     images = session.data.train.images[0].numel()
     yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))
     if session.experiment.federation.distill:
@@ -396,8 +396,9 @@ def _original(session: Session, context: Context) -> Iterator[Value]:
             ("distillation_seconds", cost.distillation_seconds),
             ("overhead_percent", share),
         ):
-            yield Value("fl-training", metric, value, {"method": "quickdrop"})
-    yield from _stage(session, context, "fl-training", StageResult(context.state, cost))
+            yield Value("fl-training", metric, value, {"method": "quickdrop", "device": device})
+    for trained in _stage(session, context, "fl-training", StageResult(context.state, cost)):
+        yield replace(trained, extra={"device": device})
 
 
 def _stage(session: Session, context: Context, stage: str, result: StageResult) -> Iterator[Value]:

@@ -24,6 +24,7 @@ TRAINING_SOURCES = (
     "data",
     "distillation",
     "federation",
+    "cost.py",
     "seeding.py",
     "harness/training.py",
 )
@@ -35,7 +36,6 @@ METHOD_SOURCES = (
     "methods/steps.py",
     "methods/small_sets.py",
     "evaluation",
-    "cost.py",
     "harness/run.py",
     "harness/protocol.py",
 )

@@ -30,6 +30,7 @@ from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.files import write_atomically
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.models import ConvNet
 from quickdrop_bench.seeding import generator
@@ -175,7 +176,12 @@ def train_federation(
         for i, d in clients.items()
     }
     trained = TrainedFederation(
-        result.state, kept, pd.DataFrame(history), result.cost, {**spec.resolved(), "seed": seed}
+        state=result.state,
+        clients=kept,
+        history=pd.DataFrame(history),
+        cost=result.cost,
+        spec={**spec.resolved(), "seed": seed},
+        device=device_name(fabric.device),
     )
     artifacts.save(trained, folder)
     checkpoint.path.unlink(missing_ok=True)

@@ -35,14 +35,16 @@ def trained(toy_clients: dict[int, LabelledSet]) -> TrainedFederation:
         clients[i] = artifacts_of(data)
     clients[3] = replace(artifacts_of(toy_clients[0].subset(torch.empty(0, dtype=torch.int64))), synthetic=None)
     history = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
-    return TrainedFederation({"w": torch.randn(3)}, clients, history, Cost(seconds=1.5, rounds=2), {"alpha": 0.1})
+    return TrainedFederation(
+        {"w": torch.randn(3)}, clients, history, Cost(seconds=1.5, rounds=2), {"alpha": 0.1}, "a CPU"
+    )
 
 
 def test_round_trip(trained: TrainedFederation, tmp_path: Path) -> None:
     save(trained, tmp_path / "run")
     again = load(tmp_path / "run", CPU)
     assert torch.equal(again.state["w"], trained.state["w"])
-    assert (again.cost, again.spec) == (trained.cost, trained.spec)
+    assert (again.cost, again.spec, again.device) == (trained.cost, trained.spec, "a CPU")
     pd.testing.assert_frame_equal(again.history, trained.history)
     assert list(again.clients) == [0, 1, 2, 3]
     assert again.clients[3].synthetic is None
