@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_text
@@ -27,7 +28,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class RowFile:
-    """``rows.jsonl`` in a results folder: read at once, appended to a run at a time.
+    """``rows.jsonl`` in a results folder: read at once, written a run at a time.
+
+    Several processes may write to one file; each waits for the other's write to end.
 
     Args:
         path: the file; it need not exist.
@@ -39,10 +42,17 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self._lock = FileLock(path.with_name(".rows.lock"))
+        self._torn = False
+        self._read()
+
+    def _read(self) -> None:
         try:
-            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         except OSError as error:
-            raise BadInput("--results-dir", path.parent, f"{path.name} cannot be read ({error.strerror})") from error
+            folder = self.path.parent
+            raise BadInput("--results-dir", folder, f"{self.path.name} cannot be read ({error.strerror})") from error
+        self.rows = []
         for line in text.splitlines():
             try:
                 row = json.loads(line)
@@ -56,33 +66,32 @@ class RowFile:
         """Raise :class:`BadInput` now rather than after hours of work."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8"):
+            with self._lock, self.path.open("a", encoding="utf-8"):
                 pass
         except OSError as error:
             raise BadInput(
                 "--results-dir", self.path.parent, f"it cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add the rows of one finished run, flushed to disk before this returns."""
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add the rows of one finished run, in the place of any that are there under its spec hash.
+
+        They are on disk before this returns; a process that dies meanwhile leaves the old rows or the new ones.
+        """
         new = [dict(row) for row in rows]
-        lines = "".join(_line(row) for row in new)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + lines)
-            file.flush()
-            os.fsync(file.fileno())
-        self._torn = False
-        self.rows += new
-
-    def drop(self, spec_hashes: Iterable[str]) -> None:
-        """Forget the rows of some specs, in memory and on disk."""
-        gone = set(spec_hashes)
-        self.rows = [row for row in self.rows if row["spec_hash"] not in gone]
-        write_text(self.path, "".join(_line(row) for row in self.rows))
-
-    def any_of(self, spec_hash: str) -> bool:
-        """Whether there is any row of a run, complete or not."""
-        return any(row["spec_hash"] == spec_hash for row in self.rows)
+        with self._lock:
+            self._read()
+            hashes = {row["spec_hash"] for row in new}
+            kept = [row for row in self.rows if row["spec_hash"] not in hashes]
+            if len(kept) < len(self.rows):
+                write_text(self.path, "".join(map(_line, [*kept, *new])))
+            else:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(("\n" if self._torn else "") + "".join(map(_line, new)))
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._torn = False
+            self.rows = [*kept, *new]
 
     def marked(self, spec_hash: str) -> bool:
         """Whether a run diverged or failed."""

@@ -269,12 +269,10 @@ def measure(
 
 
 def _write(session: Session, rows: RowFile, method: str, seed: int, served: Served) -> None:
-    """Append a run's rows, in the place of what an earlier attempt left."""
+    """Write a run's rows, in the place of what an earlier attempt left."""
     e = session.experiment
     step, began, values = served
     spec_hash = e.run_spec(method, seed, step).hash
-    if rows.any_of(spec_hash):
-        rows.drop([spec_hash])
     base = {
         **e.identity(step),
         "seed": seed,
@@ -285,7 +283,7 @@ def _write(session: Session, rows: RowFile, method: str, seed: int, served: Serv
         "wall_seconds": round(time.monotonic() - began, 3),
         **provenance(session.fabric, e.preset),
     }
-    rows.append({**base, **value.columns()} for value in values)
+    rows.write({**base, **value.columns()} for value in values)
 
 
 def _failure(stage: str, error: Exception, what: str) -> Value:
@@ -304,7 +302,7 @@ def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: 
         known = next((other for other in siblings if other.has(spec_hash)), None)
         if known is None:
             return False
-        rows.append({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
+        rows.write({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
     return True
 
 

@@ -61,29 +61,40 @@ def test_rows_survive_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "t" / "rows.jsonl"
     rows = RowFile(path)
     rows.check_writable()
-    rows.append([row(1.0, spec_hash="a"), row(2.0, spec_hash="b")])
+    rows.write([row(1.0, spec_hash="a"), row(2.0, spec_hash="b")])
     with path.open("a") as file:
         file.write('{"artefact": "x", "val')
     path.write_bytes(path.read_bytes() + b"\xff\xfe")
     again = RowFile(path)
     assert [r["value"] for r in again.rows] == [1.0, 2.0]
-    again.append([row(3.0, spec_hash="c")])
+    again.write([row(3.0, spec_hash="c")])
     assert [r["value"] for r in RowFile(path).rows] == [1.0, 2.0, 3.0]
     for line in path.read_bytes().splitlines()[:2]:
         json.loads(line)
 
 
-def test_the_last_row_of_a_key_counts(tmp_path: Path) -> None:
+def test_a_run_is_replaced_as_a_whole(tmp_path: Path) -> None:
     rows = RowFile(tmp_path / "rows.jsonl")
-    rows.append([row(1.0, spec_hash="a"), row(5.0, spec_hash="b")])
-    rows.append([row(2.0, spec_hash="a")])
-    assert rows.frame(["a"])["value"].tolist() == [2.0]
+    rows.write([row(1.0, spec_hash="a", metric="seconds"), row(5.0, spec_hash="b")])
     assert not rows.has("a")  # its last row is missing
-    rows.append([row(0.0, spec_hash="a", stage="total", metric="diverged")])
+    rows.write([row(2.0, spec_hash="a"), row(0.0, spec_hash="a", stage="total", metric="diverged")])
+    assert rows.frame(["a"])["value"].tolist() == [2.0, 0.0]
     assert rows.has("a")
     assert not rows.has("b")
-    rows.drop(["a"])
-    assert [r["value"] for r in RowFile(rows.path).rows] == [5.0]
+    assert not rows.marked("a")
+    rows.write([row(1.0, spec_hash="a", stage="total", metric="failed")])
+    assert rows.marked("a")
+    assert [r["value"] for r in RowFile(rows.path).rows] == [5.0, 1.0]
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    """Both opened the file while it was empty; the second replaces a run of its own."""
+    first, second = (RowFile(tmp_path / "rows.jsonl") for _ in range(2))
+    first.write([row(1.0, spec_hash="a")])
+    second.write([row(2.0, spec_hash="b")])
+    first.write([row(3.0, spec_hash="c")])
+    second.write([row(4.0, spec_hash="b")])
+    assert [r["value"] for r in RowFile(first.path).rows] == [1.0, 3.0, 4.0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
