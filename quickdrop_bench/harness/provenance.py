@@ -44,7 +44,8 @@ def device_name(device: torch.device) -> str:
     """A device in words; a CPU with the number of threads that computations use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s'[: threads != 1]}"
 
 
 @cache
