@@ -10,12 +10,17 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
+from quickdrop_bench.cli import main
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.models import ConvNet
 
 os.environ["WANDB_MODE"] = "disabled"
+Run = Callable[..., tuple[int, str, str]]
+TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
+"""Options of a federation that trains in a moment."""
+
 # Tiny tensors gain nothing from threads, and lose much where another process wants the cores.
 torch.set_num_threads(1)
 
@@ -36,6 +41,35 @@ def toy_images(count: int, classes: int = 3, size: int = 8, seed: int = 0) -> tu
     labels = torch.arange(count) % classes
     noise = torch.randn(count, 1, size, size, generator=stream)
     return 1.5 * templates[labels] + noise, labels
+
+
+class Guarded(LabelledSet):
+    """Has a size and labels, but raises when forbidden rows are read."""
+
+    forbidden: set[int]
+
+    def __init__(self, source: LabelledSet, forbidden: set[int]) -> None:
+        super().__init__(source.images, source.labels, source.rows)
+        object.__setattr__(self, "forbidden", forbidden)
+
+    def take(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not self.forbidden & set(self.rows[positions].tolist()), "forbidden data were read"
+        return super().take(positions)
+
+    def subset(self, positions: torch.Tensor) -> LabelledSet:
+        return Guarded(super().subset(positions), self.forbidden)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line; exit code, standard output and standard error."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

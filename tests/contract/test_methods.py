@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from quickdrop_bench.cost import Storage
 from quickdrop_bench.data.labelled import LabelledSet
@@ -23,7 +22,7 @@ from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.methods import METHODS, Context, Method, load_plugins
 from quickdrop_bench.methods.base import ClientData, check_support
 from quickdrop_bench.seeding import generator
-from tests.conftest import toy_images
+from tests.conftest import Guarded, toy_images
 
 Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=4, local_steps=6, batch_size=8, lr=0.2)
@@ -47,24 +46,6 @@ for _name in METHODS:
     assert _name in TINY, f"{_name} has no tiny test setting in {__file__}"
 
 CASES = [pytest.param(name, level, id=f"{name}-{level}") for name in METHODS for level in sorted(METHODS[name].levels)]
-
-
-class Guarded(LabelledSet):
-    """Raises when forbidden rows are read."""
-
-    forbidden: set[int]
-
-    def __init__(self, source: LabelledSet, forbidden: set[int]) -> None:
-        super().__init__(source.images, source.labels, source.rows)
-        object.__setattr__(self, "forbidden", forbidden)
-
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        read = set(self.rows[positions].tolist())
-        assert not read & self.forbidden, "forbidden data were read"
-        return super().take(positions)
-
-    def subset(self, positions: Tensor) -> LabelledSet:
-        return Guarded(super().subset(positions), self.forbidden)
 
 
 @pytest.fixture

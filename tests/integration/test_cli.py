@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -18,21 +17,10 @@ from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import federation_spec, methods_of, split
 from quickdrop_bench.rows import LAST
+from tests.conftest import TINY, Run
 
-TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, object]]:

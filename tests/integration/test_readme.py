@@ -12,10 +12,10 @@ import pytest
 from quickdrop_bench.cli import main, parse
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.registry import Registry
+from tests.conftest import TINY
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 
 
 def python_block(word: str) -> str:

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from quickdrop_bench.cli import main
 from quickdrop_bench.methods import METHODS
-
-TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+from tests.conftest import TINY, Run
 
 
 def rows_of(name: str) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import ClientData, Context, check_support
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from quickdrop_bench.models import ConvNet
+from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -32,23 +33,6 @@ FULL_BATCH = replace(TRAIN, rounds=2, batch_size=100)
 CLIENT = UnlearningRequest("client", (1,))
 CLASS = UnlearningRequest("class", (1,))
 CPU = torch.device("cpu")
-
-
-class Unreadable(LabelledSet):
-    """Has a size and labels, but shows nobody the forbidden rows."""
-
-    forbidden: set[int]
-
-    def __init__(self, source: LabelledSet, forbidden: set[int]) -> None:
-        super().__init__(source.images, source.labels, source.rows)
-        object.__setattr__(self, "forbidden", forbidden)
-
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        assert not self.forbidden & set(self.rows[positions].tolist()), "forbidden data were read"
-        return super().take(positions)
-
-    def subset(self, positions: Tensor) -> LabelledSet:
-        return Unreadable(super().subset(positions), self.forbidden)
 
 
 @dataclass(frozen=True)
@@ -272,7 +256,7 @@ def test_data_and_updates_of_the_forgotten_are_never_read(
         forbidden, locked = set(torch.nonzero(toy_clients[0].labels == 1).flatten().tolist()), -1
     else:
         forbidden, locked = set(toy_clients[1].rows.tolist()), 1
-    clients = {i: client_data(Unreadable(d, forbidden)) for i, d in toy_clients.items()}
+    clients = {i: client_data(Guarded(d, forbidden)) for i, d in toy_clients.items()}
     history = LockedHistory(tmp_path, CPU, locked, [])
     guarded = replace(context, clients=clients, history=history)
     method = FedEraser()

@@ -20,29 +20,13 @@ from quickdrop_bench.functional.pruning import tf_idf
 from quickdrop_bench.methods.base import METHODS, ClientData, Context, check_support
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data, measure, recorded_activity
 from quickdrop_bench.models import prunable_layers
+from tests.conftest import Guarded
 
 Make = Callable[..., Federation]
 Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=3, local_steps=6, batch_size=8, lr=0.2)
 CLASSES = torch.arange(3)
 NORMS = ("instance", "layer", "none")
-
-
-class Guarded(LabelledSet):
-    """Raises when images of forbidden rows are read."""
-
-    forbidden: set[int]
-
-    def __init__(self, source: LabelledSet, forbidden: set[int]) -> None:
-        super().__init__(source.images, source.labels, source.rows)
-        object.__setattr__(self, "forbidden", forbidden)
-
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        assert not set(self.rows[positions].tolist()) & self.forbidden, "forbidden data were read"
-        return super().take(positions)
-
-    def subset(self, positions: Tensor) -> LabelledSet:
-        return Guarded(super().subset(positions), self.forbidden)
 
 
 def class_request(target: int) -> UnlearningRequest:

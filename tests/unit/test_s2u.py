@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -19,6 +18,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import ClientData, Context, check_support
 from quickdrop_bench.methods.s2u import S2U
 from quickdrop_bench.models import ConvNet
+from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -28,23 +28,12 @@ LEAVER = UnlearningRequest("client", (1,))
 ONLY_SCALED = {"recover_rounds": 0, "unlearn_lr": 0.1}
 
 
-class Unreadable(LabelledSet):
-    """Has a size and labels, but shows nobody its images."""
-
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError("forbidden data were read")
-
-    def subset(self, positions: Tensor) -> LabelledSet:
-        part = super().subset(positions)
-        return Unreadable(part.images, part.labels, part.rows)
-
-
 def client_data(data: LabelledSet) -> ClientData:
     return ClientData(data, data, data)
 
 
 def unreadable(data: LabelledSet) -> ClientData:
-    return client_data(Unreadable(data.images, data.labels, data.rows))
+    return client_data(Guarded(data, set(data.rows.tolist())))
 
 
 def make_context(federation: Federation, clients: Clients, request: UnlearningRequest = LEAVER) -> Context:
