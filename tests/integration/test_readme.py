@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from quickdrop_bench.cli import main, parse
+from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.registry import Registry
 from tests.conftest import TINY
@@ -53,6 +54,11 @@ def test_a_method_of_your_own(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr("quickdrop_bench.methods.base.entry_points", lambda group: [Plugin()])
     assert main(["table", "2", *TINY, "--methods", "retrain-or,noise", "--noise.sigma", "0.2"]) == 0
     assert "noise" in capsys.readouterr().out
+
+
+def test_results_are_those_of_the_rows() -> None:
+    """``python benchmarks/readme.py`` writes them."""
+    assert artefact("readme").block() in README
 
 
 def test_make_targets_exist() -> None:
