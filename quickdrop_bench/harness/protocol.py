@@ -121,7 +121,8 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
             cost = first.cost + recovered.cost
             finished.append(_Trial({**first.changes, **changes}, recovered.state, cost, judge(recovered.state)))
     chosen = _winner(finished)
-    trials = [t.line("unlearning") for t in unlearned] + [t.line("recovery") for t in finished]
+    after_recovery = [t for t in finished if not any(t is first for first in unlearned)]
+    trials = [t.line("unlearning") for t in unlearned] + [t.line("recovery") for t in after_recovery]
     return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), trials)
 
 
