@@ -6,7 +6,8 @@ RUN := $(BIN)/python -m quickdrop_bench
 OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install table1 table2 table3 table4 table5 table6 test test-slow check format clean
+.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep report
+.PHONY: test test-slow check format clean
 
 help: ## show this help
 	@echo "make TARGET [PRESET=quick|small|paper] [DATASET=name] [DATA_DIR=folder] [ARGS='more options']"
@@ -42,6 +43,27 @@ table5: install ## forgetting a class and learning it again
 
 table6: install ## what distillation adds to training
 	@$(RUN) table 6 $(OPTIONS)
+
+figure2: install ## accuracy per class, round by round
+	@$(RUN) figure 2 $(OPTIONS)
+
+figure3: install ## membership inference after forgetting
+	@$(RUN) figure 3 $(OPTIONS)
+
+figure4: install ## all classes forgotten one after the other
+	@$(RUN) figure 4 $(OPTIONS)
+
+figure5: install ## what fine-tuning gains and costs
+	@$(RUN) figure 5 $(OPTIONS)
+
+figure6: install ## accuracy and time over the scale
+	@$(RUN) figure 6 $(OPTIONS)
+
+sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,100,1000'
+	@$(RUN) sweep $(OPTIONS)
+
+report: install ## one HTML page over all rows
+	@$(RUN) report $(ARGS)
 
 test: install ## run the tests that take seconds
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["UPDATES", "ClientArtifacts", "TrainedFederation", "is_complete", "load", "save"]
 
-FORMAT = 2
+FORMAT = 3
 UPDATES = "updates"
 """Folder of the update history, written while the federation trains."""
 
@@ -69,6 +69,8 @@ class TrainedFederation:
         cost: of the training, distillation included.
         spec: the resolved federation spec, for people.
         device: on which it was trained, in words; its seconds belong to that device.
+        fine_tuning: cost of fine-tuning the synthetic sets, on top of ``cost``.
+        fine_tuning_gradients: mini-batch gradients on original data in it, summed over clients.
     """
 
     state: State
@@ -77,6 +79,8 @@ class TrainedFederation:
     cost: Cost
     spec: Mapping[str, Any]
     device: str
+    fine_tuning: Cost = field(default_factory=Cost)
+    fine_tuning_gradients: int = 0
 
 
 def is_complete(folder: Path) -> bool:
@@ -104,7 +108,14 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         updates = sorted(p for p in (folder / UPDATES).rglob("*.safetensors") if not p.name.startswith("."))
         names += [path.relative_to(folder).as_posix() for path in updates]
         files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
-        manifest = {"format": FORMAT, "device": trained.device, "cost": asdict(trained.cost), "files": files}
+        manifest = {
+            "format": FORMAT,
+            "device": trained.device,
+            "cost": asdict(trained.cost),
+            "fine_tuning": asdict(trained.fine_tuning),
+            "fine_tuning_gradients": trained.fine_tuning_gradients,
+            "files": files,
+        }
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     except OSError as error:
         raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
@@ -130,7 +141,16 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
         }
         history = pd.read_csv(folder / "history.csv")
         spec = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return TrainedFederation(state, clients, history, Cost(**manifest["cost"]), spec, str(manifest["device"]))
+        return TrainedFederation(
+            state,
+            clients,
+            history,
+            Cost(**manifest["cost"]),
+            spec,
+            str(manifest["device"]),
+            Cost(**manifest["fine_tuning"]),
+            int(manifest["fine_tuning_gradients"]),
+        )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BadInput):
             raise

@@ -2,108 +2,43 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
 
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput, positive
-from quickdrop_bench.harness.catalogue import preset_files, presets
+from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [
-    "Parser",
+    "AXES",
     "add_common_options",
+    "add_figure_options",
+    "add_no_options",
+    "add_report_options",
     "add_run_options",
+    "add_sweep_options",
     "add_table_options",
     "federation_spec",
     "make_fabric",
     "methods_of",
-    "preset_defaults",
     "requests_of",
     "rules_of",
     "seeds_of",
     "split",
 ]
 
+AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune": "fine_tunes"}
+"""Options of a federation that can be swept, and the option that lists their values."""
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-class Parser(ArgumentParser):
-    """Errors become one sentence instead of usage and exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise :class:`BadInput`."""
-        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."))
-
-
-def _as_bad_input(message: str) -> BadInput:
-    """Put a parser's message into the form of all others: option, value, what is allowed."""
-    if found := re.search(r'key "([\w.]+)": (.*?)\s*Got value: (.*)$', message):
-        key, reason, value = found.groups()
-        kinds = re.findall(r"<class '(\w+)'>", reason)
-        allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
-        return BadInput(f"--{key.replace('_', '-')}", value, allowed)
-    if found := re.search(r'key "([\w.]+)": (.*)$', message):
-        return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
-    if found := re.search(r"Problems parsing config: (.*)$", message):
-        return BadInput("--config", "is not usable", found[1])
-    if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-        return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
-    return BadInput("command line", "not understood", message)
-
-
-def preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) -> dict[str, Any]:
-    """The values of the preset's files.
-
-    Args:
-        argv: the command line.
-        artefact: whose section in the files counts, e.g. ``table4``.
-        with_methods: whether the command takes options of methods; their sections are left out otherwise.
-    """
-    preset = _peek(argv, "--preset")
-    if preset is None:
-        preset = "paper" if torch.cuda.is_available() else "quick"
-        if not {"-h", "--help"} & set(argv):
-            others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
-            print(f"preset {preset} (others: {others})", file=sys.stderr)
-    defaults: dict[str, Any] = {"preset": preset}
-    for path in preset_files(preset, _peek(argv, "--dataset")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for values in (content, content.get(artefact, {})):
-            defaults |= _flat(values, with_methods=with_methods)
-    return defaults
-
-
-def _flat(values: Mapping[str, Any], *, with_methods: bool) -> dict[str, Any]:
-    """Options, and options of methods as ``<method>.<field>``."""
-    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    if with_methods:
-        sections = {name.replace("-", "_") for name in METHODS}
-        for section in sections & values.keys():
-            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
-    return flat
-
-
-def _peek(argv: Sequence[str], option: str) -> str | None:
-    """The last value of an option, before the real parser reads it."""
-    value = None
-    for position, part in enumerate(argv):
-        if part == option and position + 1 < len(argv):
-            value = argv[position + 1]
-        elif part.startswith(f"{option}="):
-            value = part.split("=", 1)[1]
-    return value
 
 
 def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
@@ -122,19 +57,19 @@ def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str,
             )
 
 
-def add_common_options(parser: ArgumentParser) -> None:
-    """Preset, data, seeds, results folder and the federation."""
+def add_common_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
+    """Preset, data, seeds, results folder and the federation, but for the fields to skip."""
     parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
     parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
     parser.add_argument("--seeds", type=int | str, default="5", help="seeds as 1,2,3, or how many; 7, is the seed 7")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
-    _add_fields(parser, FederationSpec, "")
+    _add_fields(parser, FederationSpec, "", skip)
 
 
-def add_run_options(parser: ArgumentParser) -> None:
+def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     """What commands that train need beside the common options."""
-    add_common_options(parser)
+    add_common_options(parser, skip)
     parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations go")
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
     parser.add_argument("--devices", type=int, default=1, help="number of devices")
@@ -163,6 +98,35 @@ def add_table_options(parser: ArgumentParser) -> None:
     parser.add_argument("number", type=int, help="number of the table in the paper")
     add_run_options(parser)
     _method_options(parser)
+
+
+def add_sweep_options(parser: ArgumentParser) -> None:
+    """What commands that run methods on several federations need."""
+    add_run_options(parser, skip=("clients",))
+    _method_options(parser)
+    parser.add_argument("--scales", type=str | None, default=None, help="scales s to sweep, as 1,10,100")
+    parser.add_argument("--alphas", type=str | None, default=None, help="concentrations α to sweep, as 0.1,1")
+    parser.add_argument("--clients", type=int | str, default=10, help="number of clients N, or several as 10,20")
+    parser.add_argument("--fine-tunes", type=str | None, default=None, help="fine-tuning F to sweep, as 0,10,20")
+    parser.add_argument("--datasets", type=str | None, default=None, help="data sets to sweep, as digits,mnist")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in a process of its own")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan with an estimate of time, and stop")
+
+
+def add_figure_options(parser: ArgumentParser) -> None:
+    """What commands that draw a figure need as well."""
+    parser.add_argument("number", type=int, help="number of the figure in the paper")
+    add_sweep_options(parser)
+
+
+def add_no_options(parser: ArgumentParser) -> None:
+    """For commands that only list something."""
+
+
+def add_report_options(parser: ArgumentParser) -> None:
+    """Where rows are and where the page goes."""
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder with the rows")
+    parser.add_argument("--output", type=Path | None, default=None, help="default: report.html in the results folder")
 
 
 def seeds_of(args: Namespace) -> tuple[int, ...]:
@@ -203,9 +167,9 @@ def requests_of(args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
     return tuple(UnlearningRequest(level, (target,)) for target in targets)
 
 
-def rules_of(args: Namespace, *, relearn: bool) -> Rules:
+def rules_of(args: Namespace, *, relearn: bool, each_round: bool) -> Rules:
     """How methods are run."""
-    return Rules(args.protocol, args.patience, relearn)
+    return Rules(args.protocol, args.patience, relearn, each_round)
 
 
 def methods_of(args: Namespace) -> dict[str, Method]:

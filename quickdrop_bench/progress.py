@@ -84,3 +84,14 @@ class ProgressDisplay:
         self._console.print(line, highlight=False, soft_wrap=True)
         if last:
             self._phase_began = time.monotonic()
+
+    def on_initialisation_end(self, done: int, of: int, distance: float) -> None:
+        """Show an initialisation of fine-tuning; called by Fabric."""
+        label, facts = f"{self._run} · fine-tuning", f"matching distance {distance:.1f}"
+        if self._phase != (self._run, "fine-tuning"):
+            self._phase = (self._run, "fine-tuning")
+            self._bar.reset(self._task, total=of, description=label, visible=True)
+        if self._live:
+            self._bar.update(self._task, completed=done, facts=facts)
+        else:
+            self._console.print(f"{label} · {done}/{of} · {facts}", highlight=False, soft_wrap=True)

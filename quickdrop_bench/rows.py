@@ -14,13 +14,16 @@ from filelock import FileLock
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_text
 
-__all__ = ["KEY", "LAST", "RowFile"]
+__all__ = ["KEY", "LAST", "LOCK", "RowFile"]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
 """Columns that identify a value; of several rows with one key the last one counts."""
 
 LAST = (("total", "diverged"), ("fl-training", "diverged"))
 """Stage and metric of the row that a run writes last; without it the run was cut off while writing."""
+
+LOCK = ".rows.lock"
+"""Name of the lock of a results folder."""
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -42,7 +45,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self._lock = FileLock(path.with_name(".rows.lock"))
+        self._lock = FileLock(path.with_name(LOCK))
         self._torn = False
         self._read()
 
@@ -108,4 +111,6 @@ class RowFile:
         chosen = [row for row in self.rows if row["spec_hash"] in wanted]
         columns = [*KEY, "value"]
         frame = pd.DataFrame(chosen, columns=None if chosen else columns)
-        return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+        # Rows about single rounds differ in these two columns only.
+        key = [*KEY, *(name for name in ("phase", "round") if name in frame)]
+        return frame.drop_duplicates(key, keep="last").reset_index(drop=True)

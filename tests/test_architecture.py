@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 
 LAYERS = [
     {"cli", "__main__"},
+    {"produce"},
+    {"cells", "parsing"},
     {"options", "progress"},
     {"reporting"},
     {"harness"},
@@ -19,7 +21,7 @@ LAYERS = [
     {"distillation"},
     {"models", "data"},
     {"functional"},
-    {"rows", "cost", "seeding", "registry", "files", "allocator"},
+    {"rows", "cost", "seeding", "registry", "files", "allocator", "jobs"},
     {"errors", "__init__"},
 ]
 """From top to bottom; a unit imports from its own or from lower lines, never from above."""

@@ -13,7 +13,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["ClassAccuracy", "class_accuracy"]
 
-BATCH_SIZE = 1024
+BATCH_SIZE = 128
+"""Images at a time: what stays in a CPU's caches was 3 times as fast here as 1024."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class ClassAccuracy:
     def without(self, classes: Collection[int]) -> float:
         """Top-1 accuracy on the images of all other classes."""
         return self.over([c for c in range(len(self.counts)) if c not in classes])
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy by class under the names that rows use."""
+        return {f"class_{c}_accuracy": value for c, value in enumerate(self.accuracy)}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
+from quickdrop_bench.models import draw_parameters
 from quickdrop_bench.seeding import derive_seed, generator
 
 __all__ = [
@@ -129,7 +131,7 @@ class Federation:
         # SGD without momentum or weight decay, as in Algorithm 1: one stateless optimizer serves all clients.
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         self.model, self._optimizer = fabric.setup(model, optimizer)
-        self._distillation = distillation
+        self.distillation = distillation
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -144,12 +146,12 @@ class Federation:
 
     def fresh_state(self, seed: int, *purpose: object) -> State:
         """Newly drawn initial parameters θ_0; the working model holds them afterwards."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, *purpose))
-            for module in self._inner.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
+        draw_parameters(self._inner, derive_seed(seed, *purpose))
         return self.read()
+
+    def scratch_model(self) -> nn.Module:
+        """A copy of the model in float32 that phases never touch, e.g. for fine-tuning."""
+        return copy.deepcopy(self._inner)
 
     def run(
         self,
@@ -244,9 +246,9 @@ class Federation:
         for client in clients:
             self.load(before.state)
             distiller = None
-            if client in synthetic and self._distillation is not None:
+            if client in synthetic and self.distillation is not None:
                 stream = generator(seed, "distillation", k, client)
-                distiller = LocalDistiller(self._inner, synthetic[client], self._distillation, stream)
+                distiller = LocalDistiller(self._inner, synthetic[client], self.distillation, stream)
             stream = generator(seed, phase.name, "batches", k, client)
             results[client] = train_locally(
                 self.fabric,

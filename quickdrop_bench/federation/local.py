@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class Phase:
         patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
             fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
             then the most. None makes all rounds.
+        local_epochs: passes over the client's Z_i in place of T local steps; None counts steps.
     """
 
     name: str
@@ -48,6 +50,11 @@ class Phase:
     participation: float = 1.0
     stop_loss: float | None = None
     patience: int | None = None
+    local_epochs: int | None = None
+
+    def steps(self, size: int) -> int:
+        """Most local steps of a client with this many samples."""
+        return self.local_epochs * math.ceil(size / self.batch_size) if self.local_epochs else self.local_steps
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def train_locally(
     used = 0
     losses: list[Tensor] = []
     with clock.running():
-        for batch in batches(len(data), phase.batch_size, phase.local_steps, generator):
+        for batch in batches(len(data), phase.batch_size, phase.steps(len(data)), generator):
             images, labels = data.take(batch.to(data.rows.device))
             optimizer.zero_grad()
             if distiller is None:

@@ -84,8 +84,7 @@ class _Trial:
 
 def as_in_the_paper(method: Method) -> Method:
     """T local steps in every stage and no bound on ascent, as Algorithm 1 has it."""
-    literal = {f.name: None for f in fields(method) if f.name.endswith(("_local_steps", "_stop_loss"))}  # type: ignore[arg-type]
-    return replace(method, **literal)  # type: ignore[type-var]
+    return _without(method, "_local_steps", "_local_epochs", "_stop_loss")
 
 
 def tune(context: Context, method: Method, classes: int) -> Tuned:
@@ -101,6 +100,7 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
     """
     if not method.search:
         return Tuned(method, {}, Cost())
+    method = _without(method, "_local_epochs")  # they would override the steps that are searched
     judge = _Judge(context, classes)
     steps = context.training.local_steps
     spent: list[Cost] = []
@@ -124,6 +124,11 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
     after_recovery = [t for t in finished if not any(t is first for first in unlearned)]
     trials = [t.line("unlearning") for t in unlearned] + [t.line("recovery") for t in after_recovery]
     return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), trials)
+
+
+def _without(method: Method, *endings: str) -> Method:
+    """With None in the fields whose names end like this."""
+    return replace(method, **{f.name: None for f in fields(method) if f.name.endswith(endings)})  # type: ignore[arg-type, type-var]
 
 
 def _with(method: Method, changes: Mapping[str, Any]) -> Method:

@@ -7,39 +7,45 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import getfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.fabric import Fabric
 
 from quickdrop_bench import artifacts
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.artifacts import TrainedFederation
 from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.evaluation.membership import membership_inference
+from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.protocol import Tuned, as_in_the_paper, tune
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
-from quickdrop_bench.harness.training import build_federation, train_federation, training_phase
+from quickdrop_bench.harness.training import build_federation, training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData, StageResult, check_support
 from quickdrop_bench.rows import RowFile
 
-__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session", "measure"]
+__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session", "is_measured", "mark_failed", "measure"]
 
 log = logging.getLogger(__name__)
 
 ORACLE = "retrain-or"
 ORIGINAL = "original"
 """The method name of rows about the trained model before any request."""
+
+PER_ROUND = "per-round"
+"""The stage of rows about a single round; their columns ``phase`` and ``round`` say which."""
 
 Row = dict[str, Any]
 
@@ -77,22 +83,23 @@ class Experiment:
 
     def check(self, methods: Iterable[str]) -> None:
         """Raise before any compute if one of these methods cannot serve a request."""
-        available = {"forget-data", "retain-data"}
+        available = {"forget-data", "retain-data", "real-subset"}
         available |= {"synthetic-sets"} if self.federation.distill else set()
         available |= {"update-history"} if self.federation.record_every else set()
         for name in methods:
             for request in self.requests:
                 check_support(name, request, frozenset(available))
 
-    def federation_hash(self, seed: int) -> str:
-        """Name of the trained federation's folder."""
-        return self.federation.hash(self.fingerprint, seed, self.precision)
+    def federation_hash(self, seed: int, federation: FederationSpec | None = None) -> str:
+        """Name of the trained federation's folder; of another spec's on the same data if one is given."""
+        return (federation or self.federation).hash(self.fingerprint, seed, self.precision)
 
     def run_spec(self, method: str, seed: int, request: int = -1) -> RunSpec:
         """The spec of one method's run up to a request, or of the evaluation of the original model."""
         requests = (*self.requests[:request], self.requests[request])
         if method == ORIGINAL:
-            return RunSpec(self.federation_hash(seed), None, {}, None, requests, Rules(self.rules.protocol))
+            rules = Rules(self.rules.protocol, each_round=self.rules.each_round)
+            return RunSpec(self.federation_hash(seed), None, {}, None, requests, rules)
         hyper_parameters = self.methods[method]
         return RunSpec(
             federation_hash=self.federation_hash(seed),
@@ -140,7 +147,7 @@ class Session:
     experiment: Experiment
     fabric: Fabric
     artifacts_dir: Path
-    _trained: dict[int, tuple[Cost, str]] = field(default_factory=dict)
+    _trained: dict[int, TrainedFederation] = field(default_factory=dict)
     _tuned: dict[str, Tuned] = field(default_factory=dict)
 
     @cached_property
@@ -157,15 +164,15 @@ class Session:
         """The simulated federation."""
         return build_federation(self.experiment.federation, self.fabric, self.data)
 
-    def folder(self, seed: int) -> Path:
-        """Where the seed's trained federation lies."""
-        return self.artifacts_dir / self.experiment.federation_hash(seed)
+    def folder(self, seed: int, federation: FederationSpec | None = None) -> Path:
+        """Where the seed's trained federation lies, or that of another spec on the same data."""
+        return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
 
     def context(self, seed: int) -> Context:
         """The first request on the seed's trained federation, trained now if it was not."""
         e = self.experiment
         data, federation = self.data, self.federation
-        trained = train_federation(e.federation, federation, data, seed, self.folder(seed))
+        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed))
         clients = {
             i: ClientData(
                 LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
@@ -176,8 +183,9 @@ class Session:
             for target in request.targets if request.level == "client" else ():
                 if not len(clients[target].original):
                     raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        self._trained[seed] = trained.cost, trained.device
-        history = UpdateHistory(self.folder(seed) / artifacts.UPDATES, self.fabric.device)
+        self._trained[seed] = trained
+        before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
+        history = UpdateHistory(before_fine_tuning / artifacts.UPDATES, self.fabric.device)
         return Context(
             federation=federation,
             training=training_phase(e.federation),
@@ -190,8 +198,8 @@ class Session:
             patience=e.rules.patience,
         )
 
-    def training_cost(self, seed: int) -> tuple[Cost, str]:
-        """Of the seed's federation, and the device that it was trained on, once :meth:`context` was called."""
+    def trained(self, seed: int) -> TrainedFederation:
+        """The seed's federation, once :meth:`context` was called."""
         return self._trained[seed]
 
     def configured(self, name: str) -> Method:
@@ -226,6 +234,7 @@ def measure(
     on_run: Callable[[str, int], object] = lambda method, seed: None,
     siblings: Sequence[RowFile] = (),
     *,
+    seeds: Sequence[int] | None = None,
     force: bool = False,
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
@@ -238,6 +247,7 @@ def measure(
         methods: the methods to run, a subset of the experiment's.
         on_run: told about each run before it starts (method, seed).
         siblings: row files of other artefacts; a run that was measured for one of them is taken over.
+        seeds: which of the experiment's; None for all.
         force: measure again what is there; old rows go when new ones replace them.
 
     Returns:
@@ -246,7 +256,8 @@ def measure(
     e = session.experiment
     e.check(methods)
     ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
-    for seed in e.seeds:
+    chosen = e.seeds if seeds is None else seeds
+    for seed in chosen:
         missing = [m for m in ordered if force or not _present(e, rows, siblings, m, seed)]
         if not missing:
             continue
@@ -256,16 +267,21 @@ def measure(
         try:
             context = session.context(seed)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
-            mark = [_failure("fl-training", error, f"FL training, seed {seed}")]
-            for step in range(len(e.requests)):
-                _write(session, rows, ORIGINAL, seed, (step, began, mark))
+            mark_failed(session, rows, seed, error, began)
             continue
         for method in missing:
             on_run(method, seed)
             for served in _serve(session, context, method):
                 _write(session, rows, method, seed, served)
-    runs = ((m, seed, step) for m in ordered for seed in e.seeds for step in range(len(e.requests)))
+    runs = ((m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests)))
     return not any(rows.marked(e.run_spec(*run).hash) for run in runs)
+
+
+def mark_failed(session: Session, rows: RowFile, seed: int, error: Exception, began: float) -> None:
+    """Write that no federation of a seed could be had, and log why."""
+    mark = [_failure("fl-training", error, f"FL training, seed {seed}")]
+    for step in range(len(session.experiment.requests)):
+        _write(session, rows, ORIGINAL, seed, (step, began, mark))
 
 
 def _write(session: Session, rows: RowFile, method: str, seed: int, served: Served) -> None:
@@ -280,6 +296,8 @@ def _write(session: Session, rows: RowFile, method: str, seed: int, served: Serv
         "spec_hash": spec_hash,
         "federation_hash": e.federation_hash(seed),
         "patience": e.rules.patience,
+        "scale": e.federation.scale,
+        "fine_tuning": e.federation.fine_tune,
         "wall_seconds": round(time.monotonic() - began, 3),
         **provenance(session.fabric, e.preset),
     }
@@ -293,16 +311,22 @@ def _failure(stage: str, error: Exception, what: str) -> Value:
     return Value(stage, "failed", 1.0, {"error": type(error).__name__})
 
 
+def is_measured(e: Experiment, files: Iterable[RowFile], method: str, seed: int) -> bool:
+    """Whether the rows of a run are in one of the files."""
+    known = list(files)
+    hashes = (e.run_spec(method, seed, step).hash for step in range(len(e.requests)))
+    return all(any(file.has(spec_hash) for file in known) for spec_hash in hashes)
+
+
 def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: str, seed: int) -> bool:
     """Whether the rows of a run are there, if need be by taking them over from another artefact."""
+    if not is_measured(e, [rows, *siblings], method, seed):
+        return False
     for step in range(len(e.requests)):
         spec_hash = e.run_spec(method, seed, step).hash
-        if rows.has(spec_hash):
-            continue
-        known = next((other for other in siblings if other.has(spec_hash)), None)
-        if known is None:
-            return False
-        rows.write({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
+        if not rows.has(spec_hash):
+            known = next(other for other in siblings if other.has(spec_hash))
+            rows.write({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
     return True
 
 
@@ -355,10 +379,16 @@ def _run(session: Session, context: Context, name: str) -> tuple[list[Value], St
     values: list[Value] = []
     if session.experiment.rules.protocol == "tuned":
         values += _search_values(session.tuned(name))
-    unlearned = method.unlearn(context)
+
+    def during(stage: str) -> Context:
+        if not session.experiment.rules.each_round:
+            return context
+        return replace(context, on_round=lambda info: values.extend(_round(session, stage, info)))
+
+    unlearned = method.unlearn(during("unlearning"))
     values += _stage(session, context, "unlearning", unlearned)
     total, last = unlearned.cost, unlearned
-    recovered = None if unlearned.diverged else method.recover(context, unlearned.state)
+    recovered = None if unlearned.diverged else method.recover(during("recovery"), unlearned.state)
     if recovered is not None:
         values += _stage(session, context, "recovery", recovered)
         total, last = total + recovered.cost, recovered
@@ -369,8 +399,17 @@ def _run(session: Session, context: Context, name: str) -> tuple[list[Value], St
         diverged = relearned.diverged
     stored = method.storage(context).metrics()
     values += [Value("total", metric, value) for metric, value in stored.items()]
+    values += _membership(session, context, "total", last.state)
     values += _stage(session, context, "total", replace(last, cost=total, diverged=diverged))
     return values, last.state
+
+
+def _round(session: Session, stage: str, info: RoundInfo) -> Iterable[Value]:
+    """Accuracy by class after one round; the model that trains next loads its own state."""
+    session.federation.load(info.state)
+    classes = len(session.data.class_names)
+    found = class_accuracy(session.federation.model, session.data.test, classes).metrics()
+    return [Value(PER_ROUND, name, value, {"phase": stage, "round": info.round + 1}) for name, value in found.items()]
 
 
 def _search_values(tuned: Tuned) -> Iterable[Value]:
@@ -383,10 +422,20 @@ def _search_values(tuned: Tuned) -> Iterable[Value]:
 
 def _original(session: Session, context: Context) -> Iterator[Value]:
     """The trained model before the request, and what its training cost."""
-    cost, device = session.training_cost(context.seed)
+    trained, spec = session.trained(context.seed), session.experiment.federation
+    cost, device = trained.cost, {"device": trained.device}
     images = session.data.train.images[0].numel()
     yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))
-    if session.experiment.federation.distill:
+    gradients = {
+        "fl-training": spec.local_steps * int(trained.history["participants"].sum()),
+        "fine-tuning": trained.fine_tuning_gradients,
+    }
+    for stage, count in gradients.items():
+        yield Value(stage, "original_gradients", count / spec.clients)
+    if spec.fine_tune:
+        for metric, value in trained.fine_tuning.metrics().items():
+            yield Value("fine-tuning", metric, value, device)
+    if spec.distill:
         share = 100 * cost.distillation_seconds / cost.seconds
         # Distillation is a cost of QuickDrop alone, so Table 6 has it under that name.
         for metric, value in (
@@ -394,9 +443,32 @@ def _original(session: Session, context: Context) -> Iterator[Value]:
             ("distillation_seconds", cost.distillation_seconds),
             ("overhead_percent", share),
         ):
-            yield Value("fl-training", metric, value, {"method": "quickdrop", "device": device})
-    for trained in _stage(session, context, "fl-training", StageResult(context.state, cost)):
-        yield replace(trained, extra={"device": device})
+            yield Value("fl-training", metric, value, {"method": "quickdrop", **device})
+    if session.experiment.rules.each_round:
+        yield from _last_rounds(trained.history)
+    yield from _membership(session, context, "fl-training", context.state)
+    for evaluated in _stage(session, context, "fl-training", StageResult(context.state, cost)):
+        yield replace(evaluated, extra=device)
+
+
+def _last_rounds(history: pd.DataFrame) -> Iterator[Value]:
+    """Accuracy by class after the training's last rounds."""
+    names = [name for name in history.columns if name.startswith("class_")]
+    for _, line in history.dropna(subset=names, how="all").iterrows():
+        for name in names:
+            yield Value(PER_ROUND, name, line[name], {"phase": "fl-training", "round": int(line["round"])})
+
+
+def _membership(session: Session, context: Context, stage: str, state: State) -> Iterator[Value]:
+    """How often two attacks call forgotten and retained training images members (§4.2.3)."""
+    session.federation.load(state)
+    forget, retain = (pool(*parts.values()) for parts in (context.forget_data(), context.retain_data()))
+    found = membership_inference(session.federation.model, forget, retain, session.data.test, context.seed)
+    for feature, rates in found.items():
+        suffix = "" if feature == "entropy" else f"_{feature}"
+        yield Value(stage, f"f_set_mia{suffix}", rates.forget)
+        yield Value(stage, f"r_set_mia{suffix}", rates.retain)
+        yield Value(stage, f"false_positive_mia{suffix}", rates.false_positive)
 
 
 def _stage(session: Session, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
@@ -424,7 +496,7 @@ def _accuracies(session: Session, context: Context, state: State, *, per_class: 
         metrics["f_set_accuracy"] = class_accuracy(federation.model, own, classes).without(())
         metrics["others_training_accuracy"] = class_accuracy(federation.model, others, classes).without(())
         per_class = False
-    return metrics | ({f"class_{c}_accuracy": a for c, a in enumerate(on_test.accuracy)} if per_class else {})
+    return metrics | (on_test.metrics() if per_class else {})
 
 
 def _pooled(context: Context, *, of_targets: bool) -> LabelledSet:

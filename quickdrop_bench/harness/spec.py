@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.distillation.fine_tuning import FineTuning
 from quickdrop_bench.errors import BadInput, positive
 
 __all__ = ["PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
@@ -27,6 +28,7 @@ TRAINING_SOURCES = (
     "cost.py",
     "seeding.py",
     "harness/training.py",
+    "harness/fine_tuning.py",
 )
 """Code that decides what a trained federation is; a change to it retires every trained federation."""
 
@@ -77,6 +79,11 @@ class FederationSpec:
     image_lr: float = _option(0.1, "learning rate η_S of the synthetic images")
     image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)")
     synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S")
+    fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
+    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation")
+    fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps")
+    fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step")
+    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)")
 
     def __post_init__(self) -> None:
         positive("--min-client-size", self.min_client_size, at_least=0)
@@ -93,11 +100,21 @@ class FederationSpec:
         positive("--image-steps", self.image_steps, at_least=0)
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
+        positive("--fine-tune", self.fine_tune, at_least=0)
+        if self.fine_tune:
+            _ = self.fine_tuning
+            if not self.distill:
+                raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
 
     @property
     def distribution(self) -> str:
         """``iid`` or ``dirichlet-<α>``, as in rows."""
         return "iid" if self.iid else f"dirichlet-{self.alpha:g}"
+
+    @property
+    def fine_tuning(self) -> FineTuning:
+        """The constants of fine-tuning."""
+        return FineTuning(self.fine_tune_steps, self.fine_tune_epochs, self.fine_tune_batch_size, self.fine_tune_lr)
 
     def resolved(self) -> dict[str, Any]:
         """The fields that decide the result, ready to be hashed and shown."""
@@ -107,6 +124,8 @@ class FederationSpec:
         if not self.distill:
             for name in ("image_steps", "image_lr", "image_momentum", "synthetic_batch_size"):
                 del values[name]
+        if not self.fine_tune:
+            values = {name: value for name, value in values.items() if not name.startswith("fine_tune")}
         return values
 
     def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:
@@ -131,11 +150,13 @@ class Rules:
             or ``tuned`` (a search on training data, see :mod:`quickdrop_bench.harness.protocol`).
         patience: descents end after this many rounds without progress; None makes all rounds.
         relearn: learn again afterwards what was forgotten (§4.7).
+        each_round: evaluate after every round too (Figures 2 and 4), not only after every stage.
     """
 
     protocol: str = "preset"
     patience: int | None = None
     relearn: bool = False
+    each_round: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from quickdrop_bench.distillation.in_situ import (
     initial_synthetic_set,
 )
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
@@ -35,12 +37,23 @@ from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.models import ConvNet
 from quickdrop_bench.seeding import generator
 
-__all__ = ["Checkpoint", "build_federation", "client_rows", "train_federation", "training_phase"]
+__all__ = [
+    "CHECKPOINT_SECONDS",
+    "Checkpoint",
+    "build_federation",
+    "check_writable",
+    "client_rows",
+    "train_federation",
+    "training_phase",
+]
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
 """Least time between two checkpoints of a training in progress."""
+
+EVALUATED_ROUNDS = 5
+"""Last rounds of a training that are evaluated class by class, outside the clock (Figure 2)."""
 
 
 def training_phase(spec: FederationSpec) -> Phase:
@@ -80,21 +93,26 @@ class Checkpoint:
     path: Path
 
     def save(
-        self, fabric: Fabric, info: RoundInfo, synthetic: dict[int, SyntheticSet], history: list[dict[str, Any]]
+        self,
+        fabric: Fabric,
+        state: State,
+        cost: Cost,
+        synthetic: Mapping[int, SyntheticSet],
+        history: list[dict[str, Any]],
     ) -> None:
-        """Write the state after a round atomically."""
+        """Write what was reached, atomically."""
         content = {
-            "state": info.state,
-            "cost": asdict(info.cost),
+            "state": state,
+            "cost": asdict(cost),
             "synthetic": {i: {"images": s.images, "velocity": s.velocity} for i, s in synthetic.items()},
             "history": history,
         }
         write_atomically(self.path, lambda temporary: fabric.save(temporary, content))
 
     def load(
-        self, fabric: Fabric, synthetic: dict[int, SyntheticSet]
+        self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
     ) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
-        """The last saved round; fills in the synthetic sets. None without a readable checkpoint."""
+        """What was saved last; fills in the synthetic sets. None without a readable checkpoint."""
         if not self.path.is_file():
             return None
         try:
@@ -105,7 +123,7 @@ class Checkpoint:
             state = {name: value.to(fabric.device) for name, value in content["state"].items()}
             return PhaseResult(state, Cost(**content["cost"])), content["history"]
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
-            log.warning("%s cannot be used (%s); training starts at round 1", self.path, type(error).__name__)
+            log.warning("%s cannot be used (%s); this starts anew", self.path, type(error).__name__)
             return None
 
 
@@ -124,8 +142,9 @@ def train_federation(
         folder: ``<artifacts-dir>/<spec_hash>``.
 
     Returns:
-        The trained federation; its history has the columns ``round, loss, matching_distance, participants``
-        and, accumulated, ``seconds, distillation_seconds``.
+        The trained federation; its history has the columns ``round, loss, matching_distance, participants``,
+        accumulated ``seconds, distillation_seconds`` and, in the last :data:`EVALUATED_ROUNDS` rounds, test accuracy
+        by class, ``class_<c>_accuracy``.
 
     Raises:
         BadInput: the partition is impossible, or the folder cannot be written or is damaged.
@@ -140,7 +159,7 @@ def train_federation(
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if spec.distill else {}
     recorder = UpdateRecorder(folder / artifacts.UPDATES, spec.rounds, spec.record_every) if spec.record_every else None
     checkpoint = Checkpoint(folder / "training.ckpt")
-    _check_writable(folder)
+    check_writable(folder)
     resumed = checkpoint.load(fabric, synthetic)
     initial: State = federation.fresh_state(seed, "init")
     start, history = resumed or (None, [])
@@ -148,18 +167,20 @@ def train_federation(
 
     def on_round(info: RoundInfo) -> None:
         nonlocal saved_at
-        history.append(
-            {
-                "round": info.round + 1,
-                "loss": info.loss,
-                "matching_distance": info.matching_distance,
-                "participants": len(info.participants),
-                "seconds": info.cost.seconds,
-                "distillation_seconds": info.cost.distillation_seconds,
-            }
-        )
+        line: dict[str, Any] = {
+            "round": info.round + 1,
+            "loss": info.loss,
+            "matching_distance": info.matching_distance,
+            "participants": len(info.participants),
+            "seconds": info.cost.seconds,
+            "distillation_seconds": info.cost.distillation_seconds,
+        }
+        if info.round >= spec.rounds - EVALUATED_ROUNDS:
+            federation.load(info.state)
+            line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
+        history.append(line)
         if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-            checkpoint.save(fabric, info, synthetic, history)
+            checkpoint.save(fabric, info.state, info.cost, synthetic, history)
             saved_at = time.monotonic()
 
     phase = training_phase(spec)
@@ -199,7 +220,8 @@ def _client_artifacts(
     return ClientArtifacts(rows, start.as_labelled(), start.origin, concatenate(extra), extra.rows, synthetic)
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Raise :class:`BadInput` now rather than after hours of work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", lambda temporary: temporary.touch())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol
@@ -12,7 +12,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.errors import Unsupported
-from quickdrop_bench.federation.federation import Federation, PhaseResult
+from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
@@ -71,6 +71,7 @@ class Context:
         seed: the run's seed.
         history: the clients' updates of some training rounds, if they were recorded.
         patience: see :class:`~quickdrop_bench.federation.local.Phase`; applied to every descent.
+        on_round: told about every round, outside the time.
     """
 
     federation: Federation
@@ -82,12 +83,13 @@ class Context:
     seed: int
     history: UpdateHistory | None = None
     patience: int | None = None
+    on_round: Callable[[RoundInfo], object] | None = None
 
     def run(self, state: State, data: Mapping[int, LabelledSet], phase: Phase, **options: Any) -> StageResult:
         """``Federation.run`` with the request's seed, to convergence where the context asks for it."""
         if not phase.ascend:
             phase = replace(phase, patience=self.patience)
-        return self.federation.run(state, data, phase, self.seed, **options)
+        return self.federation.run(state, data, phase, self.seed, on_round=self.on_round, **options)
 
     def then(self, state: State, request: UnlearningRequest) -> Context:
         """The next request, on the model that served this one; what was forgotten stays forgotten."""
@@ -113,8 +115,8 @@ class Method(Protocol):
     can_relearn: ClassVar[bool]
     """Whether forgotten data can be learnt again afterwards."""
     needs: ClassVar[frozenset[str]]
-    """What it needs at request time: ``forget-data``, ``retain-data`` (originals), ``synthetic-sets`` or
-    ``update-history``."""
+    """What it needs at request time: ``forget-data``, ``retain-data`` (originals), ``synthetic-sets``,
+    ``real-subset`` (the images that they started from) or ``update-history``."""
     search: ClassVar[Search]
     """What the tuned protocol tries; values of fields that end in ``local_steps`` are capped at the training's T."""
     summary: ClassVar[str]

@@ -17,7 +17,7 @@ __all__ = ["RandomSubset"]
 class RandomSubset(SmallSets):
     """As QuickDrop, with the ⌈n/s⌉ real images per class and client that its synthetic set started from."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"real-subset"})
     summary: ClassVar[str] = "as quickdrop, on random real images instead of distilled ones: the control"
 
     def small_sets(self, context: Context) -> dict[int, LabelledSet]:

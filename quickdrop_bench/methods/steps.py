@@ -37,7 +37,7 @@ def check_steps(settings: Any) -> None:
             continue
         if name.endswith("_rounds"):
             positive(name, value, at_least=0)
-        elif name.endswith("_local_steps"):
+        elif name.endswith(("_local_steps", "_local_epochs")):
             positive(name, value, at_least=1)
         elif name.endswith(("_lr", "_stop_loss")):
             positive(name, value)
@@ -86,12 +86,15 @@ class Recovery:
     Attributes:
         recover_rounds: rounds of descent (Table 2, §4.1: 2).
         recover_local_steps: T; None takes the training's T.
+        recover_local_epochs: passes over the client's set in place of T steps, so that the size of the set decides
+            the cost (§4.4.2, benchmarks/DEVIATIONS.md); None counts steps.
         recover_lr: η (§4.1: 0.01).
         recover_participation: share of clients per round (§4.5: as in training).
     """
 
     recover_rounds: int = 2
     recover_local_steps: int | None = None
+    recover_local_epochs: int | None = None
     recover_lr: float = 0.01
     recover_participation: float = 1.0
 
@@ -107,6 +110,7 @@ class Recovery:
             batch_size=training.batch_size,
             lr=self.recover_lr,
             participation=self.recover_participation,
+            local_epochs=self.recover_local_epochs,
         )
 
     def recover(self, context: Context, state: State) -> StageResult | None:

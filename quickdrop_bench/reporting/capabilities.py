@@ -70,7 +70,7 @@ def render_capabilities(
     Returns:
         File name → text, for ``table.csv``, ``table.md`` and ``table.tex``.
     """
-    found = _sections(rows, capabilities, layout)
+    found = capability_sections(rows, capabilities, layout)
     sheets = [section.sheet() for section in found]
     lines = [line for section in found for line in section.csv()]
     return {
@@ -94,7 +94,7 @@ def capabilities_on_terminal(
         What ``rich.console.Console.print`` takes, in order.
     """
     parts: list[Table | str] = []
-    for section in _sections(rows, capabilities, layout):
+    for section in capability_sections(rows, capabilities, layout):
         title = f"Table {layout.number}: {section.heading or layout.title}"
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
         for header in ("(paper)", "Class", "Client", "Relearn", "Storage", "Computation"):
@@ -106,7 +106,7 @@ def capabilities_on_terminal(
 
 
 @dataclass(frozen=True)
-class _Line:
+class CapabilityLine:
     """One method: declared, measured and published."""
 
     capability: Capability
@@ -200,11 +200,11 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Section:
+class CapabilitySection:
     """Table 1 for one federation."""
 
     federation: Mapping[str, object]
-    lines: Sequence[_Line]
+    lines: Sequence[CapabilityLine]
 
     @property
     def heading(self) -> str:
@@ -244,7 +244,9 @@ def _mark(value: bool | None) -> str:
     return "" if value is None else "✓" if value else "✗"
 
 
-def _sections(rows: pd.DataFrame, capabilities: Sequence[Capability], layout: CapabilityLayout) -> list[_Section]:
+def capability_sections(
+    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: CapabilityLayout
+) -> list[CapabilitySection]:
     """One per federation and protocol; one of declarations alone if nothing was measured."""
     order = {method: k for k, method in enumerate(layout.methods)}
     ordered = sorted(capabilities, key=lambda c: order.get(c.method, len(order)))
@@ -255,9 +257,9 @@ def _sections(rows: pd.DataFrame, capabilities: Sequence[Capability], layout: Ca
         slots = {level: _slot(group, level) for level in LEVELS}
         sizes = group[(group["method"] == ORIGINAL) & (group["metric"] == "data_bytes")]["value"]
         size = float(sizes.mean()) if len(sizes) else float("nan")
-        lines = [_Line(c, slots, layout.published.get(c.method), size) for c in ordered]
+        lines = [CapabilityLine(c, slots, layout.published.get(c.method), size) for c in ordered]
         federation = {name: group[name].iloc[0] for name in FEDERATION} if len(group) else {}
-        sections.append(_Section(federation, lines))
+        sections.append(CapabilitySection(federation, lines))
     return sections
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from quickdrop_bench.files import write_atomically, write_text
+from quickdrop_bench.files import write_text
+from quickdrop_bench.reporting.looks import BLUE, style
+from quickdrop_bench.reporting.pictures import save_picture
 
 __all__ = ["write_distribution"]
 
@@ -30,14 +31,10 @@ def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[s
     frame = pd.DataFrame(counts, columns=list(class_names))
     frame.insert(0, "client", range(len(counts)))
     frame["total"] = counts.sum(1)
-    paths = [folder / f"distribution.{suffix}" for suffix in ("csv", "svg", "png")]
-    write_text(paths[0], frame.to_csv(index=False))
-    figure = _picture(counts, class_names, title)
-    # A fixed salt and no date: the same counts give the same file.
-    with mpl.rc_context({"svg.hashsalt": "quickdrop_bench", "svg.fonttype": "none"}):
-        write_atomically(paths[1], lambda temporary: figure.savefig(temporary, metadata={"Date": None}))
-        write_atomically(paths[2], lambda temporary: figure.savefig(temporary, dpi=150))
-    return paths
+    table = folder / "distribution.csv"
+    write_text(table, frame.to_csv(index=False))
+    with style():
+        return [table, *save_picture(_picture(counts, class_names, title), folder / "distribution")]
 
 
 def _picture(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
@@ -48,13 +45,13 @@ def _picture(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figu
     axes = figure.add_subplot()
     rows, columns = np.nonzero(counts)
     sizes = 160 * counts[rows, columns] / max(counts.max(), 1)
-    axes.scatter(columns, rows, s=sizes, color="#0072B2", linewidths=0)
+    axes.scatter(columns, rows, s=sizes, color=BLUE, linewidths=0)
     axes.set_xticks(range(classes), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
     step = max(1, clients // 20)
     labels = [f"{i}  ({int(counts[i].sum())})" for i in range(0, clients, step)]
     axes.set_yticks(range(0, clients, step), labels)
     axes.set(xlim=(-0.7, classes - 0.3), ylim=(clients - 0.3, -0.7), xlabel="class", ylabel="client  (images)")
-    axes.set_title(f"{title}\nlargest disc: {int(counts.max())} images", fontsize=9)
+    axes.set_title(f"{title}\nlargest disc: {int(counts.max())} images")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)
     return figure

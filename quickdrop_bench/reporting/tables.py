@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +19,7 @@ from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.sections import Line, Section, sections
 from quickdrop_bench.reporting.sheets import latex, markdown
 from quickdrop_bench.reporting.slots import Slot
+from quickdrop_bench.rows import LOCK
 
 __all__ = [
     "SETTING",
@@ -90,11 +92,12 @@ def write_trials(path: Path, trials: Sequence[Mapping[str, object]]) -> None:
     """
     keys = [*SETTING, "seed", "method"]
     new = pd.DataFrame(trials)
-    if path.exists():
-        old = pd.read_csv(path)
-        repeated = old[keys].astype(str).agg("|".join, axis=1).isin(new[keys].astype(str).agg("|".join, axis=1))
-        new = pd.concat([old[~repeated], new], ignore_index=True)
-    write_text(path, new.to_csv(index=False, float_format="%.6g"))
+    with FileLock(path.with_name(LOCK)):
+        if path.exists():
+            old = pd.read_csv(path)
+            repeated = old[keys].astype(str).agg("|".join, axis=1).isin(new[keys].astype(str).agg("|".join, axis=1))
+            new = pd.concat([old[~repeated], new], ignore_index=True)
+        write_text(path, new.to_csv(index=False, float_format="%.6g"))
 
 
 def write_table(folder: Path, texts: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ TINY: dict[str, dict[str, object]] = {
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
 
-EVERYTHING = frozenset({"forget-data", "retain-data", "synthetic-sets", "update-history"})
+EVERYTHING = frozenset({"forget-data", "retain-data", "real-subset", "synthetic-sets", "update-history"})
 
 load_plugins()
 for _name in METHODS:

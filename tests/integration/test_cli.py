@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from quickdrop_bench.cli import TABLES, main, parse
+from quickdrop_bench.cli import FIGURES, TABLES, main
 from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import federation_spec, methods_of, split
+from quickdrop_bench.parsing import parse
 from quickdrop_bench.rows import LAST
 from tests.conftest import TINY, Run
 
@@ -233,6 +234,7 @@ def test_presets_have_no_unknown_sections(preset: str) -> None:
     from quickdrop_bench.harness.catalogue import preset_files
 
     sections = {name.replace("-", "_") for name in METHODS} | {f"table{n}" for n in TABLES}
+    sections |= {f"figure{n}" for n in FIGURES} | {"sweep"}
     for path in preset_files(preset, None)[0].parent.glob("*.yaml"):
         for name, value in yaml.safe_load(path.read_text()).items():
             assert not isinstance(value, dict) or name in sections, (path, name)

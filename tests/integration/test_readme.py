@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quickdrop_bench.cli import main, parse
+from quickdrop_bench.cli import main
 from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.parsing import parse
 from quickdrop_bench.registry import Registry
 from tests.conftest import TINY
 

@@ -1,0 +1,129 @@
+"""From a command line to experiments: an artefact's variants × data sets × swept values × protocols."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from jsonargparse import Namespace
+
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.harness.catalogue import artefact
+from quickdrop_bench.harness.run import Experiment
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.methods.base import check_support
+from quickdrop_bench.options import AXES, federation_spec, methods_of, requests_of, rules_of, seeds_of, split
+
+__all__ = ["Parse", "cells"]
+
+Parse = Callable[[Sequence[str], str], Namespace]
+"""From a command line and the preset's section that counts to the command's options."""
+
+SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
+"""What a method needs whose result depends on the scale and on fine-tuning."""
+
+
+def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iterator[tuple[Experiment, list[str]]]:
+    """What an artefact measures, each with the methods to run.
+
+    A variant names the section of the preset that holds its settings, the artefact whose methods, level and stages
+    it takes, and further options. Methods that keep no small sets are measured at one scale and without fine-tuning.
+
+    Args:
+        name: of the artefact, e.g. ``table4``.
+        args: the command's options.
+        argv: the command line that they come from.
+        parse: parses it again, with other values and another section.
+
+    Raises:
+        BadInput: an option has no usable value, or a method cannot serve what is asked.
+    """
+    own = artefact(name)
+    variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
+    levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
+    asked = split(args.methods)
+    _check(name, args, asked, levels, measures=getattr(own, "MEASURES", None))
+    seen: list[dict[str, Any]] = []
+    for section, shape, options in variants:
+        layout = artefact(shape).LAYOUT
+        base = [*argv, *options, "--preset", args.preset]
+        of_section = parse(base, section)
+        axes = _axes(of_section)
+        datasets = split(of_section.get("datasets") or of_section.dataset)
+        for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
+            place = dict(zip(axes, point, strict=True))
+            swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
+            one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
+            shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
+            wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
+            here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]
+            if wanted and not here:
+                continue
+            rules = rules_of(one, relearn=layout.relearn, each_round=getattr(own, "EACH_ROUND", False))
+            methods = _configured(one, dict.fromkeys((*shown, *wanted)))
+            experiment = Experiment(
+                artefact=name,
+                preset=args.preset,
+                federation=federation_spec(one),
+                requests=requests_of(one, layout.level),
+                methods=methods,
+                seeds=seeds_of(one),
+                data_dir=one.data_dir,
+                precision=one.precision,
+                rules=rules,
+            )
+            identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
+            identity.pop("alpha")  # in the distribution, unless that is IID
+            if identity not in seen:  # --iid makes a variant equal to another
+                seen.append(identity)
+                experiment.check(here)
+                yield experiment, here
+
+
+def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
+    for option in ("dataset", "protocol"):
+        if not split(args[option]):
+            raise BadInput(f"--{option}", args[option], "at least one is needed")
+    if measures is not None:
+        if asked:
+            raise BadInput("--methods", args.methods, f"{name} measures training and runs no method")
+        if not args.distill:
+            raise BadInput("--distill", "false", f"{name} is about distillation")
+    for method in asked:
+        if not METHODS[method].levels & levels:
+            check_support(method, UnlearningRequest(min(levels), (0,)), METHODS[method].needs)
+
+
+def _axes(args: Namespace) -> dict[str, list[str]]:
+    """Values by option of what is swept; nothing for commands that sweep nothing."""
+    axes = {}
+    for option, plural in AXES.items():
+        text = args.get(plural)
+        if text is None:
+            continue
+        axes[option] = split(text)
+        for value in axes[option] or [""]:
+            if not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", value):
+                raise BadInput(f"--{plural.replace('_', '-')}", text, "numbers are needed, as 1,10,100")
+    return axes
+
+
+def _is_reference(axes: Mapping[str, list[str]], place: Mapping[str, str], args: Namespace) -> bool:
+    """Whether methods without small sets are measured here.
+
+    That is at the preset's own scale if it is among those swept, else at the first; likewise without fine-tuning.
+    """
+    for option in {"scale", "fine_tune"} & axes.keys():
+        values = [float(value) for value in axes[option]]
+        own = float(args[option])
+        if float(place[option]) != (own if own in values else values[0]):
+            return False
+    return True
+
+
+def _configured(args: Namespace, methods: Iterable[str]) -> dict[str, Any]:
+    configured = methods_of(args)
+    return {name: configured[name] for name in methods}

@@ -1,0 +1,99 @@
+"""Fine-tune the synthetic sets of a trained federation (paper §3.3.2), or take what was fine-tuned before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.artifacts import TrainedFederation
+from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.training import CHECKPOINT_SECONDS, Checkpoint, check_writable, train_federation
+
+__all__ = ["fine_tuned_federation"]
+
+
+def fine_tuned_federation(
+    spec: FederationSpec,
+    federation: Federation,
+    data: ImageData,
+    seed: int,
+    folder_of: Callable[[FederationSpec], Path],
+) -> TrainedFederation:
+    """The trained federation with F = ``spec.fine_tune`` initialisations of fine-tuning; F = 0 is the trained one.
+
+    Every client refines its S_i alone, and the global model stays as it is. The work for a smaller F that was saved
+    before is not done again: initialisation k is the same whatever F is.
+
+    Args:
+        spec: the federation.
+        federation: built from the same spec, on the device of the data.
+        data: the data set.
+        seed: of the federation.
+        folder_of: from a spec to ``<artifacts-dir>/<spec_hash>``.
+
+    Raises:
+        BadInput: as :func:`~quickdrop_bench.harness.training.train_federation`.
+        ArithmeticError: training diverged, or the synthetic images are no longer finite.
+    """
+    folder = folder_of(spec)
+    if not spec.fine_tune:
+        return train_federation(spec, federation, data, seed, folder)
+    fabric = federation.fabric
+    if artifacts.is_complete(folder):
+        return artifacts.load(folder, fabric.device)
+    done = next((f for f in range(spec.fine_tune - 1, 0, -1) if artifacts.is_complete(_at(spec, f, folder_of))), 0)
+    start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of)
+    synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
+    clients = {i: LabelledSet(data.train.images, data.train.labels, kept.rows) for i, kept in start.clients.items()}
+    check_writable(folder)
+    checkpoint = Checkpoint(folder / "fine_tuning.ckpt")
+    cost, progress = start.fine_tuning, {"done": done, "gradients": start.fine_tuning_gradients}
+    if resumed := checkpoint.load(fabric, synthetic):
+        cost, progress = resumed[0].cost, resumed[1][0]
+    model, saved_at, images = federation.scratch_model(), time.monotonic(), federation.distillation
+    assert images is not None
+    for k in range(progress["done"], spec.fine_tune):
+        clock = Clock(fabric.device)
+        results = []
+        for i, own in synthetic.items():
+            with clock.running():
+                results.append(fine_tune(model, clients[i], own, spec.fine_tuning, images, seed, i, k))
+        cost += _cost(results, clock)
+        distance = sum(r.matching_distance for r in results) / max(len(results), 1)
+        progress = {"done": k + 1, "gradients": progress["gradients"] + sum(r.gradients for r in results)}
+        fabric.call("on_initialisation_end", done=k + 1, of=spec.fine_tune, distance=distance)
+        if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+            checkpoint.save(fabric, {}, cost, synthetic, [progress])
+            saved_at = time.monotonic()
+    if not all(own.images.isfinite().all() for own in synthetic.values()):
+        raise ArithmeticError(
+            f"fine-tuning diverged: synthetic images are not finite; lower --image-lr {spec.image_lr:g}"
+        )
+    trained = replace(
+        start,
+        spec={**spec.resolved(), "seed": seed},
+        fine_tuning=replace(cost, data_size=sum(len(clients[i]) for i in synthetic)),
+        fine_tuning_gradients=progress["gradients"],
+    )
+    artifacts.save(trained, folder)
+    checkpoint.path.unlink(missing_ok=True)
+    return trained
+
+
+def _at(spec: FederationSpec, initialisations: int, folder_of: Callable[[FederationSpec], Path]) -> Path:
+    return folder_of(replace(spec, fine_tune=initialisations))
+
+
+def _cost(results: list[FineTuningResult], clock: Clock) -> Cost:
+    return Cost(
+        seconds=clock.seconds,
+        sample_gradients=sum(r.sample_gradients for r in results),
+        second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results),
+    )

@@ -1,0 +1,115 @@
+"""What is still to be measured, and about how long it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning.fabric import Fabric
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import initial_synthetic_set
+from quickdrop_bench.harness.run import ORACLE, ORIGINAL, Experiment, Session, is_measured
+from quickdrop_bench.harness.training import client_rows, training_phase
+from quickdrop_bench.rows import RowFile
+from quickdrop_bench.seeding import generator
+
+__all__ = ["OTHERS", "PlannedCell", "Probe", "plan"]
+
+OTHERS = 0.1
+"""What a method other than the oracle is taken to cost, as a share of a training without distillation."""
+
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One trained federation and the runs on it.
+
+    Attributes:
+        experiment: index in the list of experiments.
+        seed: of the federation.
+        trained: whether the federation is there already.
+        missing: methods whose rows are not there, the original model's included.
+        seconds: estimate for what is missing.
+    """
+
+    experiment: int
+    seed: int
+    trained: bool
+    missing: tuple[str, ...]
+    seconds: float
+
+
+class Probe:
+    """Times a few local steps of a spec, once for every kind of federation.
+
+    Args:
+        make_fabric: for a session of its own.
+        artifacts_dir: as for sessions.
+    """
+
+    def __init__(self, make_fabric: Callable[[], Fabric], artifacts_dir: Path) -> None:
+        self._make_fabric = make_fabric
+        self._artifacts_dir = artifacts_dir
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def step_seconds(self, experiment: Experiment) -> tuple[float, float]:
+        """Seconds of a local step of training without distillation, and what distillation adds to it."""
+        spec = experiment.federation
+        key = repr({**spec.resolved(), "rounds": 0, "clients": 0, "alpha": 0, "iid": 0})
+        if key not in self._known:
+            session = Session(experiment, self._make_fabric(), self._artifacts_dir)
+            train = session.data.train
+            largest = max(client_rows(spec, train.labels, experiment.seeds[0]), key=len)
+            data = {0: LabelledSet(train.images, train.labels, train.rows[largest])}
+            own = initial_synthetic_set(data[0], spec.scale, generator(0, "probe"))
+            phase = replace(training_phase(spec), rounds=1, local_steps=PROBE_STEPS)
+            state = session.federation.fresh_state(0, "probe")
+            synthetic = {0: own} if spec.distill else None
+            cost = session.federation.run(state, data, phase, 0, synthetic=synthetic).cost
+            plain = cost.seconds - cost.distillation_seconds
+            self._known[key] = plain / PROBE_STEPS, cost.distillation_seconds / PROBE_STEPS
+        return self._known[key]
+
+
+def plan(
+    experiments: Sequence[tuple[Experiment, Sequence[str]]],
+    files: Iterable[RowFile],
+    artifacts_dir: Path,
+    probe: Probe,
+    *,
+    force: bool = False,
+) -> Iterator[PlannedCell]:
+    """The cells of some experiments in order, seed by seed.
+
+    Args:
+        experiments: each with the methods to run.
+        files: where finished rows may be.
+        artifacts_dir: where trained federations may be.
+        probe: times local steps where something is missing.
+        force: everything is to be measured again.
+    """
+    known = list(files)
+    for index, (experiment, methods) in enumerate(experiments):
+        for seed in experiment.seeds:
+            runs = (ORIGINAL, *methods)
+            missing = tuple(m for m in runs if force or not is_measured(experiment, known, m, seed))
+            trained = artifacts.is_complete(artifacts_dir / experiment.federation_hash(seed))
+            seconds = _estimate(experiment, missing, probe, trained=trained) if missing else 0.0
+            yield PlannedCell(index, seed, trained, missing, seconds)
+
+
+def _estimate(experiment: Experiment, missing: Sequence[str], probe: Probe, *, trained: bool) -> float:
+    spec = experiment.federation
+    plain, distilling = probe.step_seconds(experiment)
+    steps = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5)) * spec.local_steps
+    training = 0.0 if trained else steps * (plain + distilling)
+    if not trained and spec.fine_tune:
+        training += spec.fine_tune * spec.fine_tune_steps * spec.clients * (plain + distilling)
+    shares = {ORIGINAL: 0.0, ORACLE: 1.0}
+    runs = sum(shares.get(method, OTHERS) for method in missing) * len(experiment.requests)
+    return training + runs * steps * plain

@@ -1,0 +1,62 @@
+"""Independent work in processes of its own, a few at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+__all__ = ["die_with_parent", "run_processes"]
+
+
+def run_processes(
+    target: Callable[..., None], calls: Sequence[tuple[Any, ...]], jobs: int
+) -> Iterator[tuple[int, int]]:
+    """Run every call in a process of its own, at most ``jobs`` at a time.
+
+    Args:
+        target: an importable function; it should call :func:`die_with_parent`.
+        calls: its arguments; they are pickled.
+        jobs: how many processes at a time.
+
+    Yields:
+        Index and exit code of every call, as they end; negative codes are signals. When the caller stops listening,
+        running processes are ended.
+    """
+    context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
+    running: dict[int, tuple[int, BaseProcess]] = {}
+    waiting = list(enumerate(calls))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                index, arguments = waiting.pop(0)
+                process: BaseProcess = context.Process(target=target, args=arguments)
+                process.start()
+                running[process.sentinel] = index, process
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)
+                index, process = running.pop(sentinel)
+                process.join()
+                yield index, process.exitcode or 0
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+
+
+def die_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

@@ -1,0 +1,233 @@
+"""Measure what an artefact lacks, here or in processes of its own, and render it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+
+from quickdrop_bench.allocator import keep_freed_memory
+from quickdrop_bench.cells import cells
+from quickdrop_bench.errors import positive
+from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.federation.federation import Federation, RoundInfo
+from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
+from quickdrop_bench.harness.run import Experiment, Session, mark_failed, measure
+from quickdrop_bench.jobs import die_with_parent, run_processes
+from quickdrop_bench.methods import METHODS, load_plugins
+from quickdrop_bench.options import make_fabric
+from quickdrop_bench.parsing import options_of
+from quickdrop_bench.progress import ProgressDisplay
+from quickdrop_bench.reporting import tables
+from quickdrop_bench.reporting.capabilities import (
+    Capability,
+    CapabilityLayout,
+    capabilities_on_terminal,
+    render_capabilities,
+)
+from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
+from quickdrop_bench.reporting.points import numbers_markdown
+from quickdrop_bench.rows import RowFile
+
+__all__ = ["capabilities", "make_session", "produce"]
+
+MOST_NUMBERS = 60
+"""Points of a figure that are printed; its CSV file has all."""
+
+Cells = Sequence[tuple[Experiment, Sequence[str]]]
+"""Experiments, each with the methods to run."""
+
+
+def make_session(args: Namespace, experiment: Experiment) -> tuple[Session, ProgressDisplay]:
+    """The machine that the options name, with its progress display."""
+
+    def accuracy(federation: Federation, info: RoundInfo) -> float:
+        federation.load(info.state)
+        return class_accuracy(federation.model, session.data.test, len(session.data.class_names)).without(())
+
+    display = ProgressDisplay(accuracy)
+    session = Session(experiment, make_fabric(args, [display]), args.artifacts_dir)
+    return session, display
+
+
+def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
+    """Measure what is missing of an artefact and render it; a sweep shows its plan first.
+
+    Args:
+        name: e.g. ``table2``, ``figure4``, ``sweep``.
+        args: the command's options.
+        argv: the command line that they come from.
+
+    Returns:
+        0, or 1 if a run diverged or failed.
+    """
+    experiments = list(cells(name, args, argv, options_of))
+    folder = args.results_dir / args.preset / name
+    rows = RowFile(folder / "rows.jsonl")
+    rows.check_writable()
+    jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
+    positive("--jobs", jobs, at_least=1)
+    if dry_run or name == "sweep":
+        probe = Probe(lambda: make_fabric(args, []), args.artifacts_dir)
+        files = [rows, *_siblings(args, folder)]
+        planned = list(plan(experiments, files, args.artifacts_dir, probe, force=args.force))
+        Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
+    if dry_run:
+        return 0
+    if jobs > 1:
+        all_well = _in_processes(name, args, argv, experiments, jobs)
+        rows = RowFile(rows.path)
+    else:
+        all_well = True
+        for cell in experiments:
+            all_well &= _measure_here(args, folder, rows, cell)
+    _render(args, rows, [experiment for experiment, _ in experiments], folder)
+    print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
+    return 0 if all_well else 1
+
+
+def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
+    """Rows of other artefacts of the preset, to be taken over unless all is to be measured again."""
+    if args.force:
+        return []
+    return [RowFile(path) for path in sorted(folder.parent.glob("*/rows.jsonl")) if path.parent != folder]
+
+
+def _measure_here(args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]]) -> bool:
+    session, display = make_session(args, cell[0])
+    with display:
+        well = measure(session, rows, cell[1], display.start_run, _siblings(args, folder), force=args.force)
+    _write_trials(session, folder)
+    return well
+
+
+def _write_trials(session: Session, folder: Path) -> None:
+    if trials := session.trials():
+        tables.write_trials(folder / "search.csv", trials)
+
+
+def _in_processes(name: str, args: Namespace, argv: Sequence[str], experiments: Cells, jobs: int) -> bool:
+    """Every seed of every experiment in a process of its own; one that dies is marked, and the others go on."""
+    pairs = [(index, seed) for index, (experiment, _) in enumerate(experiments) for seed in experiment.seeds]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    line = [*argv, "--preset", args.preset]
+    calls = [(name, line, index, seed, threads) for index, seed in pairs]
+    all_well = True
+    for done, (call, code) in enumerate(run_processes(_process, calls, jobs), 1):
+        index, seed = pairs[call]
+        experiment = experiments[index][0]
+        outcome = {0: "done", 1: "failed or diverged"}.get(code, f"its process ended with {code}")
+        if code not in (0, 1):
+            session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
+            rows = RowFile(args.results_dir / args.preset / name / "rows.jsonl")
+            mark_failed(session, rows, seed, RuntimeError(outcome), time.monotonic())
+        print(f"{done}/{len(pairs)} · {_cell_name(experiment)}, seed {seed} · {outcome}", file=sys.stderr)
+        all_well &= code == 0
+    return all_well
+
+
+def _process(name: str, argv: Sequence[str], index: int, seed: int, threads: int) -> None:
+    """What a process of its own does: one seed of one experiment of a command line."""
+    die_with_parent()
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    load_plugins()
+    args = options_of(argv, "")
+    experiment, methods = list(cells(name, args, argv, options_of))[index]
+    folder = args.results_dir / args.preset / name
+    session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
+    rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
+    try:
+        well = measure(session, rows, methods, siblings=siblings, seeds=(seed,), force=args.force)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    _write_trials(session, folder)
+    sys.exit(not well)
+
+
+def _cell_name(experiment: Experiment) -> str:
+    identity, spec = experiment.identity(), experiment.federation
+    parts = [identity["dataset"], f"{spec.clients} clients", spec.distribution, f"s = {spec.scale:g}"]
+    parts += [f"F = {spec.fine_tune}"] if spec.fine_tune else []
+    parts += [identity["protocol"]] if identity["protocol"] != "preset" else []
+    return ", ".join(parts)
+
+
+def _plan_table(experiments: Cells, planned: Sequence[PlannedCell], jobs: int) -> Table:
+    """What is missing, cell by cell."""
+    total = sum(cell.seconds for cell in planned)
+    runs = sum(len(cell.missing) for cell in planned)
+    table = Table(
+        "cell",
+        "seed",
+        "federation",
+        "runs to make",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("about", justify="right")
+    for cell in planned:
+        federation = "trained" if cell.trained else "to train" if cell.missing else "not needed"
+        name = _cell_name(experiments[cell.experiment][0])
+        table.add_row(name, str(cell.seed), federation, ", ".join(cell.missing) or "none", _duration(cell.seconds))
+    federations = sum(1 for cell in planned if cell.missing and not cell.trained)
+    parallel = f", {jobs} at a time" if jobs > 1 else ""
+    table.title = f"{runs} runs to make on {len(planned)} federations, {federations} of them to train{parallel}"
+    table.caption = (
+        f"about {_duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
+        f"number; a method other than retrain-or counts {OTHERS:.0%} of a training; evaluation comes on top"
+    )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], folder: Path) -> None:
+    """Write and print a table or figure from the rows of its experiments and of other settings in the same file."""
+    own = {tables.setting_of(e.identity(step)) for e in experiments for step in range(len(e.requests))}
+    # A sweep shows what was asked for, and nothing beside it.
+    others = [row for row in rows.rows if tables.setting_of(row) not in own and folder.name != "sweep"]
+    frames = [tables.latest(pd.DataFrame(others))] if others else []
+    frame = pd.concat([*frames, *(rows.frame(e.spec_hashes()) for e in experiments)], ignore_index=True)
+    layout = artefact(folder.name).LAYOUT
+    if isinstance(layout, FigureLayout):
+        paths = write_figure(folder, layout, frame, published_figure(paper_values(), layout.number))
+        numbers = pd.read_csv(folder / "figure.csv")
+        print(*([numbers_markdown(numbers)] if len(numbers) <= MOST_NUMBERS else []), *paths, sep="\n")
+        return
+    if isinstance(layout, CapabilityLayout):
+        known = capabilities()
+        texts, shown = render_capabilities(frame, known, layout), capabilities_on_terminal(frame, known, layout)
+    else:
+        unsupported = [name for name in METHODS if layout.level not in METHODS[name].levels]
+        published = tables.read_published(paper_values(), layout.number)
+        texts = tables.render(frame, published, layout, unsupported)
+        shown = tables.on_terminal(frame, published, layout, unsupported)
+    tables.write_table(folder, texts)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*shown, sep="\n")
+    else:
+        print(texts["table.md"])
+
+
+def capabilities() -> list[Capability]:
+    """What every registered method declares."""
+    return [
+        Capability(name, "class" in m.levels, "client" in m.levels, m.can_relearn, m.summary)
+        for name, m in ((name, METHODS[name]) for name in METHODS)
+    ]

@@ -1,0 +1,213 @@
+"""Curves over a parameter: one line per method, levels of those that do not depend on it, and the paper's points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from quickdrop_bench.reporting.layout import method_name
+from quickdrop_bench.reporting.looks import HOLLOW, VERMILLION, Style, method_styles
+from quickdrop_bench.reporting.pictures import draw_line, say
+from quickdrop_bench.reporting.points import VARIED, by_value, marks, measure, plain
+from quickdrop_bench.reporting.sections import marked
+from quickdrop_bench.reporting.slots import Slot
+
+__all__ = [
+    "SYNTHETIC",
+    "draw_curve",
+    "draw_curves",
+    "draw_paper",
+    "log_seconds",
+    "log_values",
+    "roomy",
+    "tell_if_empty",
+    "trend_lines",
+]
+
+SYNTHETIC = ("quickdrop", "random-subset")
+"""Methods whose data depend on the scale: a point even if they were measured at one value only."""
+
+NEAR = 15
+"""Percent: published values farther from ours do not stretch the axis, they stand at its edge."""
+
+
+def trend_lines(
+    slot: Slot, column: str, methods: Sequence[str], measures: Iterable[tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """Numbers of every method at every value of a column, and the paper's where we have none.
+
+    Args:
+        slot: rows of a panel.
+        column: what varies along the axis.
+        methods: whose.
+        measures: stage and metric of each number. The paper's has the value for a stage, e.g. ``s=100``, and a metric
+            that begins with our stage unless that is ``total``.
+    """
+    parts = by_value(slot, column)
+    symbol = VARIED.get(column, column)
+    for stage, metric in measures:
+        name = metric if stage == "total" else f"{stage}_{metric}"
+        for method in methods:
+            measured = [(value, part) for value, part in parts if part.seeds(method)]
+            for value, part in measured:
+                paper = part.published.value(method, f"{symbol}={plain(value)}", name)
+                yield measure(part, method, stage, metric, paper)
+            ours = {plain(value) for value, _ in measured}
+            theirs = slot.published.values
+            theirs = theirs[(theirs["method"] == method) & (theirs["metric"] == name)]
+            theirs = theirs[theirs["stage"].str.startswith(f"{symbol}=")]
+            for at, value in zip(theirs["stage"].str.removeprefix(f"{symbol}="), theirs["value"], strict=True):
+                if at not in ours:
+                    empty = measure(slot, method, stage, "", value)
+                    yield empty | {column: float(at), "metric": metric, "runs": 0, "diverged": 0, "failed": 0}
+
+
+def draw_curves(
+    axes: Axes,
+    points: pd.DataFrame,
+    column: str,
+    methods: Sequence[str],
+    factor: float = 100,
+    at: Mapping[Any, float] | None = None,
+    joined: bool = True,
+) -> None:
+    """A line per method; crosses at the bottom where a run failed or diverged.
+
+    Args:
+        axes: to draw on.
+        points: of one metric, from :func:`trend_lines`.
+        column: what varies along the axis.
+        methods: in order.
+        factor: from the unit of the points to that of the axis.
+        at: where each value stands; the value itself if None.
+        joined: whether lines join the points.
+    """
+    for method, look in method_styles(methods).items():
+        own = points[points["method"] == method]
+        draw_curve(axes, own, column, look, marked(method_name(method), marks(own)), factor, at, joined)
+        wrong = _places(own[own["diverged"] + own["failed"] > 0], column, at)
+        if len(wrong):
+            axes.plot(wrong, [0.04] * len(wrong), "x", color=look.color, transform=axes.get_xaxis_transform())
+    tell_if_empty(axes, points)
+
+
+def tell_if_empty(axes: Axes, points: pd.DataFrame) -> bool:
+    """Say why there is nothing to draw, if there is nothing."""
+    empty = bool(points["mean"].isna().all())
+    if empty:
+        say(axes, "no value" if points["runs"].sum() else "not run")
+    return empty
+
+
+def draw_curve(
+    axes: Axes,
+    points: pd.DataFrame,
+    column: str,
+    look: Style,
+    label: str,
+    factor: float,
+    at: Mapping[Any, float] | None = None,
+    joined: bool = True,
+    **more: Any,
+) -> None:
+    """One method's line; a level across the axis where the method does not depend on what varies along it.
+
+    Args:
+        axes: to draw on.
+        points: of one method and metric.
+        column: what varies along the axis.
+        look: colour, marker and line.
+        label: in the legend.
+        factor: from the unit of the points to that of the axis.
+        at: where each value stands; the value itself if None.
+        joined: whether a line joins the points.
+        more: for ``axes.plot``.
+    """
+    alone = column in VARIED and (points["runs"] > 0).sum() == 1 and points["method"].iloc[0] not in SYNTHETIC
+    points = points.dropna(subset="mean")
+    if points.empty:
+        axes.plot([], [], color=look.color, marker=look.marker, linestyle=look.line, markersize=4, label=label, **more)
+        return
+    x = _places(points, column, at)
+    level = x.isna() | alone
+    for mean, std in zip(factor * points["mean"][level], factor * points["std"][level], strict=True):
+        axes.axhline(mean, color=look.color, linestyle=look.line, linewidth=1.3, label=label, **more)
+        if std > 0:
+            axes.axhspan(mean - std, mean + std, color=look.color, alpha=0.1, linewidth=0)
+    if not level.all():
+        draw_line(axes, x[~level], points[~level], look, factor, joined=joined, label=label, **more)
+
+
+def _places(points: pd.DataFrame, column: str, at: Mapping[Any, float] | None) -> pd.Series:
+    return (points[column].map(at) if at else points[column]).astype(float)
+
+
+def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None:
+    """The published values in percent, hollow; at the edge of the axis with their numbers where they are far from ours.
+
+    Args:
+        axes: on which ours are drawn.
+        points: of one metric, from :func:`trend_lines`.
+        column: what varies along the axis.
+        name: of the published part.
+    """
+    ours = points.dropna(subset="mean")
+    theirs = points.dropna(subset=["published", column])
+    if ours.empty or theirs.empty:
+        roomy(axes)
+        return
+    x, y = theirs[column].astype(float), 100 * theirs["published"]
+    low, high = 100 * ours["mean"].min() - NEAR, 100 * ours["mean"].max() + NEAR
+    bounded = axes.get_xscale() == "linear" and ours[column].notna().any()
+    right = ours[column].max() + 0.3 * np.ptp(ours[column].dropna()) if bounded else math.inf
+    inside = y.between(low, high) & (x <= right)
+    label = f"paper ({name})"
+    axes.plot(x[inside], y[inside], "D", label=label, **HOLLOW)
+    roomy(axes)
+    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
+    axes.set_xlim(x0, x1)
+    for px, py in zip(x[~inside], y[~inside], strict=True):
+        place = min(max(px, x0), x1), min(max(py, y0), y1)
+        axes.plot(*place, "D", label=label, clip_on=False, **HOLLOW)
+        text = f"{py:.2f}%" + (f" at {VARIED[column]} = {px:g}" if px > right else "")
+        beyond_middle = axes.transScale.transform([place, (x1, y1), (x0, y0)])
+        to_right, above = beyond_middle[0] > beyond_middle[1:].mean(0)
+        shift = (-8 if to_right else 8, -14 if above else 9)
+        side = "right" if to_right else "left"
+        axes.annotate(text, place, shift, textcoords="offset points", ha=side, fontsize=7, color=VERMILLION)
+
+
+def log_values(axes: Axes, points: pd.DataFrame, column: str) -> None:
+    """A logarithmic axis with a tick at every value that was measured or published."""
+    axes.set_xscale("log")
+    values = sorted(points[column].dropna().astype(float).unique())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(values, [plain(value) for value in values])
+    if values:
+        axes.set_xlim(values[0] / 1.5, values[-1] * 1.5)
+
+
+def log_seconds(axes: Axes) -> None:
+    """A logarithmic axis of a decade at least, with numbers that people can read; call it when all is drawn."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if low <= 0:  # nothing was drawn
+        low, high = 1, 10
+    widen = max(math.sqrt(10 * low / high), 1)
+    axes.set_ylim(low / widen, high * widen)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def roomy(axes: Axes) -> None:
+    """An axis of two percent at least: smaller differences are none."""
+    low, high = axes.get_ylim()
+    widen = max(1 - (high - low) / 2, 0)
+    axes.set_ylim(max(low - widen, min(low, -0.1)), min(high + widen, max(high, 100.1)))

@@ -1,0 +1,254 @@
+"""Figures and sweeps on a tiny federation."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from quickdrop_bench.methods import METHODS
+from tests.conftest import TINY, Run
+
+PICTURE = {"figure.svg", "figure.png", "figure.csv"}
+NEVER_EQUAL = ("seconds", "overhead_percent")
+"""Metrics, or ends of their names, that differ from run to run."""
+
+
+def folder(name: str) -> Path:
+    return Path("results/quick") / name
+
+
+def rows_of(name: str, results: str = "results") -> pd.DataFrame:
+    text = (Path(results) / "quick" / name / "rows.jsonl").read_text()
+    return pd.DataFrame(json.loads(line) for line in text.splitlines())
+
+
+def facts(rows: pd.DataFrame) -> set[tuple[object, ...]]:
+    """Everything but times and provenance."""
+    same = rows[~rows["metric"].str.endswith(NEVER_EQUAL)].fillna(-1.0)
+    keys = ["dataset", "clients", "distribution", "method", "seed", "request", "scale", "stage", "metric", "value"]
+    return set(same[keys].itertuples(index=False, name=None))
+
+
+def test_figure_2_follows_the_rounds(run: Run) -> None:
+    code, out, _ = run("figure", "2", *TINY, "--rounds", "7")
+    assert code == 0
+    assert set(out.split()) == {str(folder("figure2") / name) for name in PICTURE}
+    rows = rows_of("figure2")
+    single = rows[rows["stage"] == "per-round"]
+    seen = {phase: sorted(part["round"].unique()) for phase, part in single.groupby("phase")}
+    assert seen == {"fl-training": [3, 4, 5, 6, 7], "unlearning": [1], "recovery": [1, 2]}
+    assert (single.groupby(["phase", "round"])["metric"].nunique() == 10).all()
+    # A stage's last round is the stage.
+    for stage, last in (("recovery", 2), ("unlearning", 1), ("fl-training", 7)):
+        of_round = single[(single["phase"] == stage) & (single["round"] == last)].set_index("metric")["value"]
+        of_stage = rows[rows["stage"] == stage].set_index("metric")["value"].loc[of_round.index]
+        assert of_round.tolist() == of_stage.tolist()
+    before = (folder("figure2") / "figure.svg").read_bytes()
+    _, _, err = run("figure", "2", *TINY, "--rounds", "7")
+    assert "round" not in err
+    assert (folder("figure2") / "figure.svg").read_bytes() == before
+
+
+def test_figure_3_takes_its_runs_from_table_2(run: Run) -> None:
+    run("table", "2", *TINY)
+    code, _, err = run("figure", "3", *TINY)
+    assert code == 0
+    assert "round" not in err
+    rows = rows_of("figure3")
+    attacks = rows[rows["metric"].str.contains("_mia")]
+    assert set(attacks["method"]) == {"original", *(m for m in METHODS if "class" in METHODS[m].levels)}
+    assert attacks["value"].between(0, 1).all()
+    numbers = pd.read_csv(folder("figure3") / "figure.csv")
+    assert numbers.filter(like="reference").notna().all(axis=None)
+
+
+def test_figure_4_forgets_all_classes_and_survives_an_empty_retain_set(run: Run) -> None:
+    code, _, err = run("figure", "4", *TINY)
+    assert (code, "Traceback" in err) == (0, False)
+    rows = rows_of("figure4")
+    requests = list(rows["request"].unique())
+    assert [r.count(">") for r in requests] == list(range(10))
+    assert requests[-1] == ">".join(f"class-{c}" for c in (5, 8, 0, 3, 2, 4, 7, 9, 1, 6))
+    last = rows[(rows["request"] == requests[-1]) & (rows["method"] == "quickdrop") & (rows["stage"] == "recovery")]
+    recovery = last.set_index("metric")["value"]
+    assert recovery["rounds"] == recovery["data_size"] == 0  # nothing is left to recover on
+    assert pd.isna(recovery["r_set_accuracy"])
+
+
+def test_figure_5_counts_gradients_and_goes_on_from_a_smaller_f(run: Run) -> None:
+    quick = ["--fine-tune-batch-size", "4", "--fine-tune-steps", "3"]
+    code, _, err = run("figure", "5", *TINY, *quick, "--fine-tunes", "0,1,3")
+    assert code == 0
+    assert [line.split("fine-tuning · ")[1].split(" ·")[0] for line in err.splitlines() if "fine-tuning" in line] == [
+        "1/1", "2/3", "3/3",
+    ]  # fmt: skip
+    rows = rows_of("figure5")
+    assert err.count("fl-training · round 1/2") == 1
+    counted = rows[rows["metric"] == "original_gradients"].set_index(["fine_tuning", "stage"])["value"]
+    assert counted.loc[:, "fl-training"].tolist() == [4, 4, 4]  # K = 2, T = 2
+    assert counted.loc[:, "fine-tuning"].tolist() == [0, 3, 9]
+    assert set(rows[rows["method"] == "retrain-or"]["fine_tuning"]) == {0}
+    assert set(rows[rows["method"] == "quickdrop"]["fine_tuning"]) == {0, 1, 3}
+    # In one go, the images are the same.
+    run("figure", "5", *TINY, *quick, "--fine-tunes", "3", "--artifacts-dir", "other", "--results-dir", "other")
+    both = [rows_of("figure5", where) for where in ("results", "other")]
+    end = [facts(r[(r["fine_tuning"] == 3) & (r["method"] == "quickdrop")]) for r in both]
+    assert end[0] == end[1]
+
+
+def test_figure_6_measures_references_once(run: Run) -> None:
+    code, _, _ = run("figure", "6", *TINY, "--scales", "1,10")
+    assert code == 0
+    rows = rows_of("figure6")
+    scales = {m: set(part["scale"]) for m, part in rows[rows["stage"] == "total"].groupby("method")}
+    assert scales == {"retrain-or": {10}, "sga-or": {10}, "random-subset": {1, 10}, "quickdrop": {1, 10}}
+    size = rows[(rows["stage"] == "recovery") & (rows["method"] == "quickdrop")].pivot_table(
+        index="scale", columns="metric", values="value"
+    )
+    assert size["data_size"][1] > 5 * size["data_size"][10]
+    assert size["sample_gradients"][1] > 5 * size["sample_gradients"][10]  # passes, not steps
+    # s = 1 is the original data, with or without distillation.
+    at_one = rows[(rows["scale"] == 1) & rows["metric"].str.endswith("accuracy") & (rows["stage"] == "unlearning")]
+    pair = at_one.pivot_table(index="metric", columns="method", values="value")
+    assert pair["quickdrop"].equals(pair["random-subset"].rename("quickdrop"))
+
+
+def test_a_sweep_plans_first(run: Run) -> None:
+    chosen = ["--scales", "1,10", "--alphas", "0.1,1", "--methods", "retrain-or,quickdrop"]
+    code, out, err = run("sweep", *TINY, *chosen, "--dry-run")
+    assert code == 0
+    assert "10 runs to make on 4 federations, 4 of them to train" in out
+    assert "round" not in err
+    assert not rows_exist("sweep")
+    code, _, err = run("sweep", *TINY, *chosen)
+    assert code == 0
+    assert "4 of them to train" in err
+    rows = rows_of("sweep")
+    assert set(zip(rows["scale"], rows["distribution"], strict=True)) == {
+        (1, "dirichlet-0.1"), (10, "dirichlet-0.1"), (1, "dirichlet-1"), (10, "dirichlet-1"),
+    }  # fmt: skip
+    _, out, _ = run("sweep", *TINY, *chosen, "--dry-run")
+    assert "0 runs to make on 4 federations, 0 of them to train" in out
+    code, out, err = run("sweep", *TINY, *chosen, "--clients", "3,4", "--dry-run")
+    assert "10 runs to make on 8 federations, 4 of them to train" in out
+
+
+def rows_exist(name: str) -> bool:
+    path = folder(name) / "rows.jsonl"
+    return path.exists() and bool(path.read_text())
+
+
+def test_sweeps_over_clients_and_data_sets(run: Run) -> None:
+    code, _, _ = run("sweep", *TINY, "--clients", "3,4", "--datasets", "digits", "--methods", "quickdrop")
+    assert code == 0
+    assert set(rows_of("sweep")["clients"]) == {3, 4}
+
+
+def test_a_failing_cell_is_marked_and_the_others_go_on(run: Run) -> None:
+    code, out, err = run("sweep", *TINY, "--scales", "1,10", "--methods", "quickdrop", "--lr", "1e30")
+    assert code == 1
+    assert "Traceback" not in err
+    assert "figure.svg" in out
+    rows = rows_of("sweep")
+    assert set(rows["metric"]) == {"failed"}
+    assert len(rows) == 2
+
+
+@pytest.mark.slow
+def test_jobs_give_the_rows_of_one_process(run: Run) -> None:
+    chosen = ["--scales", "1,10", "--seeds", "1,2"]
+    assert run("sweep", *TINY, *chosen, "--results-dir", "one", "--artifacts-dir", "a")[0] == 0
+    code, _, err = run("sweep", *TINY, *chosen, "--results-dir", "two", "--artifacts-dir", "b", "--jobs", "2")
+    assert code == 0
+    assert "4/4" in err
+    assert facts(rows_of("sweep", "one")) == facts(rows_of("sweep", "two"))
+
+
+@pytest.mark.slow
+def test_a_cell_whose_process_is_killed_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugin = tmp_path / "sitecustomize.py"
+    plugin.write_text(
+        "import multiprocessing, os, sys\n"
+        "if multiprocessing.parent_process() is not None:\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, _, err = run("sweep", *TINY, "--scales", "1,10", "--jobs", "2")
+    assert code == 1
+    assert "its process ended with" in err
+    rows = rows_of("sweep")
+    assert set(rows["metric"]) == {"failed"}
+    assert len(rows) == 2
+    monkeypatch.delenv("PYTHONPATH")
+    assert run("sweep", *TINY, "--scales", "1,10")[0] == 0
+    assert "failed" not in set(rows_of("sweep")["metric"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_sweep_killed_at_any_moment_ends_with_the_same_rows(run: Run, jobs: str) -> None:
+    chosen = [*TINY, "--scales", "1,10", "--seeds", "1,2", "--rounds", "6"]
+    assert run("sweep", *chosen, "--results-dir", "whole", "--artifacts-dir", "a")[0] == 0
+    command = [sys.executable, "-m", "quickdrop_bench", "sweep", *chosen, "--jobs", jobs]
+    draw = random.Random(int(jobs))
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(4, 16))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run("sweep", *chosen)[0] == 0
+    assert facts(rows_of("sweep")) == facts(rows_of("sweep", "whole"))
+
+
+BAD = {
+    "no such figure": (["figure", "1"], "figure 1: use one of 2, 3, 4, 5, 6"),
+    "no scales": (["sweep", "--scales", ","], "--scales ,"),
+    "scale in words": (["sweep", "--scales", "1,many"], "--scales 1,many"),
+    "scale below one": (["sweep", "--scales", "0.5"], "--scale 0.5"),
+    "clients in words": (["sweep", "--clients", "some"], "--clients some"),
+    "no jobs": (["sweep", "--jobs", "0"], "--jobs 0"),
+    "fine-tuning without distillation": (["figure", "5", "--distill", "false", "--fine-tunes", "2"], "--fine-tune 2"),
+    "a client method in a class figure": (["figure", "3", "--methods", "s2u"], "s2u: it serves client requests"),
+    "fine-tuning steps": (["sweep", "--fine-tunes", "1", "--fine-tune-steps", "0"], "--fine-tune-steps 0"),
+}
+
+
+@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> None:
+    position = 2 if argv[0] == "figure" else 1
+    tiny = [part for part in TINY if "--clients" not in argv or part not in ("--clients", "3")]
+    code, out, err = run(*argv[:position], *tiny, *argv[position:])
+    assert (code, out) == (2, ""), err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("quickdrop-bench: ")
+    assert named in err
+
+
+def test_interrupted_fine_tuning_continues_to_the_same_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["--fine-tune", "3", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3", "--record-every", "0"]
+    monkeypatch.setattr("quickdrop_bench.harness.fine_tuning.CHECKPOINT_SECONDS", 0.0)
+
+    def interrupt(display: object, done: int, of: int, distance: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quickdrop_bench.progress.ProgressDisplay.on_initialisation_end", interrupt)
+        assert run("train", *TINY, *chosen)[0] == 130
+    code, _, err = run("train", *TINY, *chosen)
+    assert code == 0
+    assert "round" not in err
+    assert "fine-tuning · 1/3" not in err
+    assert "fine-tuning · 3/3" in err
+    assert run("train", *TINY, *chosen, "--artifacts-dir", "unbroken")[0] == 0
+    both = [sorted(Path(root).glob("*/clients/*.safetensors")) for root in ("artifacts", "unbroken")]
+    assert [p.read_bytes() for p in both[0]] == [p.read_bytes() for p in both[1]]
+    assert len(both[0]) == 6  # three clients, before and after

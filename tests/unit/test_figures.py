@@ -1,0 +1,389 @@
+"""Rows → points and pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.reporting.gallery import write_sheet
+from quickdrop_bench.reporting.looks import HOLLOW, class_style, method_styles
+from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
+from quickdrop_bench.reporting.points import numbers_markdown
+from quickdrop_bench.reporting.trends import sweep_figure
+
+Row = dict[str, Any]
+SETTING: Row = {
+    "dataset": "mnist", "clients": 10, "distribution": "dirichlet-0.1", "request": "class-2", "protocol": "preset",
+    "scale": 100, "fine_tuning": 0,
+}  # fmt: skip
+FIGURES = [2, 3, 4, 5, 6]
+SWEEP = FigureLayout(None, "sweep", (), sweep_figure)
+
+
+def row(method: str, seed: int, stage: str, metric: str, value: float, **other: object) -> Row:
+    return {**SETTING, "method": method, "seed": seed, "stage": stage, "metric": metric, "value": value, **other}
+
+
+def failed(method: str, seed: int, **other: object) -> Row:
+    return row(method, seed, "total", "failed", 1.0, **{"error": "MemoryError", **other})
+
+
+def draw(number: int | None, rows: Sequence[Row] | Iterator[Row]) -> tuple[Figure, pd.DataFrame]:
+    layout = SWEEP if number is None else artefact(f"figure{number}").LAYOUT
+    figure, numbers = layout.draw(pd.DataFrame([*rows]), published_figure(paper_values(), number), layout.methods)
+    figure.canvas.draw()
+    return figure, numbers
+
+
+def texts(figure: Figure) -> str:
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found += [axes.get_title(place) for axes in figure.axes for place in ("left", "center")]
+    found += [label.get_text() for axes in figure.axes for label in (*axes.get_yticklabels(), axes.xaxis.label)]
+    parts = [figure, *figure.subfigs]
+    found += [text.get_text() for part in parts for legend in part.legends for text in legend.get_texts()]
+    return "\n".join([*found, *(part.get_suptitle() for part in parts)])
+
+
+def line(axes: Axes, label: str) -> list[list[float]]:
+    """The x and y of what the legend calls so."""
+    own = next(line for line in axes.lines if line.get_label() == label)
+    return [np.asarray(values, dtype=float).tolist() for values in own.get_data()]
+
+
+def rounds(seed: int, phase: str, values: dict[int, Sequence[float]], first: int = 1, **other: object) -> Iterator[Row]:
+    """Accuracies of classes, round by round."""
+    method = "original" if phase == "fl-training" else "quickdrop"
+    for label, course in values.items():
+        for at, value in enumerate(course, first):
+            metric = f"class_{label}_accuracy"
+            yield row(method, seed, "per-round", metric, value, phase=phase, round=at, **other)
+
+
+def one_request(seed: int, shift: float = 0.0, **other: object) -> Iterator[Row]:
+    yield from rounds(seed, "fl-training", {0: [0.7, 0.8 + shift], 2: [0.6, 0.9]}, first=19, **other)
+    yield from rounds(seed, "unlearning", {0: [0.5 + shift], 2: [0.0]}, **other)
+    yield from rounds(seed, "recovery", {0: [0.6, 0.75 + shift], 2: [0.0, 0.02]}, **other)
+
+
+def test_figure_2_shows_means_over_all_rounds() -> None:
+    figure, numbers = draw(2, [*one_request(1), *one_request(2, shift=0.1)])
+    (axes,) = figure.axes
+    assert line(axes, "class 0")[0] == [-1, 0, 1, 2, 3]
+    assert line(axes, "class 0")[1] == pytest.approx([70, 85, 55, 60, 80])
+    kept, forgotten = (next(x for x in axes.lines if x.get_label() == f"class {c}") for c in (0, 2))
+    assert forgotten.get_linewidth() > 2 * kept.get_linewidth()
+    point = numbers[(numbers["class"] == 0) & (numbers["phase"] == "unlearning")].iloc[0]
+    assert (point["method"], point["round"], point["seeds"]) == ("quickdrop", 1, 2)
+    assert (point["mean"], point["std"]) == pytest.approx((0.55, 0.1 / 2**0.5))
+    assert list(numbers["method"][numbers["phase"] == "fl-training"].unique()) == ["original"]
+    assert len(axes.patches) == 2  # blue and yellow
+    for part in ("rounds since the request", "unlearning", "recovery", "forgotten class", "class-2", "QuickDrop"):
+        assert part in texts(figure)
+    assert axes.get_ylabel() == "test accuracy (%)"
+
+
+def test_figure_2_holds_what_a_seed_that_ended_earlier_reached() -> None:
+    longer = rounds(2, "recovery", {0: [0.1, 0.2, 0.4]})
+    _, numbers = draw(2, [*rounds(1, "recovery", {0: [0.6]}), *longer, *rounds(3, "recovery", {0: [0.2, np.nan]})])
+    assert numbers["mean"].tolist() == pytest.approx([0.3, 0.4, 0.5])
+    assert numbers["seeds"].tolist() == [3, 2, 2]  # what diverged is not held
+
+
+def test_one_seed_has_no_band() -> None:
+    figure, numbers = draw(2, one_request(1))
+    bands = [collection.get_paths() for collection in figure.axes[0].collections]
+    assert all(not paths or np.isnan(paths[0].vertices).all() or not len(paths[0].vertices) for paths in bands)
+    assert numbers["std"].isna().all()
+
+
+def test_every_setting_has_its_own_panels_and_a_method_that_was_run_once_is_in_all() -> None:
+    other = {"dataset": "imagefolder:$x_1$", "protocol": "tuned"}
+    figure, _ = draw(2, [*one_request(1), *one_request(1, **other)])
+    assert [part.get_suptitle() for part in figure.subfigs] == [
+        "mnist, 10 clients, dirichlet-0.1, class-2",
+        "imagefolder:$x_1$, 10 clients, dirichlet-0.1, class-2, protocol tuned",
+    ]
+    scales = [row("quickdrop", 1, "total", "f_set_mia", 0.2, scale=s) for s in (1, 10)]
+    figure, numbers = draw(3, [row("retrain-or", 1, "total", "f_set_mia", 0.3, scale=1), *scales])
+    assert [part.get_suptitle()[-6:] for part in figure.subfigs] == [" s = 1", "s = 10"]
+    assert numbers["method"].value_counts().to_dict() == {"retrain-or": 12, "quickdrop": 12}
+    assert numbers["reference"][numbers["metric"] == "f_set_mia"].tolist() == [0.3] * 4
+
+
+def attacked(method: str, seed: int, *rates: float) -> Iterator[Row]:
+    stage = "fl-training" if method == "original" else "total"
+    metrics = [f"{name}_mia{suffix}" for suffix in ("", "_loss") for name in ("f_set", "r_set", "false_positive")]
+    for metric, rate in zip(metrics, rates, strict=True):
+        yield row(method, seed, stage, metric, rate)
+
+
+def test_figure_3_refers_to_the_oracle() -> None:
+    rows = [
+        *attacked("original", 1, 0.8, 0.7, 0.5, 0.9, 0.8, 0.5),
+        *attacked("retrain-or", 1, 0.3, 0.6, 0.4, 0.01, 0.7, 0.3),
+        *attacked("retrain-or", 2, 0.2, 0.6, 0.4, 0.03, 0.7, 0.3),
+        *attacked("quickdrop", 1, 0.4, 0.5, 0.45, 0.05, 0.6, 0.3),
+        failed("quickdrop", 2),
+        failed("fu-mp", 1),
+    ]
+    figure, numbers = draw(3, rows)
+    entropy, loss = figure.axes
+    widths = [[bar.get_width() for bar in bars] for bars in entropy.containers if hasattr(bars, "patches")]
+    assert widths[0] == pytest.approx([80, 25, np.nan, 40], nan_ok=True)
+    assert [b.get_height() for b in loss.patches]
+    assert line(entropy, "Retrain-Or, F-Set")[0] == pytest.approx([25, 25])
+    assert line(loss, "Retrain-Or, R-Set")[0] == pytest.approx([70, 70])
+    paper = next(x for x in entropy.lines if x.get_label() == "paper (cifar10), R-Set")
+    assert paper.get_xdata() == pytest.approx([77.25, 71.62])
+    assert paper.get_markerfacecolor() == HOLLOW["markerfacecolor"] == "none"
+    assert entropy.get_title("left").endswith("false positives on test images: 40–50%")
+    shown = texts(figure).splitlines()
+    for part in (
+        "before the request",
+        "failed: 1 of 2",
+        "failed: 1 of 1",
+        "no value",
+        "not run",
+        "Random subset (control)",
+    ):
+        assert part in shown, part
+    quickdrop = numbers[numbers["method"] == "quickdrop"].set_index("metric")
+    assert quickdrop["reference"]["f_set_mia"] == pytest.approx(0.25)
+    assert quickdrop["published"]["r_set_mia"] == pytest.approx(0.7162)
+    assert quickdrop.loc["f_set_mia_loss", ["mean", "seeds", "failed"]].tolist() == [0.05, 1, 1]
+    assert numbers["reference"].notna().all()
+
+
+def sequence(*lengths: int) -> Iterator[Row]:
+    """Classes 2, 0 and 1 forgotten, each with one round of unlearning and as many of recovery as told."""
+    requests = ("class-2", "class-2>class-0", "class-2>class-0>class-1")
+    gone: set[int] = set()
+    for request, label, length in zip(requests, (2, 0, 1), lengths, strict=False):
+        yield from rounds(1, "fl-training", {c: [0.9] for c in range(3)}, first=20, request=request)
+        gone.add(label)
+        for phase, value, count in (("unlearning", 0.5, 1), ("recovery", 0.8, length)):
+            courses = {c: [0.01 if c in gone else value] * count for c in range(3)}
+            yield from rounds(1, phase, courses, request=request)
+
+
+def test_figure_4_starts_a_request_every_five_rounds() -> None:
+    figure, numbers = draw(4, sequence(2, 2, 0))
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == ["1. class 2", "2. class 0", "3. class 1"]
+    limit, before, after = panels[1].lines
+    assert limit.get_ydata() == [5, 5]
+    assert before.get_xdata().tolist() == [0, 1, 2, 3, 5]
+    assert before.get_ydata() == pytest.approx([90, 50, 80, 80, 80])
+    assert after.get_xdata().tolist() == [5, 6, 7, 8, 10, 11, 15]
+    assert after.get_ydata() == pytest.approx([80, *[1] * 6])
+    ends = numbers.pivot_table(index="step", columns="class", values="mean")
+    assert ends.to_numpy() == pytest.approx(np.array([[0.9] * 3, [0.8, 0.8, 0.01], [0.01, 0.8, 0.01], [0.01] * 3]))
+    assert numbers.groupby("step")["forgotten"].sum().tolist() == [0, 1, 2, 3]
+    assert "forgetting 2, 0, 1" in texts(figure)
+
+
+def test_figure_4_gives_longer_requests_more_room_and_shows_gaps() -> None:
+    figure, _ = draw(4, sequence(8))
+    assert figure.axes[0].lines[-1].get_xdata()[-1] == 9
+    rows = [r for r in sequence(2, 2, 2) if r["request"] != "class-2>class-0"]
+    figure, numbers = draw(4, [*rows, failed("quickdrop", 7, request="class-2>class-0>class-1")])
+    after = figure.axes[0].lines[2]
+    assert np.isnan(after.get_ydata()[after.get_xdata() == 5]).any()
+    assert sorted(numbers["step"].unique()) == [0, 1, 3]
+    assert "(class-0 not run; class-1 failed: 1 of 2, MemoryError)" in texts(figure).replace("2,\n", "2, ")
+    assert any(own.get_marker() == "x" and own.get_xdata()[0] == 10 for own in figure.axes[0].lines)
+
+
+def run(method: str, seed: int, r_set: float, seconds: float = 4.0, **other: object) -> Iterator[Row]:
+    for stage, share in (("unlearning", 0.25), ("recovery", 0.75), ("total", 1.0)):
+        yield row(method, seed, stage, "r_set_accuracy", r_set, **other)
+        yield row(method, seed, stage, "f_set_accuracy", 0.01, **other)
+        yield row(method, seed, stage, "seconds", share * seconds, **other)
+
+
+def test_figure_5_shows_gain_and_cost() -> None:
+    rows = [*run("retrain-or", 1, 0.75), *run("retrain-or", 2, 0.77)]
+    for steps, accuracy in ((0, 0.70), (50, 0.72), (200, 0.74)):
+        for seed in (1, 2):
+            rows += run("quickdrop", seed, accuracy + 0.01 * seed, fine_tuning=steps)
+            rows.append(row("original", seed, "fl-training", "original_gradients", 1000.0, fine_tuning=steps))
+            rows.append(row("original", seed, "fine-tuning", "original_gradients", 5.0 * steps, fine_tuning=steps))
+    figure, numbers = draw(5, rows)
+    left, right = figure.axes
+    assert line(left, "QuickDrop") == [[0, 50, 200], pytest.approx([71.5, 73.5, 75.5])]
+    assert line(left, "Retrain-Or")[1] == pytest.approx([76, 76])  # a level
+    assert line(left, "paper (cifar10)") == [[0, 200], pytest.approx([70.48, 74.55])]
+    assert [bar.get_height() for bar in right.patches] == [1000, 1000, 1000, 0, 250, 1000]
+    assert [bar.get_y() for bar in right.patches[3:]] == [1000, 1000, 1000]
+    assert "(mini-batches, mean per client)" in right.get_ylabel()
+    at_200 = numbers[(numbers["fine_tuning"] == 200) & (numbers["method"] == "quickdrop")].iloc[0]
+    assert at_200[["mean", "std", "published"]].tolist() == pytest.approx([0.755, 0.01 / 2**0.5, 0.7455])
+
+
+def test_published_points_far_from_ours_stand_at_the_edge_with_their_numbers() -> None:
+    figure, numbers = draw(5, [*run("quickdrop", 1, 0.98), *run("quickdrop", 1, 0.99, fine_tuning=2)])
+    assert {"70.48%", "74.55% at F = 200"} <= set(texts(figure).splitlines())
+    assert figure.axes[0].get_ylim()[0] > 90
+    alone = numbers[numbers["fine_tuning"] == 200].iloc[0]
+    assert (alone["seeds"], alone["runs"], alone["published"]) == (0, 0, pytest.approx(0.7455))
+
+
+def scales() -> Iterator[Row]:
+    yield from run("retrain-or", 1, 0.75, 100)
+    yield from run("sga-or", 1, 0.74, 50)
+    for scale in (1, 10, 1000):
+        for seed in (1, 2):
+            yield from run("quickdrop", seed, 0.7 - scale / 1e4 + 0.02 * seed, 40 * seed / scale, scale=scale)
+
+
+def test_figure_6_shows_accuracy_and_seconds_over_the_scale() -> None:
+    figure, numbers = draw(6, [*scales(), failed("quickdrop", 3, scale=100)])
+    left, right = figure.axes
+    assert line(left, "QuickDrop (failed: 1 of 7)") == [[1, 10, 1000], pytest.approx([72.99, 72.9, 63])]
+    assert line(left, "SGA-Or")[1] == pytest.approx([74, 74])
+    assert line(left, "paper (cifar10)") == [[1, 100, 1000], pytest.approx([72.67, 70.48, 54.69])]
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["1", "10", "100", "1000"]
+    assert left.get_ylim()[0] < 54.69
+    assert (left.get_xscale(), right.get_xscale(), right.get_yscale()) == ("log", "log", "log")
+    unlearning, recovery = (own for own in right.lines if len(own.get_xdata()) == 3)
+    assert unlearning.get_ydata() == pytest.approx([15, 1.5, 0.015])
+    assert recovery.get_ydata() == pytest.approx([45, 4.5, 0.045])
+    assert right.get_ylabel() == "compute summed over clients (s)"
+    assert any(own.get_marker() == "x" and own.get_xdata()[0] == 100 for own in left.lines)
+    assert {"QuickDrop (failed: 1 of 7)", "Random subset (control; not run)"} <= set(texts(figure).splitlines())
+    assert set(numbers["stage"]) == {"total", "unlearning", "recovery"}
+
+
+def test_figure_6_of_a_single_scale_or_an_unknown_one() -> None:
+    figure, _ = draw(6, run("quickdrop", 1, 0.7))
+    assert line(figure.axes[0], "QuickDrop") == [[100], [pytest.approx(70)]]
+    old = pd.DataFrame(run("quickdrop", 1, 0.7)).drop(columns=["scale", "fine_tuning"])
+    figure, numbers = draw(6, old.to_dict(orient="records"))
+    assert line(figure.axes[0], "QuickDrop")[1] == pytest.approx([70, 70])  # a level
+    assert line(figure.axes[0], "paper (cifar10)")[0] == [1, 100]
+    assert len(numbers[numbers["seeds"] > 0]) == 3
+    trained = {"method": "original", "stage": "fl-training", "metric": "original_gradients", "value": 7.0}
+    figure, _ = draw(5, [*old.to_dict(orient="records"), *(old.head(1).assign(**trained)).to_dict(orient="records")])
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["—"]
+
+
+CHOICES: dict[str, tuple[Row, list[str], int]] = {
+    "scale": ({"scale": [1, 10], "clients": [5, 10]}, ["1", "10"], 2),
+    "fine_tuning": ({"fine_tuning": [0, 20]}, ["0", "20"], 1),
+    "distribution": ({"distribution": ["iid", "dirichlet-10", "dirichlet-0.5"]}, ["0.5", "10", "iid"], 1),
+    "clients": ({"clients": [20, 5], "dataset": ["mnist", "digits"]}, ["5", "20"], 2),
+    "dataset": ({"dataset": ["mnist", "digits"]}, ["digits", "mnist"], 1),
+    "nothing": ({}, ["100"], 1),
+}
+
+
+@pytest.mark.parametrize(("varied", "ticks", "panels"), CHOICES.values(), ids=CHOICES.keys())
+def test_a_sweep_finds_its_axis(varied: dict[str, list[Any]], ticks: list[str], panels: int) -> None:
+    grid = [{}] if not varied else [dict(zip(varied, values, strict=True)) for values in _product(varied)]
+    figure, numbers = draw(None, [r for cell in grid for r in run("quickdrop", 1, 0.7, **cell)])
+    assert len(figure.axes) == 3 * panels
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ticks
+    assert len(line(figure.axes[0], "QuickDrop")[0]) == len(ticks)
+    assert figure.axes[2].get_ylabel() == "compute summed over clients (s)"
+    assert len(numbers) == 3 * len(ticks) * panels
+    assert not numbers.duplicated().any()
+
+
+def _product(varied: dict[str, list[Any]]) -> list[tuple[Any, ...]]:
+    return (
+        list(pd.MultiIndex.from_product(varied.values()))
+        if len(varied) > 1
+        else [(v,) for v in next(iter(varied.values()))]
+    )
+
+
+@pytest.mark.parametrize("number", [*FIGURES, None])
+def test_without_runs_the_panels_say_so(number: int | None) -> None:
+    figure, numbers = draw(number, [])
+    assert "not run" in texts(figure)
+    assert numbers.empty
+    assert {"dataset", "method", "metric", "mean", "std", "seeds", "published"} <= set(numbers)
+    assert numbers_markdown(numbers) == ""
+
+
+@pytest.mark.parametrize("number", [*FIGURES, None])
+def test_failures_are_told(number: int | None) -> None:
+    figure, _ = draw(number, [failed("quickdrop", 1), failed("quickdrop", 2)])
+    assert "failed" in texts(figure)
+    assert "2 of 2" in texts(figure)
+    figure, _ = draw(number, [row("original", seed, "fl-training", "failed", 1.0) for seed in (1, 2)])
+    assert "training failed: 2 of 2" in texts(figure)
+    figure, _ = draw(number, [*run("quickdrop", 1, 0.1), row("quickdrop", 1, "total", "diverged", 1.0)])
+    assert "diverged: 1 of 1" in texts(figure)
+
+
+@pytest.mark.parametrize(("number", "label"), [(2, "test accuracy (%)"), (6, "compute summed over clients (s)")])
+def test_the_same_rows_give_the_same_files(tmp_path: Path, number: int, label: str) -> None:
+    rows = pd.DataFrame([*one_request(1, dataset="a $b_c$ & d"), *scales()])
+    layout, published = artefact(f"figure{number}").LAYOUT, published_figure(paper_values(), number)
+    first, second = (write_figure(tmp_path / name, layout, rows, published) for name in ("a", "b"))
+    assert [path.name for path in first] == ["figure.svg", "figure.png", "figure.csv"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    svg = ElementTree.parse(first[0])  # noqa: S314 - we wrote it
+    found = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert label in found
+    assert f"Figure {number}: {layout.title}" in found
+    assert "a $b_c$ & d, 10 clients, dirichlet-0.1, class-2" in found
+    assert len(pd.read_csv(first[2])) == len(layout.draw(rows, published)[1])
+
+
+def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib, pandas; before = matplotlib.rcParams.copy()\n"
+        "from pathlib import Path; from quickdrop_bench.reporting import gallery, looks, pictures, trends\n"
+        "layout = pictures.FigureLayout(None, 'x', (), trends.sweep_figure)\n"
+        "pictures.write_figure(Path(sys.argv[1]), layout, pandas.DataFrame(), pandas.DataFrame())\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
+        "assert all(before[name] == matplotlib.rcParams[name] for name in looks.STYLE)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_numbers_as_markdown() -> None:
+    _, numbers = draw(6, scales())
+    text = numbers_markdown(numbers)
+    assert text.startswith("## dataset: mnist, clients: 10, distribution: dirichlet-0.1, request: class-2")
+    assert any("72.99 ± 1.41%" in each and each.rstrip(" |").endswith("72.67%") for each in text.splitlines())
+    assert "22.50 ± 10.61" not in text
+    assert "45.00 ± 21.21" in text
+
+
+def test_looks_differ_without_colour() -> None:
+    methods = ["original", "retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop", "a", "b"]
+    looks = method_styles(methods)
+    assert len({(look.marker, look.line) for look in looks.values()}) == len(methods)
+    assert len({look.color for look in method_styles(methods[:8]).values()}) == 8
+    classes = [class_style(label) for label in range(40)]
+    assert len({(look.color, look.line) for look in classes}) == 40
+    assert len({look.marker for look in classes[:10]}) == len({look.color for look in classes[:10]}) == 10
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 5, 3), (3, 4, 5), (1, 4, 5, 1), (0, 4, 5, 3)])
+def test_sheet_of_synthetic_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    draws = np.random.default_rng(1)
+    real, synthetic = draws.random(shape), draws.normal(size=shape)
+    labels = [f"class {i}" for i in range(len(real))]
+    paths = write_sheet(tmp_path, real, synthetic, labels, "Synthetic images")
+    assert [path.name for path in paths] == ["synthetic.svg", "synthetic.png"]
+    text = paths[0].read_text()
+    assert "Synthetic images" in text
+    assert all(f">{label}<" in text for label in labels)
+    assert ("no synthetic images" in text) == (shape[0] == 0)
+    assert text.count("<image") == -(-shape[0] // 10)
+    assert write_sheet(tmp_path / "again", real, synthetic, labels, "Synthetic images")[0].read_text() == text

@@ -1,0 +1,300 @@
+"""Fine-tuning of the synthetic sets against a slow reading of Zhao et al.'s algorithm, and what it must not touch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.fine_tuning import FineTuning, FineTuningResult, fine_tune
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.models import ConvNet, draw_parameters
+from quickdrop_bench.seeding import derive_seed, generator
+from tests.conftest import Guarded, toy_images
+
+IMAGES = Distillation(image_steps=1, image_lr=0.1, image_momentum=0.5, batch_size=256)
+SHORT = FineTuning(steps=3, epochs=2, batch_size=5, lr=0.1)
+SEED, CLIENT = 1, 7
+
+
+def scratch() -> ConvNet:
+    return ConvNet(1, 8, 3, width=4, depth=2)
+
+
+@pytest.fixture
+def data() -> LabelledSet:
+    """A client with 8, 8 and 8 of 45 images, not the first ones."""
+    images, labels = toy_images(45)
+    return LabelledSet(images, labels, torch.arange(12, 36))
+
+
+def synthetic_of(data: LabelledSet, scale: float = 3) -> SyntheticSet:
+    return initial_synthetic_set(data, scale, generator(SEED, "synthetic", CLIENT))
+
+
+def copy_of(synthetic: SyntheticSet) -> SyntheticSet:
+    return replace(synthetic, images=synthetic.images.clone(), velocity=synthetic.velocity.clone())
+
+
+def tune(
+    data: LabelledSet,
+    synthetic: SyntheticSet,
+    initialisations: range,
+    settings: FineTuning = SHORT,
+    images: Distillation = IMAGES,
+    model: nn.Module | None = None,
+) -> list[FineTuningResult]:
+    model = model or scratch()
+    return [fine_tune(model, data, synthetic, settings, images, SEED, CLIENT, k) for k in initialisations]
+
+
+# The algorithm ----------------------------------------------------------------------------------------------
+
+
+def class_gradient(model: nn.Module, images: Tensor, label: int, *, create_graph: bool) -> list[Tensor]:
+    loss = F.cross_entropy(model(images), torch.full((len(images),), label))
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    return list(torch.autograd.grad(loss, weights, create_graph=create_graph))
+
+
+def row_by_row(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
+    """The distance of one class as its definition reads."""
+    total = torch.zeros((), dtype=torch.float64)
+    for a_rows, b_rows in zip(real, synthetic, strict=True):
+        for a, b in zip(a_rows, b_rows, strict=True):
+            total = total + 1 - (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt() + 1e-6)
+    return total
+
+
+def slow_fine_tuning(
+    data: LabelledSet, start: SyntheticSet, count: int, settings: FineTuning, images: Distillation
+) -> tuple[Tensor, list[float]]:
+    """Class after class and row by row in float64, with torch's own optimizers."""
+    synthetic, labels = start.images.double().requires_grad_(), start.labels
+    image_optimizer = torch.optim.SGD([synthetic], lr=images.image_lr, momentum=images.image_momentum)
+    pool, pool_labels = data.images[data.rows].double(), data.labels[data.rows]
+    classes = [c for c in sorted(set(labels.tolist())) if c not in start.fixed_classes]
+    means = []
+    for k in range(count):
+        streams = {p: generator(SEED, "fine-tuning", p, CLIENT, k) for p in ("batches", "matching", "training")}
+        torch.manual_seed(derive_seed(SEED, "fine-tuning", "init", CLIENT, k))
+        model = scratch().double()
+        distances = []
+        for step in range(settings.steps):
+            batches, chosen = {}, {}
+            for c in classes:
+                own = torch.nonzero(pool_labels == c).flatten()
+                order = torch.randperm(len(own), generator=streams["batches"])
+                batches[c] = pool[own[order[: settings.batch_size]]]
+                own = torch.nonzero(labels == c).flatten()
+                if len(own) > images.batch_size:
+                    own = own[torch.randperm(len(own), generator=streams["matching"])[: images.batch_size]]
+                chosen[c] = own
+            distance = torch.zeros((), dtype=torch.float64)
+            for c in classes:
+                real = class_gradient(model, batches[c], c, create_graph=False)
+                fake = class_gradient(model, synthetic[chosen[c]], c, create_graph=True)
+                distance = distance + row_by_row(real, fake)
+            (synthetic.grad,) = torch.autograd.grad(distance, [synthetic])
+            image_optimizer.step()
+            distances.append(float(distance.detach()))
+            if step == settings.steps - 1:
+                break
+            for _ in range(settings.epochs):
+                order = torch.randperm(len(labels), generator=streams["training"])
+                for begin in range(0, len(labels), settings.batch_size):
+                    batch = order[begin : begin + settings.batch_size]
+                    loss = F.cross_entropy(model(synthetic.detach()[batch]), labels[batch])
+                    slopes = torch.autograd.grad(loss, list(model.parameters()))
+                    with torch.no_grad():
+                        for parameter, slope in zip(model.parameters(), slopes, strict=True):
+                            parameter -= settings.lr * slope
+        means.append(sum(distances) / len(distances))
+    return synthetic.detach(), means
+
+
+@pytest.mark.parametrize("cap", [256, 2])
+def test_equals_a_slow_reading_of_the_algorithm(data: LabelledSet, cap: int) -> None:
+    ours, images = synthetic_of(data), replace(IMAGES, batch_size=cap)
+    start = ours.images.double()
+    expected, distances = slow_fine_tuning(data, copy_of(ours), 2, SHORT, images)
+    results = tune(data, ours, range(2), images=images)
+    assert float((ours.images - start).abs().mean()) > 0.01
+    torch.testing.assert_close(ours.images.double(), expected, rtol=0, atol=1e-5)
+    assert [r.matching_distance for r in results] == pytest.approx(distances, rel=1e-5)
+
+
+def test_with_a_fixed_class_equals_the_slow_reading(data: LabelledSet) -> None:
+    ours = replace(synthetic_of(data), fixed_classes=frozenset({1}))
+    expected, _ = slow_fine_tuning(data, copy_of(ours), 2, SHORT, IMAGES)
+    tune(data, ours, range(2))
+    torch.testing.assert_close(ours.images.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_initialisations_may_be_spread_over_calls(data: LabelledSet, split: int) -> None:
+    whole, parts = synthetic_of(data), synthetic_of(data)
+    expected = tune(data, whole, range(4))
+    results = tune(data, parts, range(split))
+    parts = copy_of(parts)  # as if it were saved and read
+    results += tune(data, parts, range(split, 4))
+    assert results == expected
+    assert torch.equal(parts.images, whole.images)
+    assert torch.equal(parts.velocity, whole.velocity)
+
+
+def test_streams_differ_by_seed_client_and_initialisation(data: LabelledSet) -> None:
+    ends = []
+    for seed, client, k in [(1, 7, 0), (2, 7, 0), (1, 8, 0), (1, 7, 1)]:
+        synthetic = synthetic_of(data)
+        fine_tune(scratch(), data, synthetic, SHORT, IMAGES, seed, client, k)
+        ends.append(synthetic.images)
+    assert all(not torch.equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
+
+
+def test_distance_falls_on_networks_that_were_not_seen() -> None:
+    """From noise; the same held-out networks and batches before and after, so it is no fit to one network."""
+    data = LabelledSet.of(*toy_images(90))
+    labels = torch.arange(3).repeat_interleave(2)
+    noise = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    synthetic = SyntheticSet(noise, labels, torch.arange(6), torch.zeros_like(noise))
+
+    def held_out() -> list[float]:
+        one = FineTuning(steps=1)
+        return [tune(data, copy_of(synthetic), range(k, k + 1), one)[0].matching_distance for k in range(100, 110)]
+
+    before = held_out()
+    tune(data, synthetic, range(8), FineTuning(steps=10, epochs=1))
+    after = held_out()
+    assert sum(after) < 0.75 * sum(before)
+    assert all(late < early for early, late in zip(before, after, strict=True))
+
+
+# What it leaves alone ---------------------------------------------------------------------------------------
+
+
+def test_labels_origin_and_fixed_classes_stay(data: LabelledSet) -> None:
+    synthetic = replace(synthetic_of(data), fixed_classes=frozenset({1}))
+    labels, origin, images = synthetic.labels.clone(), synthetic.origin.clone(), synthetic.images.clone()
+    tune(data, synthetic, range(2))
+    assert torch.equal(synthetic.labels, labels)
+    assert torch.equal(synthetic.origin, origin)
+    assert synthetic.fixed_classes == {1}
+    moved = (synthetic.images != images).flatten(1).any(1)
+    assert torch.equal(moved, labels != 1)
+
+
+def test_reads_only_the_clients_own_classes_that_are_not_fixed(data: LabelledSet) -> None:
+    synthetic = replace(synthetic_of(data), fixed_classes=frozenset({1}))
+    others = set(range(45)) - set(data.rows.tolist())
+    fixed = set(data.rows[data.own_labels() == 1].tolist())
+    tune(Guarded(data, others | fixed), synthetic, range(2))
+    with pytest.raises(AssertionError, match="forbidden data were read"):
+        tune(Guarded(data, set(data.rows[data.own_labels() == 0].tolist())), synthetic, range(1))
+
+
+def test_classes_without_synthetic_or_without_real_images_are_left_out(data: LabelledSet) -> None:
+    synthetic = synthetic_of(data.with_classes({0, 2}, keep=True))
+    images = synthetic.images.clone()
+    unread = set(data.rows[data.own_labels() != 0].tolist())
+    (result,) = tune(Guarded(data.with_classes({0, 1}, keep=True), unread), synthetic, range(1))
+    moved = (synthetic.images != images).flatten(1).any(1)
+    assert torch.equal(moved, synthetic.labels == 0)
+    assert result.gradients == 3
+
+
+def test_nothing_to_fine_tune_is_nothing_done(data: LabelledSet) -> None:
+    nothing, model = FineTuningResult(0, 0, 0.0, 0), scratch()
+    before = [p.detach().clone() for p in model.parameters()]
+    guarded = Guarded(data, set(data.rows.tolist()))
+    empty = synthetic_of(data.with_classes(set(), keep=True))
+    assert tune(guarded, empty, range(1), model=model) == [nothing]
+    fixed = synthetic_of(data, scale=1)
+    images = fixed.images.clone()
+    assert tune(guarded, fixed, range(1), model=model) == [nothing]
+    assert torch.equal(fixed.images, images)
+    still = synthetic_of(data)
+    assert tune(guarded, still, range(1), images=replace(IMAGES, image_steps=0), model=model) == [nothing]
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_leaves_no_trace_in_the_random_state_or_the_gradients(data: LabelledSet) -> None:
+    model = scratch()
+    before = torch.get_rng_state()
+    tune(data, synthetic_of(data), range(1), model=model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_scratch_models_past_does_not_matter(data: LabelledSet) -> None:
+    ours, theirs, model = synthetic_of(data), synthetic_of(data), scratch()
+    tune(data, synthetic_of(data), range(3), model=model)
+    tune(data, ours, range(1), model=model)
+    tune(data, theirs, range(1))
+    assert torch.equal(ours.images, theirs.images)
+
+
+# Counts and settings ----------------------------------------------------------------------------------------
+
+
+def test_counts_equal_a_count_by_hand(data: LabelledSet) -> None:
+    """Classes with 8, 8 and 2 real and 3, 3 and 1 synthetic images; class 1 is fixed."""
+    data = data.subset(torch.tensor([p for p in range(24) if int(data.own_labels()[p]) != 2 or p < 6]))
+    assert torch.bincount(data.own_labels()).tolist() == [8, 8, 2]
+    synthetic = replace(synthetic_of(data), fixed_classes=frozenset({1}))
+    assert torch.bincount(synthetic.labels).tolist() == [3, 3, 1]
+    images = replace(IMAGES, image_steps=2, batch_size=2)
+    (result,) = tune(data, synthetic, range(1), images=images)
+    # 3 steps on min(5, 8) + min(5, 2) real images; 2 × 2 epochs on all 7 synthetic ones
+    assert result.sample_gradients == 3 * (5 + 2) + 2 * 2 * 7
+    # 3 steps of 2 image steps on min(2, 3) + 1 images
+    assert result.second_order_sample_gradients == 3 * 2 * (2 + 1)
+    assert result.gradients == 3
+
+
+def test_no_epochs_is_no_training(data: LabelledSet) -> None:
+    synthetic, model, fresh = synthetic_of(data), scratch(), scratch()
+    (result,) = tune(data, synthetic, range(1), replace(SHORT, epochs=0), model=model)
+    assert result.sample_gradients == 3 * 3 * 5
+    draw_parameters(fresh, derive_seed(SEED, "fine-tuning", "init", CLIENT, 0))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_defaults_are_those_of_the_sources() -> None:
+    assert FineTuning() == FineTuning(steps=50, epochs=10, batch_size=256, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [
+        ("steps", 0, "--fine-tune-steps"),
+        ("epochs", -1, "--fine-tune-epochs"),
+        ("batch_size", 0, "--fine-tune-batch-size"),
+        ("lr", 0.0, "--fine-tune-lr"),
+        ("lr", float("nan"), "--fine-tune-lr"),
+    ],
+)
+def test_bad_settings_are_named(name: str, value: float, option: str) -> None:
+    with pytest.raises(BadInput, match=option):
+        replace(FineTuning(), **{name: value})
+
+
+# Initial parameters -----------------------------------------------------------------------------------------
+
+
+def test_drawn_parameters_are_those_of_a_newly_built_model() -> None:
+    torch.manual_seed(5)
+    built = scratch()
+    drawn = scratch()
+    with torch.no_grad():
+        for parameter in drawn.parameters():
+            parameter.fill_(9.0)
+    before = torch.get_rng_state()
+    draw_parameters(drawn, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(drawn.parameters(), built.parameters(), strict=True))

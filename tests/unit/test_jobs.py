@@ -1,0 +1,81 @@
+"""Processes, a few at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quickdrop_bench.jobs import die_with_parent, run_processes
+
+
+def leave(code: int, path: str = "") -> None:
+    die_with_parent()
+    if path:
+        Path(path).write_text(str(os.getpid()))
+        time.sleep(60)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(path: Path) -> int:
+    for _ in range(300):
+        if path.exists() and path.read_text():
+            return int(path.read_text())
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was not written")
+
+
+def ends(pid: int) -> bool:
+    for _ in range(100):
+        if not alive(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_every_call_ends_with_its_own_code() -> None:
+    codes = dict(run_processes(leave, [(0,), (3,), (-signal.SIGKILL,), (0,)], jobs=2))
+    assert codes == {0: 0, 1: 3, 2: -9, 3: 0}
+
+
+@pytest.mark.slow
+def test_who_stops_listening_ends_what_runs(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    calls = run_processes(leave, [(0,), (0, str(path))], jobs=2)
+    next(calls)
+    pid = wait_for(path)
+    calls.close()  # type: ignore[attr-defined]
+    assert ends(pid)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from quickdrop_bench.jobs import run_processes\n"
+        "from tests.unit.test_jobs import leave\n"
+        "if __name__ == '__main__':\n"
+        f"    list(run_processes(leave, [(0, {str(path)!r})], jobs=1))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": root})
+    pid = wait_for(path)
+    parent.kill()
+    parent.wait()
+    assert ends(pid)

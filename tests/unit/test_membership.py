@@ -1,0 +1,289 @@
+"""Membership inference: cases by hand, an overfitted and an uninformed model, and what the attack may be fitted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.svm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.evaluation import membership
+from quickdrop_bench.evaluation.membership import FEATURES, MembershipRates, membership_inference
+
+CLASSES = 4
+READ = nn.Flatten()
+"""A model whose logits are the pixels of a 1 × 1 × CLASSES image."""
+
+
+def as_set(logits: Tensor, labels: Tensor) -> LabelledSet:
+    return LabelledSet.of(logits[:, None, None].float(), labels)
+
+
+def random_set(count: int, seed: int, scale: float = 3.0) -> LabelledSet:
+    stream = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(count, CLASSES, generator=stream)
+    return as_set(logits, torch.randint(0, CLASSES, (count,), generator=stream))
+
+
+def sure(count: int, seed: int = 0) -> LabelledSet:
+    """Confidently right images, no two alike."""
+    labels = torch.arange(count) % CLASSES
+    noise = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed))
+    return as_set((8 + noise) * F.one_hot(labels, CLASSES), labels)
+
+
+def unsure(count: int, seed: int = 1) -> LabelledSet:
+    """Images near the uniform distribution, no two alike."""
+    labels = torch.arange(count) % CLASSES
+    noise = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed))
+    return as_set(0.3 * noise * F.one_hot(labels, CLASSES), labels)
+
+
+def joined(*sets: LabelledSet) -> LabelledSet:
+    return LabelledSet.of(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+
+
+def same(a: dict[str, MembershipRates], b: dict[str, MembershipRates]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(astuple(a[k]), astuple(b[k]), equal_nan=True) for k in a)
+
+
+class Recorder:
+    """Stands in for the classifier and keeps what it was given."""
+
+    made: list[Recorder]
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.scored: list[np.ndarray] = []
+        self.made.append(self)
+
+    def fit(self, features: np.ndarray, sides: np.ndarray) -> Recorder:
+        self.members, self.others = features[sides == 1], features[sides == 0]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        self.scored.append(features)
+        return np.ones(len(features))
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    Recorder.made = []
+    monkeypatch.setattr(sklearn.svm, "SVC", Recorder)
+    return Recorder.made
+
+
+def test_features_match_a_slow_reference() -> None:
+    data = random_set(30, seed=3)
+    logits, labels = data.images[:, 0, 0].double(), data.labels
+    for i, row in enumerate(logits.tolist()):
+        total = sum(math.exp(z) for z in row)
+        p = [math.exp(z) / total for z in row]
+        own = p[int(labels[i])]
+        expected = {"entropy": [-sum(q * math.log(q) for q in p)], "loss": [-math.log(own)], "p_true": [own]}
+        for name, values in {**expected, "softmax": p}.items():
+            assert FEATURES[name](logits, labels)[i].tolist() == pytest.approx(values, rel=1e-9, abs=1e-12)
+
+
+def test_features_survive_saturated_logits() -> None:
+    logits, labels = torch.tensor([[1e5, 0.0, -1e5]], dtype=torch.float64), torch.tensor([2])
+    assert FEATURES["entropy"](logits, labels).item() == 0
+    assert FEATURES["loss"](logits, labels).item() == 2e5
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_case_by_hand(feature: str) -> None:
+    """Members are sure, test images are not: of three forget images like members and one like the test set, 75 %."""
+    forget = joined(sure(3, seed=5), unsure(1, seed=6))
+    rates = membership_inference(READ, forget, sure(200), unsure(200), 1, [feature])
+    assert rates == {feature: MembershipRates(forget=0.75, retain=1.0, false_positive=0.0)}
+
+
+def test_only_the_loss_sees_confident_mistakes() -> None:
+    """The entropy knows no labels, so it takes a forgotten class that the model is sure to mislabel for members."""
+    forget = sure(12, seed=5)
+    mislabelled = LabelledSet.of(forget.images, (forget.labels + 1) % CLASSES)
+    test = joined(unsure(20), LabelledSet.of(sure(20, seed=7).images, (sure(20).labels + 1) % CLASSES))
+    rates = membership_inference(READ, mislabelled, sure(40), test, 1)
+    assert rates["entropy"].forget == 1
+    assert rates["loss"] == MembershipRates(forget=0.0, retain=1.0, false_positive=0.0)
+
+
+def test_overfitting_is_found_out() -> None:
+    """A network that learnt noise by heart betrays what it was trained on, forget samples included."""
+    stream = torch.Generator().manual_seed(0)
+    images = torch.randn(900, 1, 8, 8, generator=stream)
+    labels = torch.randint(0, CLASSES, (900,), generator=stream)
+    trained, unseen = (LabelledSet(images, labels, torch.arange(*r)) for r in [(0, 400), (400, 900)])
+    forget, retain = trained.subset(torch.arange(100)), trained.subset(torch.arange(100, 400))
+    stranger, test = unseen.subset(torch.arange(100)), unseen.subset(torch.arange(100, 500))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, CLASSES))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimiser.zero_grad()
+        F.cross_entropy(model(images[:400]), labels[:400]).backward()
+        optimiser.step()
+    seen, unknown = (membership_inference(model, f, retain, test, 1) for f in (forget, stranger))
+    for feature in ("entropy", "loss"):
+        rates = seen[feature]
+        assert rates.retain - rates.false_positive >= 0.3
+        assert abs(rates.forget - rates.retain) < 0.15
+        assert abs(unknown[feature].forget - rates.false_positive) < 0.15
+
+
+def test_an_uninformed_model_tells_nothing() -> None:
+    """Where both sides have one distribution, the rates agree, and are one half on average over draws and sides."""
+    forget, one, other = (random_set(n, seed) for n, seed in [(300, 1), (1200, 2), (1200, 3)])
+    results = [
+        membership_inference(READ, forget, *sides, seed) for seed in range(3) for sides in [(one, other), (other, one)]
+    ]
+    for feature in ("entropy", "loss"):
+        rates = np.array([astuple(r[feature]) for r in results])
+        assert abs((rates[:, 1] - rates[:, 2]).mean()) < 0.05
+        assert (abs(rates.mean(0) - 0.5) < 0.1).all()
+
+
+def test_a_majority_of_members_does_not_make_everything_a_member() -> None:
+    forget, retain, test = random_set(200, 1), random_set(4000, 2), random_set(400, 3)
+    results = [membership_inference(READ, forget, retain, test, seed, ["loss"])["loss"] for seed in range(6)]
+    assert abs(np.mean([r.false_positive for r in results]) - 0.5) < 0.15
+
+
+def test_the_cited_settings_and_disjoint_balanced_draws(
+    recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "MOST", 6)
+    monkeypatch.setattr(membership, "SCORED", 8)
+    forget, retain, test = random_set(11, 1), random_set(40, 2), random_set(15, 3)
+    rates = membership_inference(READ, forget, retain, test, 1, ["loss", "softmax"])
+    assert rates["loss"] == MembershipRates(1.0, 1.0, 1.0)
+    for recorder, width in zip(recorders, (1, CLASSES), strict=True):
+        assert recorder.settings == {"C": 3, "gamma": "auto", "kernel": "rbf"}
+        assert recorder.members.shape == recorder.others.shape == (6, width)
+        assert [s.shape for s in recorder.scored] == [(8, width)] * 3
+
+    def keys(source: LabelledSet) -> set[float]:
+        return set(FEATURES["loss"](source.images[:, 0, 0].double(), source.labels).flatten().tolist())
+
+    fitted, scored = [recorders[0].members, recorders[0].others], recorders[0].scored
+    for drawn, source in zip([*fitted, *scored], [retain, test, forget, retain, test], strict=True):
+        assert len(set(drawn.flatten())) == len(drawn)
+        assert set(drawn.flatten()) <= keys(source)
+    assert not set(fitted[0].flatten()) & set(scored[1].flatten())
+    assert not set(fitted[1].flatten()) & set(scored[2].flatten())
+
+
+def test_every_sample_of_small_sets_is_used(recorders: list[Recorder]) -> None:
+    membership_inference(READ, random_set(3, 1), random_set(9, 2), random_set(5, 3), 1, ["loss"])
+    (recorder,) = recorders
+    assert (len(recorder.members), len(recorder.others)) == (2, 2)
+    assert [len(s) for s in recorder.scored] == [3, 5, 3]
+
+
+def test_row_order_is_irrelevant(recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MOST", 10)
+    monkeypatch.setattr(membership, "SCORED", 10)
+    sets = [random_set(n, seed) for n, seed in [(30, 1), (60, 2), (50, 3)]]
+    mixed = [s.subset(torch.randperm(len(s), generator=torch.Generator().manual_seed(4))) for s in sets]
+    for forget, retain, test, seed in [(*sets, 1), (*mixed, 1), (*sets, 2)]:
+        membership_inference(READ, forget, retain, test, seed, ["loss"])
+    first, permuted, other_seed = recorders
+    for a, b in zip(first.scored, permuted.scored, strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(first.members, permuted.members)
+    assert np.array_equal(first.others, permuted.others)
+    assert not np.array_equal(first.members, other_seed.members)
+    assert not np.array_equal(first.others, other_seed.others)
+
+
+def test_the_forget_set_is_never_fitted_on(recorders: list[Recorder]) -> None:
+    retain, test = random_set(60, 2), random_set(50, 3)
+    for forget in (random_set(30, 1), random_set(7, 9, scale=50)):
+        membership_inference(READ, forget, retain, test, 1, ["loss"])
+    first, second = recorders
+    assert np.array_equal(first.members, second.members)
+    assert np.array_equal(first.others, second.others)
+    assert all(np.array_equal(a, b) for a, b in zip(first.scored[1:], second.scored[1:], strict=True))
+
+
+def test_the_same_seed_gives_the_same_rates() -> None:
+    sets = [random_set(n, seed) for n, seed in [(30, 1), (200, 2), (150, 3)]]
+    assert same(membership_inference(READ, *sets, 1), membership_inference(READ, *sets, 1))
+
+
+def test_each_image_passes_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "BATCH_SIZE", 7)
+    passed: list[int] = []
+
+    class Counting(nn.Flatten):
+        def forward(self, images: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            passed.append(len(images))
+            return super().forward(images)
+
+    membership_inference(Counting(), random_set(10, 1), random_set(40, 2), random_set(20, 3), 1, list(FEATURES))
+    assert sum(passed) == 10 + (10 + 20) + (10 + 10)
+    assert max(passed) == 7
+
+
+def test_model_and_random_state_are_left_alone() -> None:
+    """Statistics of batches, dropout and the mode of every module stay as they were."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(CLASSES), nn.Dropout(0.5), nn.BatchNorm1d(CLASSES))
+    model[3].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    membership_inference(model, random_set(10, 1), random_set(40, 2), random_set(20, 3), 1)
+    assert [m.training for m in model.modules()] == [True, True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_without_forget_samples_only_their_rate_is_missing() -> None:
+    rates = membership_inference(READ, sure(4).subset(torch.arange(0)), sure(40), unsure(20), 1)
+    for own in rates.values():
+        assert math.isnan(own.forget)
+        assert (own.retain, own.false_positive) == (1, 0)
+
+
+@pytest.mark.parametrize(("retain", "test"), [(1, 20), (20, 1), (0, 0)])
+def test_too_few_samples_to_split(retain: int, test: int) -> None:
+    rates = membership_inference(READ, sure(4), sure(retain), unsure(test), 1)
+    assert list(rates) == ["entropy", "loss"]
+    assert all(math.isnan(v) for own in rates.values() for v in astuple(own))
+
+
+def test_two_samples_a_side_are_enough() -> None:
+    rates = membership_inference(READ, sure(4), sure(2), unsure(2), 1)
+    assert rates["entropy"] == MembershipRates(1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_diverged_model_has_no_rates(value: float) -> None:
+    class Diverged(nn.Flatten):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * 0 + value
+
+    rates = membership_inference(Diverged(), sure(4), sure(20), unsure(20), 1, list(FEATURES))
+    assert list(rates) == list(FEATURES)
+    assert all(math.isnan(v) for own in rates.values() for v in astuple(own))
+
+
+def test_a_model_that_diverges_on_the_forget_set_alone() -> None:
+    forget = sure(4)
+    forget.images[1] = math.nan
+    rates = membership_inference(READ, forget, sure(40), unsure(20), 1)
+    assert math.isnan(rates["loss"].forget)
+    assert (rates["loss"].retain, rates["loss"].false_positive) == (1, 0)
+
+
+def test_unknown_features_are_refused() -> None:
+    with pytest.raises(KeyError, match="colour"):
+        membership_inference(READ, sure(4), sure(20), unsure(20), 1, ["colour"])
