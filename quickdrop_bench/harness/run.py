@@ -444,8 +444,8 @@ def _original(session: Session, context: Context) -> Iterator[Value]:
             ("overhead_percent", share),
         ):
             yield Value("fl-training", metric, value, {"method": "quickdrop", **device})
-    if session.experiment.rules.each_round:
-        yield from _last_rounds(trained.history)
+    if session.experiment.rules.each_round and len(context.forgotten) == 1:
+        yield from _last_rounds(trained.history)  # once for a sequence of requests
     yield from _membership(session, context, "fl-training", context.state)
     for evaluated in _stage(session, context, "fl-training", StageResult(context.state, cost)):
         yield replace(evaluated, extra=device)

@@ -196,6 +196,7 @@ def test_train_writes_the_partition_and_everything_the_manifest_lists(run: Run) 
     counts = pd.read_csv(folder / "distribution.csv")
     assert counts["total"].sum() == 1442
     assert (folder / "distribution.svg").read_text().startswith("<?xml")
+    assert (folder / "synthetic.png").stat().st_size > 1000
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
 

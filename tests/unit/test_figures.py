@@ -340,7 +340,7 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path, number: int, label: s
     assert label in found
     assert f"Figure {number}: {layout.title}" in found
     assert "a $b_c$ & d, 10 clients, dirichlet-0.1, class-2" in found
-    assert len(pd.read_csv(first[2])) == len(layout.draw(rows, published)[1])
+    assert len(pd.read_csv(first[2])) == len(layout.draw(rows, published, layout.methods)[1])
 
 
 def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
