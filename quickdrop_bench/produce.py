@@ -35,7 +35,7 @@ from quickdrop_bench.reporting.capabilities import (
     render_capabilities,
 )
 from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
-from quickdrop_bench.reporting.points import numbers_markdown
+from quickdrop_bench.reporting.points import VARIED, numbers_markdown
 from quickdrop_bench.rows import RowFile
 
 __all__ = ["capabilities", "make_session", "produce"]
@@ -202,9 +202,10 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own = {tables.setting_of(e.identity(step)) for e in experiments for step in range(len(e.requests))}
     # A sweep shows what was asked for, and nothing beside it.
     others = [row for row in rows.rows if tables.setting_of(row) not in own and folder.name != "sweep"]
-    frames = [tables.latest(pd.DataFrame(others))] if others else []
-    frame = pd.concat([*frames, *(rows.frame(e.spec_hashes()) for e in experiments)], ignore_index=True)
     layout = artefact(folder.name).LAYOUT
+    apart = list(VARIED) if isinstance(layout, FigureLayout) else []
+    frames = [tables.latest(pd.DataFrame(others), apart)] if others else []
+    frame = pd.concat([*frames, *(rows.frame(e.spec_hashes()) for e in experiments)], ignore_index=True)
     if isinstance(layout, FigureLayout):
         paths = write_figure(folder, layout, frame, published_figure(paper_values(), layout.number))
         numbers = pd.read_csv(folder / "figure.csv")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -42,17 +42,24 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def latest(rows: pd.DataFrame) -> pd.DataFrame:
+def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     """Of rows measured under several specs, those of the newest per setting, method and seed.
 
     Only the newest federation of a setting and seed counts, so that no method is shown beside one of another
     federation. Training, the search for settings and the request itself are runs of their own.
+
+    Args:
+        rows: as read from ``rows.jsonl``.
+        apart: further columns that tell settings apart, for figures that show several of their values.
     """
     full = complete(rows)
+    for name in apart:
+        full[name] = full[name].fillna(-1) if name in full else -1
+    setting = [*SETTING, *apart]
     for name in RUNS_WITH:
-        full = full[full[name] == full.groupby([*SETTING, "seed"])[name].transform("last")]
+        full = full[full[name] == full.groupby([*setting, "seed"])[name].transform("last")]
     part = full["stage"].where(full["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
-    newest = full.groupby([*SETTING, "method", "seed", part])["spec_hash"].transform("last")
+    newest = full.groupby([*setting, "method", "seed", part])["spec_hash"].transform("last")
     return rows.loc[full.index[full["spec_hash"] == newest]]
 
 

@@ -121,6 +121,16 @@ def test_figure_6_measures_references_once(run: Run) -> None:
     assert pair["quickdrop"].equals(pair["random-subset"].rename("quickdrop"))
 
 
+def test_a_figure_keeps_every_scale_of_other_settings(run: Run) -> None:
+    for more in ([], ["--iid"]):
+        assert run("figure", "6", *TINY, "--scales", "1,10", "--methods", "quickdrop", *more)[0] == 0
+    numbers = pd.read_csv(folder("figure6") / "figure.csv")
+    measured = numbers[numbers["runs"] > 0]
+    assert set(zip(measured["distribution"], measured["scale"], strict=True)) == {
+        ("dirichlet-0.1", 1), ("dirichlet-0.1", 10), ("iid", 1), ("iid", 10),
+    }  # fmt: skip
+
+
 def test_a_sweep_plans_first(run: Run) -> None:
     chosen = ["--scales", "1,10", "--alphas", "0.1,1", "--methods", "retrain-or,quickdrop"]
     code, out, err = run("sweep", *TINY, *chosen, "--dry-run")
