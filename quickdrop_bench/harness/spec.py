@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,9 @@ class FederationSpec:
     fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)")
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if isinstance(f.default, float):  # 100 and 100.0 are one spec
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
         positive("--min-client-size", self.min_client_size, at_least=0)
         if not self.iid:
             positive("--alpha", self.alpha)
@@ -194,7 +197,7 @@ class RunSpec:
             {
                 "federation": self.federation_hash,
                 "method": self.method,
-                "hyper_parameters": dict(self.hyper_parameters),
+                "hyper_parameters": {name: _as_number(value) for name, value in self.hyper_parameters.items()},
                 "requests": [str(request) for request in self.requests],
                 "rules": asdict(self.rules),
                 "tuned_on": self.tuned_on,
@@ -202,6 +205,11 @@ class RunSpec:
                 "method_source": _file_digest(self.source) if self.source else "",
             }
         )
+
+
+def _as_number(value: Any) -> Any:
+    """1 as 1.0: which of them a preset or an option gives makes no difference."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -105,11 +105,8 @@ class Found:
     @cached_property
     def newest(self) -> pd.DataFrame:
         """Rows of superseded specs left out; those that vary what figures and sweeps show are no such."""
-        varied = [name for name in VARIED if name in self.rows and not self.artefact.startswith("table")]
-        if varied:
-            parts = [latest(part) for _, part in self.rows.groupby(varied, dropna=False, sort=False)]
-            return pd.concat(parts).sort_index()
-        return latest(self.rows) if len(self.rows) else self.rows
+        varied = [] if self.artefact.startswith("table") else list(VARIED)
+        return latest(self.rows, varied) if len(self.rows) else self.rows
 
     def in_words(self, text: str) -> str:
         """A text with the name of its data set put in words, see :func:`dataset_words`."""

@@ -70,6 +70,13 @@ def test_figure_3_takes_its_runs_from_table_2(run: Run) -> None:
     assert numbers.filter(like="reference").notna().all(axis=None)
 
 
+def test_a_number_is_one_spec_however_it_is_written(run: Run) -> None:
+    run("figure", "3", *TINY, "--methods", "quickdrop")
+    again = ["--scale", "10.0", "--quickdrop.unlearn-stop-loss", "6.0", "--participation", "1"]
+    _, _, err = run("figure", "3", *TINY, "--methods", "quickdrop", *again)
+    assert "round" not in err
+
+
 def test_figure_4_forgets_all_classes_and_survives_an_empty_retain_set(run: Run) -> None:
     code, _, err = run("figure", "4", *TINY)
     assert (code, "Traceback" in err) == (0, False)
