@@ -84,8 +84,8 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
 
 
 def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
-    for option in ("dataset", "protocol"):
-        if not split(args[option]):
+    for option in ("dataset", "datasets", "protocol"):
+        if args.get(option) is not None and not split(args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
     if measures is not None:
         if asked:
@@ -105,9 +105,11 @@ def _axes(args: Namespace) -> dict[str, list[str]]:
         if text is None:
             continue
         axes[option] = split(text)
+        whole = option in ("clients", "fine_tune")
         for value in axes[option] or [""]:
-            if not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", value):
-                raise BadInput(f"--{plural.replace('_', '-')}", text, "numbers are needed, as 1,10,100")
+            if not re.fullmatch(r"\d{1,9}" if whole else r"\d+(\.\d+)?(e-?\d+)?", value):
+                kind = "whole numbers" if whole else "numbers"
+                raise BadInput(f"--{plural.replace('_', '-')}", text, f"{kind} are needed, as 1,10,100")
     return axes
 
 

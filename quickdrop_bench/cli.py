@@ -177,7 +177,11 @@ def report(args: Namespace, argv: Sequence[str]) -> int:
     today = datetime.now(UTC).date()
     page = render_report(args.results_dir, layouts, paper_values(), capabilities(), presets(), today)
     path = args.output or args.results_dir / "report.html"
-    write_report(path, page)
+    try:
+        write_report(path, page)
+    except OSError as error:
+        option = "--output" if args.output else "--results-dir"
+        raise BadInput(option, path, f"it cannot be written ({error.strerror})") from error
     print(path)
     return 0
 

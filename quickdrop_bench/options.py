@@ -137,7 +137,7 @@ def seeds_of(args: Namespace) -> tuple[int, ...]:
     except ValueError:
         raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
     if "," not in text:
-        positive("--seeds", numbers[0], at_least=1)
+        positive("--seeds", numbers[0], at_least=1, at_most=10_000)
         return tuple(range(1, numbers[0] + 1))
     if len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise BadInput("--seeds", text, "every seed must be at least 0 and given once")

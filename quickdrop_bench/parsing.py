@@ -134,10 +134,11 @@ def _preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) 
             others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
             print(f"preset {preset} (others: {others})", file=sys.stderr)
     defaults: dict[str, Any] = {"preset": preset}
-    for path in preset_files(preset, _peek(argv, "--dataset")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for values in (content, content.get(artefact, {})):
-            defaults |= _flat(values, with_methods=with_methods)
+    files = preset_files(preset, _peek(argv, "--dataset"))
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+    # What an artefact asks for stands above what a data set needs.
+    for values in (*contents, *(content.get(artefact, {}) for content in contents)):
+        defaults |= _flat(values, with_methods=with_methods)
     return defaults
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,12 +17,12 @@ from rich.table import Table
 
 from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.cells import cells
-from quickdrop_bench.errors import positive
+from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.catalogue import artefact, paper_values
 from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
-from quickdrop_bench.harness.run import Experiment, Session, mark_failed, measure
+from quickdrop_bench.harness.run import ORIGINAL, Experiment, Session, is_measured, mark_failed, measure
 from quickdrop_bench.jobs import die_with_parent, run_processes
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.options import make_fabric
@@ -75,7 +76,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     rows = RowFile(folder / "rows.jsonl")
     rows.check_writable()
     jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
-    positive("--jobs", jobs, at_least=1)
+    positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if dry_run or name == "sweep":
         probe = Probe(lambda: make_fabric(args, []), args.artifacts_dir)
         files = [rows, *_siblings(args, folder)]
@@ -103,11 +104,27 @@ def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
 
 
 def _measure_here(args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]]) -> bool:
+    """Measure one experiment in this process. In a sweep, a seed that cannot be had is marked and the others go on."""
     session, display = make_session(args, cell[0])
+    well = True
     with display:
-        well = measure(session, rows, cell[1], display.start_run, _siblings(args, folder), force=args.force)
+        for seed in cell[0].seeds:
+            siblings = _siblings(args, folder)
+            try:
+                well &= measure(session, rows, cell[1], display.start_run, siblings, seeds=(seed,), force=args.force)
+            except BadInput as error:
+                if folder.name != "sweep":
+                    raise
+                _mark(session, rows, seed, error)
+                well = False
     _write_trials(session, folder)
     return well
+
+
+def _mark(session: Session, rows: RowFile, seed: int, error: Exception) -> None:
+    """Mark a seed as failed; what was measured of its trained federation stays."""
+    if not is_measured(session.experiment, [rows], ORIGINAL, seed):
+        mark_failed(session, rows, seed, error, time.monotonic())
 
 
 def _write_trials(session: Session, folder: Path) -> None:
@@ -116,42 +133,61 @@ def _write_trials(session: Session, folder: Path) -> None:
 
 
 def _in_processes(name: str, args: Namespace, argv: Sequence[str], experiments: Cells, jobs: int) -> bool:
-    """Every seed of every experiment in a process of its own; one that dies is marked, and the others go on."""
-    pairs = [(index, seed) for index, (experiment, _) in enumerate(experiments) for seed in experiment.seeds]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    """Cells in processes of their own; one whose process dies is marked, and the others go on."""
+    groups = _groups(experiments)
+    threads = max(1, (os.cpu_count() or 1) // min(jobs, len(groups)))
     line = [*argv, "--preset", args.preset]
-    calls = [(name, line, index, seed, threads) for index, seed in pairs]
-    all_well = True
-    for done, (call, code) in enumerate(run_processes(_process, calls, jobs), 1):
-        index, seed = pairs[call]
-        experiment = experiments[index][0]
+    all_well, done, total = True, 0, sum(map(len, groups))
+    calls = [(name, line, group, threads) for group in groups]
+    for call, code in run_processes(_process, calls, jobs):
         outcome = {0: "done", 1: "failed or diverged"}.get(code, f"its process ended with {code}")
-        if code not in (0, 1):
-            session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
-            rows = RowFile(args.results_dir / args.preset / name / "rows.jsonl")
-            mark_failed(session, rows, seed, RuntimeError(outcome), time.monotonic())
-        print(f"{done}/{len(pairs)} · {_cell_name(experiment)}, seed {seed} · {outcome}", file=sys.stderr)
+        for index, seed in groups[call]:
+            done += 1
+            experiment = experiments[index][0]
+            if code not in (0, 1):
+                session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
+                rows = RowFile(args.results_dir / args.preset / name / "rows.jsonl")
+                _mark(session, rows, seed, RuntimeError(outcome))
+            print(f"{done}/{total} · {_cell_name(experiment)}, seed {seed} · {outcome}", file=sys.stderr)
         all_well &= code == 0
     return all_well
 
 
-def _process(name: str, argv: Sequence[str], index: int, seed: int, threads: int) -> None:
-    """What a process of its own does: one seed of one experiment of a command line."""
+def _groups(experiments: Cells) -> list[list[tuple[int, int]]]:
+    """Indices and seeds of cells; those that rest on one trained federation go to one process, one after the other."""
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for index, (e, _) in enumerate(experiments):
+        for seed in e.seeds:
+            searched_on = e.seeds[0] if e.rules.protocol == "tuned" else seed
+            base = e.federation_hash(searched_on, replace(e.federation, fine_tune=0))
+            groups.setdefault(base, []).append((index, seed))
+    return list(groups.values())
+
+
+def _process(name: str, argv: Sequence[str], group: Sequence[tuple[int, int]], threads: int) -> None:
+    """What a process of its own does: some cells of a command line."""
     die_with_parent()
     keep_freed_memory()
     torch.set_num_threads(threads)
     load_plugins()
-    args = options_of(argv, "")
-    experiment, methods = list(cells(name, args, argv, options_of))[index]
+    args = options_of(argv, name)
+    experiments = list(cells(name, args, argv, options_of))
     folder = args.results_dir / args.preset / name
-    session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
-    rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
-    try:
-        well = measure(session, rows, methods, siblings=siblings, seeds=(seed,), force=args.force)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    _write_trials(session, folder)
-    sys.exit(not well)
+    all_well = True
+    for index, seed in group:
+        experiment, methods = experiments[index]
+        session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
+        rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
+        try:
+            all_well &= measure(session, rows, methods, siblings=siblings, seeds=(seed,), force=args.force)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:  # whatever it is, the other cells go on
+            _mark(session, rows, seed, error)
+            print(f"{_cell_name(experiment)}, seed {seed}: {error}", file=sys.stderr)
+            all_well = False
+        _write_trials(session, folder)
+    sys.exit(not all_well)
 
 
 def _cell_name(experiment: Experiment) -> str:

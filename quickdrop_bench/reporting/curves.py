@@ -14,12 +14,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from quickdrop_bench.reporting.layout import method_name
 from quickdrop_bench.reporting.looks import HOLLOW, VERMILLION, Style, method_styles
 from quickdrop_bench.reporting.pictures import draw_line, say
-from quickdrop_bench.reporting.points import VARIED, by_value, marks, measure, plain
+from quickdrop_bench.reporting.points import SYNTHETIC, VARIED, by_value, marks, measure, plain
 from quickdrop_bench.reporting.sections import marked
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = [
-    "SYNTHETIC",
     "draw_curve",
     "draw_curves",
     "draw_paper",
@@ -29,9 +28,6 @@ __all__ = [
     "tell_if_empty",
     "trend_lines",
 ]
-
-SYNTHETIC = ("quickdrop", "random-subset")
-"""Methods whose data depend on the scale: a point even if they were measured at one value only."""
 
 NEAR = 15
 """Percent: published values farther from ours do not stretch the axis, they stand at its edge."""

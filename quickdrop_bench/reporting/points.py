@@ -15,6 +15,7 @@ from quickdrop_bench.reporting.sheets import Sheet, markdown
 from quickdrop_bench.reporting.slots import Cell, Slot
 
 __all__ = [
+    "SYNTHETIC",
     "VARIED",
     "by_value",
     "is_fraction",
@@ -29,6 +30,9 @@ __all__ = [
 
 VARIED = {"scale": "s", "fine_tuning": "F"}
 """Columns that some runs vary beside the setting, and their symbols."""
+
+SYNTHETIC = ("quickdrop", "random-subset")
+"""Methods whose result depends on these columns."""
 
 NUMBERS = [*SETTING, *VARIED, "method", "stage", "metric", "mean", "std", "seeds"]
 NUMBERS += ["runs", "diverged", "failed", "published"]
@@ -68,6 +72,9 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
     parts = group.groupby(columns, dropna=False, sort=False).ngroup()
     often = parts.groupby(group["method"]).nunique()
     varied = group["method"].isin(often.index[often > 1])
+    dependent = group["method"].isin((*SYNTHETIC, ORIGINAL))
+    if parts[dependent].nunique() > 1:  # none of them is at home in another's part
+        varied |= dependent
     if not varied.any():
         yield [], group
     for number in parts[varied].unique():

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from quickdrop_bench.reporting.curves import (
-    SYNTHETIC,
     draw_curve,
     draw_curves,
     draw_paper,
@@ -26,7 +25,7 @@ from quickdrop_bench.reporting.layout import ORIGINAL, Column
 from quickdrop_bench.reporting.looks import GREY, HOLLOW, ORANGE, Line, method_styles
 from quickdrop_bench.reporting.measured import TRAINING
 from quickdrop_bench.reporting.pictures import legend_below, rows_of_panels
-from quickdrop_bench.reporting.points import is_fraction, methods_in, numbers_frame, panels, plain
+from quickdrop_bench.reporting.points import SYNTHETIC, is_fraction, methods_in, numbers_frame, panels, plain
 
 __all__ = ["figure_5", "figure_6", "sweep_figure"]
 

@@ -179,6 +179,22 @@ def test_a_failing_cell_is_marked_and_the_others_go_on(run: Run) -> None:
     assert len(rows) == 2
 
 
+def test_a_cell_that_cannot_be_is_marked_and_the_others_go_on(run: Run) -> None:
+    code, _, err = run("sweep", *TINY, "--clients", "3,200", "--methods", "quickdrop")
+    assert code == 1
+    assert "Traceback" not in err
+    rows = rows_of("sweep")
+    assert set(rows[rows["clients"] == 200]["metric"]) == {"failed"}
+    assert "quickdrop" in set(rows[rows["clients"] == 3]["method"])
+
+
+def test_a_report_into_a_folder_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    code, _, err = run("report", "--output", str(tmp_path))
+    assert code == 2
+    assert err.startswith("quickdrop-bench: --output")
+
+
 @pytest.mark.slow
 def test_jobs_give_the_rows_of_one_process(run: Run) -> None:
     chosen = ["--scales", "1,10", "--seeds", "1,2"]
@@ -227,6 +243,11 @@ BAD = {
     "scale in words": (["sweep", "--scales", "1,many"], "--scales 1,many"),
     "scale below one": (["sweep", "--scales", "0.5"], "--scale 0.5"),
     "clients in words": (["sweep", "--clients", "some"], "--clients some"),
+    "half a client": (["sweep", "--clients", "10.5"], "--clients 10.5"),
+    "no data set": (["sweep", "--datasets", ","], "--datasets ,"),
+    "half an initialisation": (["sweep", "--fine-tunes", "1.5"], "--fine-tunes 1.5"),
+    "seeds without end": (["sweep", "--seeds", "99999999999"], "--seeds 99999999999"),
+    "more jobs than cores": (["sweep", "--jobs", "5000"], "--jobs 5000"),
     "no jobs": (["sweep", "--jobs", "0"], "--jobs 0"),
     "fine-tuning without distillation": (["figure", "5", "--distill", "false", "--fine-tunes", "2"], "--fine-tune 2"),
     "a client method in a class figure": (["figure", "3", "--methods", "s2u"], "s2u: it serves client requests"),
