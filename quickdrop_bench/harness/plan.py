@@ -94,22 +94,29 @@ def plan(
         force: everything is to be measured again.
     """
     known = list(files)
+    reached: dict[str, int] = {}  # by trained federation: F of what an earlier cell leaves behind
     for index, (experiment, methods) in enumerate(experiments):
         for seed in experiment.seeds:
             runs = (ORIGINAL, *methods)
             missing = tuple(m for m in runs if force or not is_measured(experiment, known, m, seed))
             trained = artifacts.is_complete(artifacts_dir / experiment.federation_hash(seed))
-            seconds = _estimate(experiment, missing, probe, trained=trained) if missing else 0.0
+            base = experiment.federation_hash(seed, replace(experiment.federation, fine_tune=0))
+            if base not in reached and artifacts.is_complete(artifacts_dir / base):
+                reached[base] = 0
+            done = experiment.federation.fine_tune if trained else reached.get(base)
+            seconds = _estimate(experiment, missing, probe, done) if missing else 0.0
+            if missing:
+                reached[base] = max(experiment.federation.fine_tune, reached.get(base, 0))
             yield PlannedCell(index, seed, trained, missing, seconds)
 
 
-def _estimate(experiment: Experiment, missing: Sequence[str], probe: Probe, *, trained: bool) -> float:
+def _estimate(experiment: Experiment, missing: Sequence[str], probe: Probe, done: int | None) -> float:
+    """Seconds for the missing methods on a federation that was fine-tuned up to ``done``; None is not trained."""
     spec = experiment.federation
     plain, distilling = probe.step_seconds(experiment)
     steps = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5)) * spec.local_steps
-    training = 0.0 if trained else steps * (plain + distilling)
-    if not trained and spec.fine_tune:
-        training += spec.fine_tune * spec.fine_tune_steps * spec.clients * (plain + distilling)
+    training = steps * (plain + distilling) if done is None else 0.0
+    matching = max(spec.fine_tune - (done or 0), 0) * spec.fine_tune_steps * spec.clients
     shares = {ORIGINAL: 0.0, ORACLE: 1.0}
     runs = sum(shares.get(method, OTHERS) for method in missing) * len(experiment.requests)
-    return training + runs * steps * plain
+    return training + matching * (plain + distilling) + runs * steps * plain
