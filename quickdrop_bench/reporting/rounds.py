@@ -98,9 +98,7 @@ def forgotten(request: str) -> list[int]:
     return [int(part.removeprefix("class-")) for part in request.split(">") if part.startswith("class-")]
 
 
-def figure_2(
-    rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str] = ("quickdrop",)
-) -> tuple[Figure, pd.DataFrame]:
+def figure_2(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     """Every class's test accuracy over the last rounds of training, unlearning and recovery.
 
     Args:

@@ -117,9 +117,7 @@ class Chain:
                     yield line | place | {"mean": point.mean, "std": point.std, "seeds": point.seeds}
 
 
-def figure_4(
-    rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str] = ("quickdrop",)
-) -> tuple[Figure, pd.DataFrame]:
+def figure_4(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     """One panel per class, in the order of forgetting; the numbers are those at the end of every step.
 
     Args:
