@@ -30,9 +30,25 @@ from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_atomically, write_text
 from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["UPDATES", "ClientArtifacts", "TrainedFederation", "is_complete", "load", "save"]
+__all__ = [
+    "CLIENTS",
+    "PUBLIC",
+    "UPDATES",
+    "ClientArtifacts",
+    "TrainedFederation",
+    "is_complete",
+    "load",
+    "save",
+    "save_synthetic",
+]
 
 FORMAT = 3
+PUBLIC = ("global.safetensors", "history.csv", "config.yaml", "manifest.json")
+"""Files without any client's data."""
+
+CLIENTS = "clients"
+"""Folder of what clients keep to themselves, original images among it."""
+
 UPDATES = "updates"
 """Folder of the update history, written while the federation trains."""
 
@@ -96,14 +112,14 @@ def save(trained: TrainedFederation, folder: Path) -> None:
     """
     try:
         (folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "clients", ignore_errors=True)
+        shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         _save_tensors(folder / "global.safetensors", trained.state)
         for client, kept in trained.clients.items():
-            _save_tensors(folder / "clients" / f"{client:04d}.safetensors", _client_tensors(kept))
+            _save_tensors(folder / CLIENTS / f"{client:04d}.safetensors", _client_tensors(kept))
         write_text(folder / "history.csv", trained.history.to_csv(index=False))
         write_text(folder / "config.yaml", yaml.safe_dump(dict(trained.spec), sort_keys=False))
         names = ["global.safetensors", "history.csv", "config.yaml"]
-        names += [f"clients/{client:04d}.safetensors" for client in trained.clients]
+        names += [f"{CLIENTS}/{client:04d}.safetensors" for client in trained.clients]
         # Hidden files are what a killed writer left.
         updates = sorted(p for p in (folder / UPDATES).rglob("*.safetensors") if not p.name.startswith("."))
         names += [path.relative_to(folder).as_posix() for path in updates]
@@ -135,7 +151,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
             if _sha256(_inside(folder, name)) != entry["sha256"]:
                 raise _damaged(folder, name)
         state = load_file(folder / "global.safetensors", device=str(device))
-        paths = sorted(name for name in manifest["files"] if name.startswith("clients/"))
+        paths = sorted(name for name in manifest["files"] if name.startswith(f"{CLIENTS}/"))
         clients = {
             int(Path(name).stem): _client_from(load_file(folder / name, device=str(device)), device) for name in paths
         }
@@ -155,6 +171,28 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
         if isinstance(error, BadInput):
             raise
         raise _damaged(folder, getattr(error, "filename", None) or "manifest.json") from error
+
+
+def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
+    """Write the distilled images and their labels alone, without those that still are what a client holds.
+
+    Args:
+        trained: the federation.
+        folder: gets one ``NNNN.safetensors`` (``images``, ``labels``) for every client that has any.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for client, kept in sorted(trained.clients.items()):
+        if kept.synthetic is None:
+            continue
+        s = kept.synthetic
+        changed = (s.images != kept.subset.images).flatten(1).any(1)
+        if changed.any():
+            written.append(folder / f"{client:04d}.safetensors")
+            _save_tensors(written[-1], {"images": s.images[changed], "labels": s.labels[changed]})
+    return written
 
 
 def _damaged(folder: Path, name: str) -> BadInput:

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import artefact
-from quickdrop_bench.harness.run import Experiment
+from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import check_support
 from quickdrop_bench.options import AXES, federation_spec, methods_of, requests_of, rules_of, seeds_of, split

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
-from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
-from quickdrop_bench.harness.run import Experiment
+from quickdrop_bench.harness.experiment import Experiment, Session
+from quickdrop_bench.harness.sheets import synthetic_pairs
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.options import federation_spec, seeds_of
 from quickdrop_bench.parsing import PROGRAM, parse
 from quickdrop_bench.produce import capabilities, make_session, produce
+from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting.distribution import write_distribution
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.report import render_report, write_report
+from quickdrop_bench.tracking import tracking
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
 TABLES = (1, 2, 3, 4, 5, 6)
 FIGURES = (2, 3, 4, 5, 6)
-
-SHEET_IMAGES = 2
-"""Synthetic images of each class that a sheet shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,17 +88,22 @@ def _name(kind: str, number: int, numbers: Sequence[int]) -> str:
 def train(args: Namespace, argv: Sequence[str]) -> int:
     """Train federations and save their artifacts."""
     experiment = _without_methods("train", args, args.precision)
-    session, display = make_session(args, experiment)
+    with tracking(args) as tracker:
+        _train(*make_session(args, experiment, tracker))
+    return 0
+
+
+def _train(session: Session, display: ProgressDisplay) -> None:
+    experiment = session.experiment
     for seed in experiment.seeds:
         with display:
-            display.start_run("fl-training", seed)
-            context = session.context(seed)
+            context = session.prepare(seed)
         folder = session.folder(seed)
         rows = [client.original.rows.cpu().numpy() for _, client in sorted(context.clients.items())]
         counts = class_counts(session.data.train.labels.cpu().numpy(), rows, len(session.data.class_names))
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         if experiment.federation.distill:
-            _write_sheet(folder, session.data, context.clients, _title(experiment, seed))
+            write_sheet(folder, *synthetic_pairs(session.data, context.clients), _title(experiment, seed))
         session.federation.load(context.state)
         accuracy = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names)).without(
             ()
@@ -111,29 +111,6 @@ def train(args: Namespace, argv: Sequence[str]) -> int:
         cost = session.trained(seed).cost
         share = cost.distillation_seconds / cost.seconds
         print(f"{folder}  accuracy {accuracy:.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
-    return 0
-
-
-def _write_sheet(folder: Path, data: ImageData, clients: Mapping[int, ClientData], title: str) -> None:
-    """Some synthetic images of every class beside the real ones they started from, scaled to the data's range."""
-    picked: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for _, client in sorted(clients.items()):
-        own = client.synthetic
-        for k, c in enumerate(own.labels.tolist() if own else ()):
-            if own and c not in own.fixed_classes and len(pairs := picked.setdefault(c, [])) < SHEET_IMAGES:
-                pairs.append((data.train.images[own.origin[k]], own.images[k]))
-    low, high = (f(data.train.images, (0, 2, 3)).view(-1, 1, 1) for f in (torch.amin, torch.amax))
-    labels = [data.class_names[c] for c, pairs in sorted(picked.items()) for _ in pairs]
-    shape = (0, *data.image_shape)
-    sides = [[pair[side] for _, pairs in sorted(picked.items()) for pair in pairs] for side in (0, 1)]
-    real, synthetic = (
-        (((torch.stack(side) if side else torch.empty(shape)).to(low.device) - low) / (high - low))
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-        for side in sides
-    )
-    write_sheet(folder, real, synthetic, labels, title)
 
 
 def distribution(args: Namespace, argv: Sequence[str]) -> int:

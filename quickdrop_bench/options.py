@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -9,6 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
 
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -74,6 +76,11 @@ def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
     parser.add_argument("--devices", type=int, default=1, help="number of devices")
     parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
+    modes = "auto (online where an API key is configured), online, offline or disabled"
+    parser.add_argument("--wandb", type=str, default="auto", help=f"mirror runs into W&B: {modes}")
+    parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
+    parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team (default: your own)")
+    parser.add_argument("--wandb-images", action="store_true", help="upload synthetic images too; they may reveal data")
 
 
 def _method_options(parser: ArgumentParser) -> None:
@@ -185,7 +192,7 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     return built
 
 
-def make_fabric(args: Namespace, callbacks: list[Any]) -> Fabric:
+def make_fabric(args: Namespace, callbacks: Sequence[Any] = (), loggers: Sequence[Logger] = ()) -> Fabric:
     """A launched Fabric.
 
     Raises:
@@ -204,6 +211,12 @@ def make_fabric(args: Namespace, callbacks: list[Any]) -> Fabric:
         raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
     if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
         raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
-    fabric = Fabric(accelerator=args.accelerator, devices=1, precision=args.precision, callbacks=callbacks)
+    fabric = Fabric(
+        accelerator=args.accelerator,
+        devices=1,
+        precision=args.precision,
+        callbacks=list(callbacks),
+        loggers=list(loggers),
+    )
     fabric.launch()
     return fabric

@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], str]] = {
 
 WITH_METHODS = (add_table_options, add_figure_options, add_sweep_options)
 WITHOUT_PRESET = (add_no_options, add_report_options)
-FLAGS = ("--iid", "--force", "--dry-run")
+FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images")
 """Options without a value."""
 
 

@@ -18,16 +18,17 @@ from rich.table import Table
 from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.cells import cells
 from quickdrop_bench.errors import BadInput, positive
-from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.federation import Federation, RoundInfo
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
 from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
-from quickdrop_bench.harness.run import ORIGINAL, Experiment, Session, is_measured, mark_failed, measure
+from quickdrop_bench.harness.run import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.jobs import die_with_parent, run_processes
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.options import make_fabric
 from quickdrop_bench.parsing import options_of
-from quickdrop_bench.progress import ProgressDisplay
+from quickdrop_bench.progress import ProgressDisplay, RoundAccuracy
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (
     Capability,
@@ -38,6 +39,7 @@ from quickdrop_bench.reporting.capabilities import (
 from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
 from quickdrop_bench.reporting.points import VARIED, numbers_markdown
 from quickdrop_bench.rows import RowFile
+from quickdrop_bench.tracking import Tracker, tracking
 
 __all__ = ["capabilities", "make_session", "produce"]
 
@@ -48,15 +50,21 @@ Cells = Sequence[tuple[Experiment, Sequence[str]]]
 """Experiments, each with the methods to run."""
 
 
-def make_session(args: Namespace, experiment: Experiment) -> tuple[Session, ProgressDisplay]:
-    """The machine that the options name, with its progress display."""
+def make_session(
+    args: Namespace, experiment: Experiment, tracker: Tracker | None, *, shown: bool = True
+) -> tuple[Session, ProgressDisplay]:
+    """The machine that the options name, with its progress display, which may stay dark."""
 
-    def accuracy(federation: Federation, info: RoundInfo) -> float:
-        federation.load(info.state)
-        return class_accuracy(federation.model, session.data.test, len(session.data.class_names)).without(())
+    def evaluate(federation: Federation) -> ClassAccuracy:
+        return class_accuracy(federation.model, session.data.test, len(session.data.class_names))
 
+    accuracy = RoundAccuracy(evaluate)
     display = ProgressDisplay(accuracy)
-    session = Session(experiment, make_fabric(args, [display]), args.artifacts_dir)
+    if tracker:
+        tracker.accuracy = accuracy
+    mirrors = [tracker] if tracker else []
+    fabric = make_fabric(args, [*([display] if shown else []), *mirrors], mirrors)
+    session = Session(experiment, fabric, args.artifacts_dir)
     return session, display
 
 
@@ -78,22 +86,31 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if dry_run or name == "sweep":
-        probe = Probe(lambda: make_fabric(args, []), args.artifacts_dir)
+        probe = Probe(lambda: make_fabric(args), args.artifacts_dir)
         files = [rows, *_siblings(args, folder)]
         planned = list(plan(experiments, files, args.artifacts_dir, probe, force=args.force))
         Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
     if dry_run:
         return 0
-    if jobs > 1:
-        all_well = _in_processes(name, args, argv, experiments, jobs)
-        rows = RowFile(rows.path)
-    else:
-        all_well = True
-        for cell in experiments:
-            all_well &= _measure_here(args, folder, rows, cell)
-    _render(args, rows, [experiment for experiment, _ in experiments], folder)
+    with tracking(args) as tracker:
+        stamp = _stamp(rows.path)
+        if jobs > 1:
+            all_well = _in_processes(name, args, argv, experiments, jobs)
+            rows = RowFile(rows.path)
+        else:
+            all_well = True
+            for cell in experiments:
+                all_well &= _measure_here(args, folder, rows, cell, tracker)
+        _render(args, rows, [experiment for experiment, _ in experiments], folder)
+        if tracker and _stamp(rows.path) != stamp:
+            tracker.log_artefact(name, args.preset, folder)
     print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
     return 0 if all_well else 1
+
+
+def _stamp(path: Path) -> int:
+    """Changes when rows are written."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
@@ -103,27 +120,31 @@ def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
     return [RowFile(path) for path in sorted(folder.parent.glob("*/rows.jsonl")) if path.parent != folder]
 
 
-def _measure_here(args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]]) -> bool:
+def _measure_here(
+    args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]], tracker: Tracker | None
+) -> bool:
     """Measure one experiment in this process. In a sweep, a seed that cannot be had is marked and the others go on."""
-    session, display = make_session(args, cell[0])
+    session, display = make_session(args, cell[0], tracker)
     well = True
     with display:
         for seed in cell[0].seeds:
             siblings = _siblings(args, folder)
             try:
-                well &= measure(session, rows, cell[1], display.start_run, siblings, seeds=(seed,), force=args.force)
+                well &= measure(session, rows, cell[1], siblings, seeds=(seed,), force=args.force)
             except BadInput as error:
                 if folder.name != "sweep":
                     raise
-                _mark(session, rows, seed, error)
+                _mark(session, rows, cell[1], seed, error)
                 well = False
     _write_trials(session, folder)
     return well
 
 
-def _mark(session: Session, rows: RowFile, seed: int, error: Exception) -> None:
-    """Mark a seed as failed; what was measured of its trained federation stays."""
-    if not is_measured(session.experiment, [rows], ORIGINAL, seed):
+def _mark(session: Session, rows: RowFile, methods: Sequence[str], seed: int, error: Exception) -> None:
+    """Mark what a seed lacks as failed: its federation, or the runs of methods on it."""
+    if is_measured(session.experiment, [rows], ORIGINAL, seed):
+        mark_lost(session, rows, methods, seed, error)
+    else:
         mark_failed(session, rows, seed, error, time.monotonic())
 
 
@@ -143,11 +164,11 @@ def _in_processes(name: str, args: Namespace, argv: Sequence[str], experiments: 
         outcome = {0: "done", 1: "failed or diverged"}.get(code, f"its process ended with {code}")
         for index, seed in groups[call]:
             done += 1
-            experiment = experiments[index][0]
+            experiment, methods = experiments[index]
             if code not in (0, 1):
-                session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
+                session = Session(experiment, make_fabric(args), args.artifacts_dir)
                 rows = RowFile(args.results_dir / args.preset / name / "rows.jsonl")
-                _mark(session, rows, seed, RuntimeError(outcome))
+                _mark(session, rows, methods, seed, RuntimeError(outcome))
             print(f"{done}/{total} · {_cell_name(experiment)}, seed {seed} · {outcome}", file=sys.stderr)
         all_well &= code == 0
     return all_well
@@ -174,19 +195,20 @@ def _process(name: str, argv: Sequence[str], group: Sequence[tuple[int, int]], t
     experiments = list(cells(name, args, argv, options_of))
     folder = args.results_dir / args.preset / name
     all_well = True
-    for index, seed in group:
-        experiment, methods = experiments[index]
-        session = Session(experiment, make_fabric(args, []), args.artifacts_dir)
-        rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
-        try:
-            all_well &= measure(session, rows, methods, siblings=siblings, seeds=(seed,), force=args.force)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except Exception as error:  # whatever it is, the other cells go on
-            _mark(session, rows, seed, error)
-            print(f"{_cell_name(experiment)}, seed {seed}: {error}", file=sys.stderr)
-            all_well = False
-        _write_trials(session, folder)
+    with tracking(args) as tracker:
+        for index, seed in group:
+            experiment, methods = experiments[index]
+            session, _ = make_session(args, experiment, tracker, shown=False)
+            rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
+            try:
+                all_well &= measure(session, rows, methods, siblings, seeds=(seed,), force=args.force)
+            except KeyboardInterrupt:
+                sys.exit(130)
+            except Exception as error:  # whatever it is, the other cells go on
+                _mark(session, rows, methods, seed, error)
+                print(f"{_cell_name(experiment)}, seed {seed}: {error}", file=sys.stderr)
+                all_well = False
+            _write_trials(session, folder)
     sys.exit(not all_well)
 
 

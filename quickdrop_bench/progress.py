@@ -9,23 +9,54 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
+from quickdrop_bench.harness.events import Run
 
-__all__ = ["ProgressDisplay"]
+__all__ = ["ProgressDisplay", "RoundAccuracy"]
 
 EVALUATION_SHARE = 0.1
-"""Accuracies are shown as often as this share of the elapsed time allows. They are never inside a timed stage."""
+"""Rounds are evaluated as often as this share of the elapsed time allows, and never inside a timed stage."""
+
+
+class RoundAccuracy:
+    """Test accuracy after a round, evaluated once for all who ask.
+
+    Args:
+        evaluate: the model that a federation holds, on the test set.
+    """
+
+    def __init__(self, evaluate: Callable[[Federation], ClassAccuracy]) -> None:
+        self._evaluate = evaluate
+        self._known: tuple[RoundInfo, ClassAccuracy | None] | None = None
+        self._began = time.monotonic()
+        self._evaluating = 0.0
+
+    def __call__(self, federation: Federation, info: RoundInfo) -> ClassAccuracy | None:
+        """The accuracy of the state that a round ended with; None where it would cost too much time.
+
+        The last round of a phase is always evaluated.
+        """
+        if self._known is None or self._known[0] is not info:
+            began, found = time.monotonic(), None
+            last = info.round + 1 == info.phase.rounds
+            if last or self._evaluating <= EVALUATION_SHARE * (began - self._began):
+                federation.load(info.state)
+                found = self._evaluate(federation)
+                self._evaluating += time.monotonic() - began
+            self._known = info, found
+        return self._known[1]
 
 
 class ProgressDisplay:
     """A Fabric callback that shows each round of each phase.
 
     Args:
-        accuracy: test accuracy of the state that the round ended with, in [0, 1].
+        accuracy: of the state that a round ended with, where it was evaluated.
         console: where to; a terminal gets a live bar.
     """
 
-    def __init__(self, accuracy: Callable[[Federation, RoundInfo], float], console: Console | None = None) -> None:
+    def __init__(self, accuracy: RoundAccuracy, console: Console | None = None) -> None:
         self._accuracy = accuracy
         self._console = console or Console(stderr=True)
         self._live = self._console.is_terminal
@@ -41,9 +72,8 @@ class ProgressDisplay:
         self._task = self._bar.add_task("", total=None, facts="", visible=False)
         self._run = ""
         self._phase: tuple[str, str] | None = None
-        self._began = self._phase_began = time.monotonic()
+        self._phase_began = time.monotonic()
         self._phase_first_round = 0
-        self._evaluating = 0.0
         self._last_accuracy = ""
 
     def __enter__(self) -> ProgressDisplay:
@@ -57,29 +87,27 @@ class ProgressDisplay:
         if self._live:
             self._bar.stop()
 
-    def start_run(self, name: str, seed: int) -> None:
-        """Announce the run that the next rounds belong to."""
-        self._run = f"seed {seed} · {name}"
+    def on_run_start(self, run: Run) -> None:
+        """Announce the run that the next rounds belong to; called by Fabric."""
+        self._run = f"seed {run.seed} · {run.name}"
         self._phase, self._phase_began = None, time.monotonic()
 
     def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
         """Show a round; called by Fabric."""
-        now = time.monotonic()
         is_whole_run = info.phase.name in ("fl-training", "retraining")
         label = self._run if is_whole_run else f"{self._run} · {info.phase.name}"
         if self._phase != (self._run, info.phase.name):
             self._phase, self._phase_first_round, self._last_accuracy = (self._run, info.phase.name), info.round, ""
             self._bar.reset(self._task, total=info.phase.rounds, description=label, visible=True)
         last = info.round + 1 == info.phase.rounds
-        if last or self._evaluating <= EVALUATION_SHARE * (now - self._began):
-            self._last_accuracy = f" · accuracy {self._accuracy(federation, info):.3f}"
-            self._evaluating += time.monotonic() - now
+        if (accuracy := self._accuracy(federation, info)) is not None:
+            self._last_accuracy = f" · accuracy {accuracy.without(()):.3f}"
         facts = f"loss {info.loss:.3f}{self._last_accuracy}"
         if self._live:
             self._bar.update(self._task, completed=info.round + 1, facts=facts)
             return
         done = info.round + 1 - self._phase_first_round
-        left = (now - self._phase_began) / done * (info.phase.rounds - info.round - 1)
+        left = (time.monotonic() - self._phase_began) / done * (info.phase.rounds - info.round - 1)
         line = f"{label} · round {info.round + 1}/{info.phase.rounds} · {facts} · {left:.0f} s left"
         self._console.print(line, highlight=False, soft_wrap=True)
         if last:

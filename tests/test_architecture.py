@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 
 LAYERS = [
     {"cli", "__main__"},
-    {"produce"},
+    {"produce", "dashboard"},
     {"cells", "parsing"},
+    {"tracking"},
     {"options", "progress"},
     {"reporting"},
     {"harness"},
@@ -77,6 +78,11 @@ def external(path: Path) -> set[str]:
 def test_reporting_knows_no_torch() -> None:
     for path in (PACKAGE / "reporting").glob("*.py"):
         assert not external(path) & {"torch", "lightning"}, path
+
+
+def test_one_file_knows_wandb() -> None:
+    known = {path.relative_to(PACKAGE).as_posix() for path in FILES if "wandb" in external(path)}
+    assert known == {"tracking.py"}
 
 
 def test_nothing_is_unpickled() -> None:

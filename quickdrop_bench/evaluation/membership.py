@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.evaluation.accuracy import BATCH_SIZE
 from quickdrop_bench.seeding import generator
 
 __all__ = ["FEATURES", "MembershipRates", "membership_inference"]
-
-BATCH_SIZE = 128
-"""Images per forward pass; on a CPU, batches of 1024 outgrow the cache and took three times as long."""
 
 MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""

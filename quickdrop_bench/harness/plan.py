@@ -12,7 +12,8 @@ from lightning.fabric import Fabric
 from quickdrop_bench import artifacts
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
-from quickdrop_bench.harness.run import ORACLE, ORIGINAL, Experiment, Session, is_measured
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Session
+from quickdrop_bench.harness.run import is_measured
 from quickdrop_bench.harness.training import client_rows, training_phase
 from quickdrop_bench.rows import RowFile
 from quickdrop_bench.seeding import generator

@@ -5,233 +5,39 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from inspect import getfile
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.artifacts import TrainedFederation
-from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
-from quickdrop_bench.data.labelled import ImageData, LabelledSet, pool
-from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.data.labelled import LabelledSet, pool
+from quickdrop_bench.data.requests import forgotten_classes
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
-from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.federation.history import UpdateHistory
+from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
-from quickdrop_bench.harness.protocol import Tuned, as_in_the_paper, tune
+from quickdrop_bench.harness.events import TRAINING, Run
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
+from quickdrop_bench.harness.protocol import Tuned
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
-from quickdrop_bench.harness.training import build_federation, training_phase
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import ClientData, StageResult, check_support
+from quickdrop_bench.methods.base import StageResult
 from quickdrop_bench.rows import RowFile
 
-__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session", "is_measured", "mark_failed", "measure"]
+__all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]
 
 log = logging.getLogger(__name__)
 
-ORACLE = "retrain-or"
-ORIGINAL = "original"
-"""The method name of rows about the trained model before any request."""
-
 PER_ROUND = "per-round"
 """The stage of rows about a single round; their columns ``phase`` and ``round`` say which."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Runs of one artefact: every method × every seed on one kind of federation and one sequence of requests.
-
-    Attributes:
-        artefact: e.g. ``table2``.
-        preset: name of the preset, recorded in the rows.
-        federation: the federation spec.
-        requests: what to forget, in order; rows are written about each, under the requests up to it.
-        methods: hyper-parameter objects by name, in the order of the table.
-        seeds: the runs.
-        data_dir: where the data set lies.
-        precision: Fabric's precision.
-        rules: how methods are run.
-    """
-
-    artefact: str
-    preset: str
-    federation: FederationSpec
-    requests: tuple[UnlearningRequest, ...]
-    methods: Mapping[str, Method]
-    seeds: tuple[int, ...]
-    data_dir: Path
-    precision: str
-    rules: Rules
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the data; read once, because image folders are hashed."""
-        return fingerprint(self.federation.dataset, self.data_dir, self.federation.image_size)
-
-    def check(self, methods: Iterable[str]) -> None:
-        """Raise before any compute if one of these methods cannot serve a request."""
-        available = {"forget-data", "retain-data", "real-subset"}
-        available |= {"synthetic-sets"} if self.federation.distill else set()
-        available |= {"update-history"} if self.federation.record_every else set()
-        for name in methods:
-            for request in self.requests:
-                check_support(name, request, frozenset(available))
-
-    def federation_hash(self, seed: int, federation: FederationSpec | None = None) -> str:
-        """Name of the trained federation's folder; of another spec's on the same data if one is given."""
-        return (federation or self.federation).hash(self.fingerprint, seed, self.precision)
-
-    def run_spec(self, method: str, seed: int, request: int = -1) -> RunSpec:
-        """The spec of one method's run up to a request, or of the evaluation of the original model."""
-        requests = (*self.requests[:request], self.requests[request])
-        if method == ORIGINAL:
-            rules = Rules(self.rules.protocol, each_round=self.rules.each_round)
-            return RunSpec(self.federation_hash(seed), None, {}, None, requests, rules)
-        hyper_parameters = self.methods[method]
-        return RunSpec(
-            federation_hash=self.federation_hash(seed),
-            method=method,
-            hyper_parameters=asdict(hyper_parameters),  # type: ignore[call-overload]
-            source=Path(getfile(type(hyper_parameters))),
-            requests=requests,
-            rules=replace(self.rules, relearn=self.relearns(method)),
-            tuned_on=self.seeds[0] if self.rules.protocol == "tuned" else None,
-        )
-
-    def relearns(self, method: str) -> bool:
-        """Whether a method's run ends with relearning."""
-        return self.rules.relearn and self.methods[method].can_relearn
-
-    def identity(self, request: int = -1) -> dict[str, Any]:
-        """The columns that tell this experiment's rows about a request from others in the same file."""
-        requests = (*self.requests[:request], self.requests[request])
-        return {
-            "artefact": self.artefact,
-            "dataset": dataset_label(self.federation.dataset, self.data_dir),
-            "clients": self.federation.clients,
-            "distribution": self.federation.distribution,
-            "request": ">".join(map(str, requests)),
-            "protocol": self.rules.protocol,
-        }
-
-    def spec_hashes(self) -> list[str]:
-        """Of every run, whether or not it was measured."""
-        steps = range(len(self.requests))
-        runs = ((m, seed, step) for seed in self.seeds for m in (ORIGINAL, *self.methods) for step in steps)
-        return [self.run_spec(*run).hash for run in runs]
-
-
-@dataclass
-class Session:
-    """What runs need of the machine; data and model are loaded when the first run asks for them.
-
-    Attributes:
-        experiment: what is measured.
-        fabric: device, precision and callbacks.
-        artifacts_dir: parent of the trained federations' folders.
-    """
-
-    experiment: Experiment
-    fabric: Fabric
-    artifacts_dir: Path
-    _trained: dict[int, TrainedFederation] = field(default_factory=dict)
-    _tuned: dict[str, Tuned] = field(default_factory=dict)
-
-    @cached_property
-    def data(self) -> ImageData:
-        """The data set on the device."""
-        e = self.experiment
-        data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
-        for request in e.requests:
-            request.check(len(data.class_names), e.federation.clients)
-        return data
-
-    @cached_property
-    def federation(self) -> Federation:
-        """The simulated federation."""
-        return build_federation(self.experiment.federation, self.fabric, self.data)
-
-    def folder(self, seed: int, federation: FederationSpec | None = None) -> Path:
-        """Where the seed's trained federation lies, or that of another spec on the same data."""
-        return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
-
-    def context(self, seed: int) -> Context:
-        """The first request on the seed's trained federation, trained now if it was not."""
-        e = self.experiment
-        data, federation = self.data, self.federation
-        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed))
-        clients = {
-            i: ClientData(
-                LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
-            )
-            for i, c in trained.clients.items()
-        }
-        for request in e.requests:
-            for target in request.targets if request.level == "client" else ():
-                if not len(clients[target].original):
-                    raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        self._trained[seed] = trained
-        before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
-        history = UpdateHistory(before_fine_tuning / artifacts.UPDATES, self.fabric.device)
-        return Context(
-            federation=federation,
-            training=training_phase(e.federation),
-            clients=clients,
-            state=trained.state,
-            request=e.requests[0],
-            forgotten=(e.requests[0],),
-            seed=seed,
-            history=history if e.federation.record_every else None,
-            patience=e.rules.patience,
-        )
-
-    def trained(self, seed: int) -> TrainedFederation:
-        """The seed's federation, once :meth:`context` was called."""
-        return self._trained[seed]
-
-    def configured(self, name: str) -> Method:
-        """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
-        method = self.experiment.methods[name]
-        match self.experiment.rules.protocol:
-            case "paper":
-                return as_in_the_paper(method)
-            case "tuned":
-                return self.tuned(name).method
-            case _:
-                return method
-
-    def tuned(self, name: str) -> Tuned:
-        """The outcome of the search for a method, on the first seed's federation and the first request."""
-        if name not in self._tuned:
-            e = self.experiment
-            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], len(self.data.class_names))
-        return self._tuned[name]
-
-    def trials(self) -> list[Row]:
-        """Every setting that searches of this session tried, with the columns that tell searches apart."""
-        e = self.experiment
-        identity = {**e.identity(0), "seed": e.seeds[0]}
-        return [{**identity, "method": name, **trial} for name, tuned in self._tuned.items() for trial in tuned.trials]
 
 
 def measure(
     session: Session,
     rows: RowFile,
     methods: Sequence[str],
-    on_run: Callable[[str, int], object] = lambda method, seed: None,
     siblings: Sequence[RowFile] = (),
     *,
     seeds: Sequence[int] | None = None,
@@ -239,13 +45,13 @@ def measure(
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
-    A method or a training that fails leaves a mark and the others go on; it is tried again the next time.
+    Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.events.Run`. A method or a training that
+    fails leaves a mark and the others go on; it is tried again the next time.
 
     Args:
         session: the experiment and the machine.
         rows: where rows are looked up and appended.
         methods: the methods to run, a subset of the experiment's.
-        on_run: told about each run before it starts (method, seed).
         siblings: row files of other artefacts; a run that was measured for one of them is taken over.
         seeds: which of the experiment's; None for all.
         force: measure again what is there; old rows go when new ones replace them.
@@ -262,46 +68,54 @@ def measure(
         if not missing:
             continue
         rows.check_writable()
-        on_run("fl-training", seed)
         began = time.monotonic()
         try:
-            context = session.context(seed)
+            context = session.prepare(seed)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
             mark_failed(session, rows, seed, error, began)
             continue
         for method in missing:
-            on_run(method, seed)
             for served in _serve(session, context, method):
-                _write(session, rows, method, seed, served)
+                _write(session, rows, served)
     runs = ((m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests)))
     return not any(rows.marked(e.run_spec(*run).hash) for run in runs)
 
 
 def mark_failed(session: Session, rows: RowFile, seed: int, error: Exception, began: float) -> None:
     """Write that no federation of a seed could be had, and log why."""
-    mark = [_failure("fl-training", error, f"FL training, seed {seed}")]
+    mark = [_failure(TRAINING, error, f"FL training, seed {seed}")]
     for step in range(len(session.experiment.requests)):
-        _write(session, rows, ORIGINAL, seed, (step, began, mark))
+        _write(session, rows, (session.run(ORIGINAL, seed, step, kind=TRAINING), began, mark))
 
 
-def _write(session: Session, rows: RowFile, method: str, seed: int, served: Served) -> None:
+def mark_lost(session: Session, rows: RowFile, methods: Sequence[str], seed: int, error: Exception) -> None:
+    """Write that methods' runs on a trained federation are missing, and log why; runs that are there stay."""
+    for method in methods:
+        for step in range(len(session.experiment.requests)):
+            run = session.run(method, seed, step)
+            if not rows.has(run.columns["spec_hash"]):
+                mark = _failure("total", error, f"{method}, seed {seed},")
+                _write(session, rows, (run, time.monotonic(), [mark]))
+
+
+def _write(session: Session, rows: RowFile, served: Served) -> None:
     """Write a run's rows, in the place of what an earlier attempt left."""
-    e = session.experiment
-    step, began, values = served
-    spec_hash = e.run_spec(method, seed, step).hash
+    run, began, values = served
     base = {
-        **e.identity(step),
-        "seed": seed,
-        "method": method,
-        "spec_hash": spec_hash,
-        "federation_hash": e.federation_hash(seed),
-        "patience": e.rules.patience,
-        "scale": e.federation.scale,
-        "fine_tuning": e.federation.fine_tune,
+        **run.columns,
         "wall_seconds": round(time.monotonic() - began, 3),
-        **provenance(session.fabric, e.preset),
+        **provenance(session.fabric, session.experiment.preset),
     }
-    rows.write({**base, **value.columns()} for value in values)
+    new = [{**base, **value.columns()} for value in values]
+    rows.write(new)
+    session.fabric.call("on_run_end", run=run, rows=new, oracle=_oracle(session.experiment, rows, run))
+
+
+def _oracle(e: Experiment, rows: RowFile, run: Run) -> list[Row]:
+    if ORACLE not in e.methods:
+        return []
+    spec_hash = e.run_spec(ORACLE, run.seed, run.step).hash
+    return [row for row in rows.rows if row["spec_hash"] == spec_hash]
 
 
 def _failure(stage: str, error: Exception, what: str) -> Value:
@@ -350,35 +164,38 @@ class Value:
         return {"stage": self.stage, "metric": self.metric, "value": value, **self.extra}
 
 
-Served = tuple[int, float, list[Value]]
-"""Index of a request, when its run began (monotonic seconds), and what was measured."""
+Served = tuple[Run, float, list[Value]]
+"""A run, when it began (monotonic seconds), and what was measured."""
 
 
-def _serve(session: Session, context: Context, method: str) -> Iterator[Served]:
+def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
     """The requests one after the other; a failure ends the sequence."""
-    e = session.experiment
-    for step, request in enumerate(e.requests):
+    for step, request in enumerate(session.experiment.requests):
         if step:
             context = context.then(context.state, request)
         began = time.monotonic()
-        if method == ORIGINAL:
-            yield step, began, list(_original(session, context))
+        run = session.run(name, context.seed, step)
+        if name == ORIGINAL:
+            session.fabric.call("on_run_start", run=run)
+            yield run, began, list(_original(session, run, context))
             continue
         try:
-            values, state = _run(session, context, method)
+            method = session.configured(name)  # with the tuned protocol, this searches
+            run = run.using(asdict(method))  # type: ignore[call-overload]
+            session.fabric.call("on_run_start", run=run)
+            values, state = _run(session, run, context, method)
         except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
-            yield step, began, [_failure("total", error, f"{method}, seed {context.seed},")]
+            yield run, began, [_failure("total", error, f"{name}, seed {context.seed},")]
             return
-        yield step, began, values
+        yield run, began, values
         context = replace(context, state=state)
 
 
-def _run(session: Session, context: Context, name: str) -> tuple[list[Value], State]:
+def _run(session: Session, run: Run, context: Context, method: Method) -> tuple[list[Value], State]:
     """The stages of a method, evaluated after each; and the unlearned state, which the next request meets."""
-    method = session.configured(name)
     values: list[Value] = []
     if session.experiment.rules.protocol == "tuned":
-        values += _search_values(session.tuned(name))
+        values += _search_values(session.tuned(run.method))
 
     def during(stage: str) -> Context:
         if not session.experiment.rules.each_round:
@@ -386,21 +203,21 @@ def _run(session: Session, context: Context, name: str) -> tuple[list[Value], St
         return replace(context, on_round=lambda info: values.extend(_round(session, stage, info)))
 
     unlearned = method.unlearn(during("unlearning"))
-    values += _stage(session, context, "unlearning", unlearned)
+    values += _stage(session, run, context, "unlearning", unlearned)
     total, last = unlearned.cost, unlearned
     recovered = None if unlearned.diverged else method.recover(during("recovery"), unlearned.state)
     if recovered is not None:
-        values += _stage(session, context, "recovery", recovered)
+        values += _stage(session, run, context, "recovery", recovered)
         total, last = total + recovered.cost, recovered
     diverged = last.diverged
-    if session.experiment.relearns(name) and not diverged:
+    if session.experiment.relearns(run.method) and not diverged:
         relearned = method.relearn(context, last.state)
-        values += _stage(session, context, "relearning", relearned)
+        values += _stage(session, run, context, "relearning", relearned)
         diverged = relearned.diverged
     stored = method.storage(context).metrics()
     values += [Value("total", metric, value) for metric, value in stored.items()]
     values += _membership(session, context, "total", last.state)
-    values += _stage(session, context, "total", replace(last, cost=total, diverged=diverged))
+    values += _stage(session, run, context, "total", replace(last, cost=total, diverged=diverged))
     return values, last.state
 
 
@@ -420,7 +237,7 @@ def _search_values(tuned: Tuned) -> Iterable[Value]:
     ]
 
 
-def _original(session: Session, context: Context) -> Iterator[Value]:
+def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
     """The trained model before the request, and what its training cost."""
     trained, spec = session.trained(context.seed), session.experiment.federation
     cost, device = trained.cost, {"device": trained.device}
@@ -447,7 +264,7 @@ def _original(session: Session, context: Context) -> Iterator[Value]:
     if session.experiment.rules.each_round and len(context.forgotten) == 1:
         yield from _last_rounds(trained.history)  # once for a sequence of requests
     yield from _membership(session, context, "fl-training", context.state)
-    for evaluated in _stage(session, context, "fl-training", StageResult(context.state, cost)):
+    for evaluated in _stage(session, run, context, "fl-training", StageResult(context.state, cost)):
         yield replace(evaluated, extra=device)
 
 
@@ -471,32 +288,35 @@ def _membership(session: Session, context: Context, stage: str, state: State) ->
         yield Value(stage, f"false_positive_mia{suffix}", rates.false_positive)
 
 
-def _stage(session: Session, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
-    accuracies = _accuracies(session, context, result.state, per_class=stage != "total")
-    for metric, value in (result.cost.metrics() | accuracies).items():
+def _stage(session: Session, run: Run, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
+    federation, classes = session.federation, len(session.data.class_names)
+    federation.load(result.state)
+    on_test = class_accuracy(federation.model, session.data.test, classes)
+    metrics = result.cost.metrics() | _accuracies(session, context, on_test)
+    if stage != "total":
+        session.fabric.call("on_stage_end", run=run, stage=stage, values=metrics, accuracy=on_test)
+        metrics |= on_test.metrics() if context.request.level == "class" else {}
+    for metric, value in metrics.items():
         yield Value(stage, metric, value)
     yield Value(stage, "diverged", float(result.diverged))  # last: rows.LAST
 
 
-def _accuracies(session: Session, context: Context, state: State, *, per_class: bool) -> dict[str, float]:
-    """F-Set, R-Set and per-class accuracy of a state.
+def _accuracies(session: Session, context: Context, on_test: ClassAccuracy) -> dict[str, float]:
+    """F-Set and R-Set accuracy of the model that the federation holds.
 
     Class requests: the test images of the class, and of all classes that are not forgotten (paper §4.1). Client
     requests: the clients' own training images, as no test data belong to a client, and the whole test set; beside
     them the other clients' training images.
     """
-    federation, classes = session.federation, len(session.data.class_names)
-    federation.load(state)
-    on_test = class_accuracy(federation.model, session.data.test, classes)
+    model, classes = session.federation.model, len(session.data.class_names)
     metrics = {"r_set_accuracy": on_test.without(forgotten_classes(context.forgotten))}
     if context.request.level == "class":
         metrics["f_set_accuracy"] = on_test.over(context.request.targets)
     else:
         own, others = (_pooled(context, of_targets=which) for which in (True, False))
-        metrics["f_set_accuracy"] = class_accuracy(federation.model, own, classes).without(())
-        metrics["others_training_accuracy"] = class_accuracy(federation.model, others, classes).without(())
-        per_class = False
-    return metrics | (on_test.metrics() if per_class else {})
+        metrics["f_set_accuracy"] = class_accuracy(model, own, classes).without(())
+        metrics["others_training_accuracy"] = class_accuracy(model, others, classes).without(())
+    return metrics
 
 
 def _pooled(context: Context, *, of_targets: bool) -> LabelledSet:

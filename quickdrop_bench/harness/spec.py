@@ -38,6 +38,7 @@ METHOD_SOURCES = (
     "methods/steps.py",
     "methods/small_sets.py",
     "evaluation",
+    "harness/experiment.py",
     "harness/run.py",
     "harness/protocol.py",
 )

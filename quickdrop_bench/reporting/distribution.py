@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from quickdrop_bench.files import write_text
 from quickdrop_bench.reporting.looks import BLUE, style
 from quickdrop_bench.reporting.pictures import save_picture
 
-__all__ = ["write_distribution"]
+__all__ = ["distribution_png", "write_distribution"]
 
 
 def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[str], title: str) -> list[Path]:
@@ -35,6 +36,14 @@ def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[s
     write_text(table, frame.to_csv(index=False))
     with style():
         return [table, *save_picture(_picture(counts, class_names, title), folder / "distribution")]
+
+
+def distribution_png(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
+    """The same picture as a PNG file's content; arguments as for :func:`write_distribution`."""
+    buffer = BytesIO()
+    with style():
+        _picture(counts, class_names, title).savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def _picture(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:

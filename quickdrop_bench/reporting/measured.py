@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,17 @@ import pandas as pd
 
 from quickdrop_bench.reporting.layout import ORACLE, ORIGINAL
 
-__all__ = ["SEARCH", "SETTING", "TRAINING", "complete", "derive", "latest", "setting_of", "without_training"]
+__all__ = [
+    "SEARCH",
+    "SETTING",
+    "TRAINING",
+    "against_oracle",
+    "complete",
+    "derive",
+    "latest",
+    "setting_of",
+    "without_training",
+]
 
 RUNS_WITH = ["federation_hash", "patience"]
 """The columns that runs must share to be compared, beside :data:`SETTING` and the seed."""
@@ -24,7 +35,14 @@ TRAINING = "fl-training"
 SEARCH = "search"
 """Stage of the rows that say what choosing a method's settings cost."""
 
-COMPARED = ("seconds", "gradient_equivalents", "f_set_accuracy", "r_set_accuracy")
+EQUIVALENTS = (
+    ("sample_gradients", 1.0, math.nan),
+    ("second_order_sample_gradients", 1.0, 0.0),
+    ("sample_forwards", 1 / 3, 0.0),
+)
+"""What adds up to gradient equivalents: metric, weight, and what a run that leaves it out did."""
+
+COMPARED = ("seconds", "f_set_accuracy", "r_set_accuracy", *(name for name, _, _ in EQUIVALENTS))
 
 
 def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -100,20 +118,43 @@ def _storage(wide: pd.DataFrame) -> pd.DataFrame:
 
 def _against_oracle(wide: pd.DataFrame) -> pd.DataFrame:
     """Speed-ups and gaps of every run whose oracle was measured."""
-    rare = {"second_order_sample_gradients": 1.0, "sample_forwards": 1 / 3}
-    equivalents = wide.reindex(columns=["sample_gradients"])["sample_gradients"]
-    for name, weight in rare.items():
-        equivalents = equivalents + weight * wide.reindex(columns=[name])[name].fillna(0.0)
-    wide = wide.assign(gradient_equivalents=equivalents)
-    wide = wide.reindex(columns=[*SETTING, "seed", "device", "method", *COMPARED])
-    # Seconds of two devices have no ratio.
-    pairs = wide.merge(wide[wide["method"] == ORACLE], on=[*SETTING, "seed", "device"], suffixes=("", "_oracle"))
-    return _identity(pairs).assign(
-        speedup=pairs["seconds_oracle"] / pairs["seconds"],
-        speedup_sample_gradients=pairs["gradient_equivalents_oracle"] / pairs["gradient_equivalents"],
-        f_set_gap=pairs["f_set_accuracy"] - pairs["f_set_accuracy_oracle"],
-        r_set_gap=pairs["r_set_accuracy"] - pairs["r_set_accuracy_oracle"],
+    keys = [*SETTING, "seed", "device"]  # seconds of two devices have no ratio
+    wide = wide.reindex(columns=[*keys, "method", *COMPARED])
+    oracles = wide[wide["method"] == ORACLE]
+    pairs = wide[[*keys, "method"]].merge(oracles[keys])
+    own, theirs = (pairs.merge(side, how="left")[list(COMPARED)] for side in (wide, oracles.drop(columns="method")))
+    records = zip(own.to_dict("records"), theirs.to_dict("records"), strict=True)
+    return pd.concat([_identity(pairs), pd.DataFrame([against_oracle(*pair) for pair in records])], axis=1)
+
+
+def against_oracle(own: Mapping[Any, Any], oracle: Mapping[Any, Any]) -> dict[str, float]:
+    """One run's speed-ups and gaps, see :func:`derive`.
+
+    Args:
+        own: the run's metrics at stage ``total``; :data:`COMPARED` are looked at, and any may be missing or NaN.
+        oracle: those of the oracle's run.
+    """
+    (seconds, gradients), (their_seconds, their_gradients) = (
+        (_number(side, "seconds"), sum(weight * _number(side, name, rare) for name, weight, rare in EQUIVALENTS))
+        for side in (own, oracle)
     )
+    return {
+        "speedup": _ratio(their_seconds, seconds),
+        "speedup_sample_gradients": _ratio(their_gradients, gradients),
+        "f_set_gap": _number(own, "f_set_accuracy") - _number(oracle, "f_set_accuracy"),
+        "r_set_gap": _number(own, "r_set_accuracy") - _number(oracle, "r_set_accuracy"),
+    }
+
+
+def _number(metrics: Mapping[Any, Any], name: str, missing: float = math.nan) -> float:
+    value = metrics.get(name)
+    return missing if value is None or math.isnan(value) else float(value)
+
+
+def _ratio(above: float, below: float) -> float:
+    if below:
+        return above / below
+    return math.inf if above > 0 else math.nan
 
 
 def _identity(wide: pd.DataFrame) -> pd.DataFrame:

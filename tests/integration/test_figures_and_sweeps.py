@@ -223,6 +223,28 @@ def test_a_cell_whose_process_is_killed_is_marked(run: Run, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+def test_what_a_killed_process_did_not_measure_is_marked(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, sys, threading, time
+def die_after_the_original():
+    while not os.path.exists("results/quick/sweep/rows.jsonl") or not os.path.getsize("results/quick/sweep/rows.jsonl"):
+        time.sleep(0.001)
+    os.kill(os.getpid(), 9)
+if "spawn_main" in " ".join(sys.orig_argv):
+    threading.Thread(target=die_after_the_original, daemon=True).start()
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    methods = ["--methods", "retrain-or,quickdrop"]
+    assert run("sweep", *TINY, "--jobs", "2", *methods)[0] == 1
+    rows = rows_of("sweep")
+    assert "failed" not in set(rows[rows["method"] == "original"]["metric"])
+    assert set(rows[rows["stage"] == "total"]["method"]) == {"retrain-or", "quickdrop"}
+    assert set(rows[rows["method"] == "quickdrop"].groupby("stage").get_group("total")["metric"]) == {"failed"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_sweep_killed_at_any_moment_ends_with_the_same_rows(run: Run, jobs: str) -> None:
     chosen = [*TINY, "--scales", "1,10", "--seeds", "1,2", "--rounds", "6"]

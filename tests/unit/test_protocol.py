@@ -155,8 +155,8 @@ def test_local_steps_are_capped_at_those_of_training() -> None:
 
 def test_expected_accuracy_is_that_of_retained_images_of_the_same_classes() -> None:
     """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8."""
-    forgotten = ClassAccuracy((0.9, float("nan"), 0.5), (30, 0, 10))
-    retained = ClassAccuracy((0.8, 0.1, float("nan")), (100, 100, 0))
+    forgotten = ClassAccuracy(((27, 3, 0), (0, 0, 0), (5, 0, 5)))
+    retained = ClassAccuracy(((80, 20, 0), (90, 10, 0), (0, 0, 0)))
     assert _expected(forgotten, retained) == pytest.approx(0.6)
 
 

@@ -1,0 +1,258 @@
+"""What is measured, and what that needs of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from inspect import getfile
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.artifacts import TrainedFederation
+from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
+from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.history import UpdateHistory
+from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
+from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
+from quickdrop_bench.harness.protocol import Tuned, as_in_the_paper, tune
+from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
+from quickdrop_bench.harness.training import build_federation, training_phase
+from quickdrop_bench.methods import Context, Method
+from quickdrop_bench.methods.base import ClientData, check_support
+
+__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session"]
+
+ORACLE = "retrain-or"
+ORIGINAL = "original"
+"""The method name of rows about the trained model before any request."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of one artefact: every method × every seed on one kind of federation and one sequence of requests.
+
+    Attributes:
+        artefact: e.g. ``table2``.
+        preset: name of the preset, recorded in the rows.
+        federation: the federation spec.
+        requests: what to forget, in order; rows are written about each, under the requests up to it.
+        methods: hyper-parameter objects by name, in the order of the table.
+        seeds: the runs.
+        data_dir: where the data set lies.
+        precision: Fabric's precision.
+        rules: how methods are run.
+    """
+
+    artefact: str
+    preset: str
+    federation: FederationSpec
+    requests: tuple[UnlearningRequest, ...]
+    methods: Mapping[str, Method]
+    seeds: tuple[int, ...]
+    data_dir: Path
+    precision: str
+    rules: Rules
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the data; read once, because image folders are hashed."""
+        return fingerprint(self.federation.dataset, self.data_dir, self.federation.image_size)
+
+    def check(self, methods: Iterable[str]) -> None:
+        """Raise before any compute if one of these methods cannot serve a request."""
+        available = {"forget-data", "retain-data", "real-subset"}
+        available |= {"synthetic-sets"} if self.federation.distill else set()
+        available |= {"update-history"} if self.federation.record_every else set()
+        for name in methods:
+            for request in self.requests:
+                check_support(name, request, frozenset(available))
+
+    def federation_hash(self, seed: int, federation: FederationSpec | None = None) -> str:
+        """Name of the trained federation's folder; of another spec's on the same data if one is given."""
+        return (federation or self.federation).hash(self.fingerprint, seed, self.precision)
+
+    def run_spec(self, method: str, seed: int, request: int = -1) -> RunSpec:
+        """The spec of one method's run up to a request, or of the evaluation of the original model."""
+        requests = (*self.requests[:request], self.requests[request])
+        if method == ORIGINAL:
+            rules = Rules(self.rules.protocol, each_round=self.rules.each_round)
+            return RunSpec(self.federation_hash(seed), None, {}, None, requests, rules)
+        hyper_parameters = self.methods[method]
+        return RunSpec(
+            federation_hash=self.federation_hash(seed),
+            method=method,
+            hyper_parameters=asdict(hyper_parameters),  # type: ignore[call-overload]
+            source=Path(getfile(type(hyper_parameters))),
+            requests=requests,
+            rules=replace(self.rules, relearn=self.relearns(method)),
+            tuned_on=self.seeds[0] if self.rules.protocol == "tuned" else None,
+        )
+
+    def relearns(self, method: str) -> bool:
+        """Whether a method's run ends with relearning."""
+        return self.rules.relearn and self.methods[method].can_relearn
+
+    def identity(self, request: int = -1) -> dict[str, Any]:
+        """The columns that tell this experiment's rows about a request from others in the same file."""
+        requests = (*self.requests[:request], self.requests[request])
+        return {
+            "artefact": self.artefact,
+            "dataset": dataset_label(self.federation.dataset, self.data_dir),
+            "clients": self.federation.clients,
+            "distribution": self.federation.distribution,
+            "request": ">".join(map(str, requests)),
+            "protocol": self.rules.protocol,
+        }
+
+    def spec_hashes(self) -> list[str]:
+        """Of every run, whether or not it was measured."""
+        steps = range(len(self.requests))
+        runs = ((m, seed, step) for seed in self.seeds for m in (ORIGINAL, *self.methods) for step in steps)
+        return [self.run_spec(*run).hash for run in runs]
+
+
+@dataclass
+class Session:
+    """What runs need of the machine; data and model are loaded when the first run asks for them.
+
+    Attributes:
+        experiment: what is measured.
+        fabric: device, precision and callbacks.
+        artifacts_dir: parent of the trained federations' folders.
+    """
+
+    experiment: Experiment
+    fabric: Fabric
+    artifacts_dir: Path
+    _trained: dict[int, TrainedFederation] = field(default_factory=dict)
+    _tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set on the device."""
+        e = self.experiment
+        data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
+        for request in e.requests:
+            request.check(len(data.class_names), e.federation.clients)
+        return data
+
+    @cached_property
+    def federation(self) -> Federation:
+        """The simulated federation."""
+        return build_federation(self.experiment.federation, self.fabric, self.data)
+
+    def folder(self, seed: int, federation: FederationSpec | None = None) -> Path:
+        """Where the seed's trained federation lies, or that of another spec on the same data."""
+        return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
+
+    def context(self, seed: int) -> Context:
+        """The first request on the seed's trained federation, trained now if it was not."""
+        e = self.experiment
+        data, federation = self.data, self.federation
+        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed))
+        clients = {
+            i: ClientData(
+                LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
+            )
+            for i, c in trained.clients.items()
+        }
+        for request in e.requests:
+            for target in request.targets if request.level == "client" else ():
+                if not len(clients[target].original):
+                    raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
+        self._trained[seed] = trained
+        before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
+        history = UpdateHistory(before_fine_tuning / artifacts.UPDATES, self.fabric.device)
+        return Context(
+            federation=federation,
+            training=training_phase(e.federation),
+            clients=clients,
+            state=trained.state,
+            request=e.requests[0],
+            forgotten=(e.requests[0],),
+            seed=seed,
+            history=history if e.federation.record_every else None,
+            patience=e.rules.patience,
+        )
+
+    def prepare(self, seed: int) -> Context:
+        """:meth:`context`, and the callbacks hear of it."""
+        run = self.run(ORIGINAL, seed, kind=TRAINING)
+        self.fabric.call("on_run_start", run=run)
+        context = self.context(seed)
+        self.fabric.call(
+            "on_federation_ready",
+            run=run,
+            context=context,
+            trained=self._trained[seed],
+            data=self.data,
+            folder=self.folder(seed),
+        )
+        return context
+
+    def trained(self, seed: int) -> TrainedFederation:
+        """The seed's federation, once :meth:`context` was called."""
+        return self._trained[seed]
+
+    def run(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> Run:
+        """What callbacks are told about a run.
+
+        Args:
+            method: its name, or :data:`ORIGINAL`.
+            seed: of the federation.
+            step: index of the request.
+            kind: None for that of the method: unlearning, or the evaluation of the original model.
+        """
+        e = self.experiment
+        columns = {
+            **e.identity(step),
+            "seed": seed,
+            "method": method,
+            "spec_hash": e.run_spec(method, seed, step).hash,
+            "federation_hash": e.federation_hash(seed),
+            "patience": e.rules.patience,
+            "scale": e.federation.scale,
+            "fine_tuning": e.federation.fine_tune,
+        }
+        settings = {
+            "federation": e.federation.resolved(),
+            "hyper_parameters": {} if method == ORIGINAL else asdict(e.methods[method]),  # type: ignore[call-overload]
+            "rules": asdict(e.rules),
+            "provenance": provenance(self.fabric, e.preset),
+        }
+        kind = kind or (EVALUATION if method == ORIGINAL else UNLEARNING)
+        return Run(kind, method, seed, step, columns, settings)
+
+    def configured(self, name: str) -> Method:
+        """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
+        method = self.experiment.methods[name]
+        match self.experiment.rules.protocol:
+            case "paper":
+                return as_in_the_paper(method)
+            case "tuned":
+                return self.tuned(name).method
+            case _:
+                return method
+
+    def tuned(self, name: str) -> Tuned:
+        """The outcome of the search for a method, on the first seed's federation and the first request."""
+        if name not in self._tuned:
+            e = self.experiment
+            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], len(self.data.class_names))
+        return self._tuned[name]
+
+    def trials(self) -> list[Row]:
+        """Every setting that searches of this session tried, with the columns that tell searches apart."""
+        e = self.experiment
+        identity = {**e.identity(0), "seed": e.seeds[0]}
+        return [{**identity, "method": name, **trial} for name, tuned in self._tuned.items() for trial in tuned.trials]

@@ -1,0 +1,520 @@
+"""Mirror runs into Weights & Biases, through Lightning's logger interface on Fabric. The only file that knows W&B.
+
+Rows on disk are the truth: whatever goes wrong here is said once and ends the mirroring, never a measurement.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import netrc
+import os
+import re
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+from urllib.parse import urlsplit
+
+import pandas as pd
+from lightning.fabric.loggers.logger import Logger
+from PIL import Image
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.artifacts import TrainedFederation
+from quickdrop_bench.data.labelled import ImageData
+from quickdrop_bench.data.partition import class_counts
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.federation.federation import Federation, RoundInfo
+from quickdrop_bench.harness.catalogue import paper_values
+from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
+from quickdrop_bench.harness.sheets import synthetic_pairs
+from quickdrop_bench.methods import Context
+from quickdrop_bench.reporting.distribution import distribution_png
+from quickdrop_bench.reporting.measured import against_oracle
+from quickdrop_bench.reporting.published import Published, beside, read_published
+
+__all__ = ["MODES", "PROJECT", "Tracker", "resolve_mode", "tracker_of", "tracking"]
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "online", "offline", "disabled")
+PROJECT = "quickdrop-bench"
+
+STAGES = (TRAINING, "unlearning", "recovery", "relearning")
+"""By index: the values of the axis ``stage``."""
+
+AXES = {"per_round/*": "round", "per_stage/*": "stage", "fine_tuning/*": "initialisation"}
+"""Metrics, and the one that they are drawn over."""
+
+SETTINGS: Mapping[str, Any] = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,  # the config has the commit
+    "init_timeout": 20.0,
+    "finish_timeout": 60.0,
+    "silent": True,
+    "x_disable_stats": True,  # sampling the machine would take part in what is timed
+    "x_save_requirements": False,  # the config has the versions
+}
+
+AGENT = {"sweep_id": "WANDB_SWEEP_ID", "run_id": "WANDB_RUN_ID", "sweep_param_path": "WANDB_SWEEP_PARAM_PATH"}
+"""How a sweep's agent tells the program which run it is to be."""
+
+NO_KEY = "no API key is configured (wandb login sets one); runs are kept offline"
+
+P = ParamSpec("P")
+
+
+def resolve_mode(mode: str) -> str:
+    """``online``, ``offline`` or ``disabled``, without ever asking anybody.
+
+    Args:
+        mode: one of :data:`MODES`; ``auto`` takes the environment's ``WANDB_MODE``, else it is online where an API key
+            is configured and offline elsewhere.
+
+    Raises:
+        BadInput: there is no such mode.
+    """
+    if mode not in MODES:
+        raise BadInput("--wandb", mode, f"use one of {', '.join(MODES)}")
+    if mode == "auto":
+        asked = {"dryrun": "offline", "run": "online"}.get(given := os.environ.get("WANDB_MODE", ""), given)
+        mode = asked if asked in MODES[1:] else "online" if _has_key() else "offline"
+    elif mode == "online" and not _has_key():
+        log.warning("W&B: %s", NO_KEY)
+        return "offline"
+    return mode
+
+
+def _has_key() -> bool:
+    """Whether wandb would find credentials: in the environment, or where ``wandb login`` puts them."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in names):
+        try:
+            if netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def tracker_of(args: Any) -> Tracker | None:
+    """The tracker that the options ask for; None if they disable it.
+
+    Raises:
+        BadInput: there is no such mode, or W&B would refuse the project's name.
+    """
+    project = args.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
+    if not project.strip() or len(project) > 128 or re.search(r"[/\\#?%:]", project):
+        raise BadInput("--wandb-project", project, r"use at most 128 characters, and none of / \ # ? % :")
+    mode = resolve_mode(args.wandb)
+    if mode == "disabled":
+        return None
+    return Tracker(mode, project, args.wandb_entity or None, images=args.wandb_images)
+
+
+@contextmanager
+def tracking(args: Any) -> Iterator[Tracker | None]:
+    """:func:`tracker_of`, finished at the end, with a line that says where its runs are."""
+    tracker = tracker_of(args)
+    if tracker is None:
+        yield None
+        return
+    status = "failed"
+    try:
+        yield tracker
+        status = "success"
+    finally:
+        tracker.finalize(status)
+        if tracker.runs:
+            print(tracker.where(), file=sys.stderr)
+
+
+def _mirrors(event: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
+    """Make a method do nothing once W&B has failed, and let no failure of W&B out."""
+
+    @wraps(event)
+    def guarded(self: Tracker, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.alive:
+            return
+        try:
+            event(self, *args, **kwargs)
+        except Exception as error:  # whatever it is, the benchmark goes on
+            self.alive = False
+            reason = " ".join(str(error).split()) or type(error).__name__
+            log.warning("W&B failed and is left out from here on; rows are complete without it: %s", reason)
+            log.debug("where it failed", exc_info=error)
+
+    return guarded  # type: ignore[return-value]
+
+
+class Tracker(Logger):
+    """A Fabric logger and callback that makes one W&B run of every training, evaluation and request.
+
+    Metrics: ``per_round/…`` over ``round`` (counted through all phases of the run), ``per_stage/…`` over ``stage`` (0
+    before the request, 1 unlearning, 2 recovery, 3 relearning), ``fine_tuning/…`` over ``initialisation``. The summary
+    has every row of the run as ``<stage>/<metric>``, the oracle's distance as ``total/…_gap`` and the paper's numbers
+    as ``…_paper``, with the distance to them as ``…_paper_gap``.
+
+    Of the clients' data nothing but the number of images by client and class goes to W&B, and the synthetic images
+    only if ``images`` is set; without it their files stand in the artifact as references that stay on this machine.
+
+    Args:
+        mode: ``online`` or ``offline``.
+        project: W&B project.
+        entity: W&B user or team; None for the default one.
+        images: upload the synthetic images.
+    """
+
+    def __init__(self, mode: str, project: str, entity: str | None = None, *, images: bool = False) -> None:
+        self.alive = True
+        self.runs = 0
+        self._mode = mode
+        self._project = project
+        self._entity = entity
+        self._images = images
+        self.folder = Path()
+        self._agent = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
+        self._logger: Any = None
+        self._run: Run | None = None
+        self._waiting: Run | None = None
+        self._federation: Any = None
+        self._accuracies: list[tuple[int, ClassAccuracy]] = []
+        self._original: ClassAccuracy | None = None
+        self._last: ClassAccuracy | None = None
+        self._phase = ("", 0)
+        self._round = 0
+        self.accuracy: Callable[[Federation, RoundInfo], ClassAccuracy | None] = lambda federation, info: None
+        """Of the state that a round ended with, where it is evaluated anyway."""
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return self._project
+
+    @property
+    def version(self) -> str | None:
+        """Id of the W&B run in progress."""
+        return self._logger.version if self._logger else None
+
+    @property
+    def experiment(self) -> Any:
+        """The ``wandb.Run`` in progress, or None."""
+        return self._logger.experiment if self._logger else None
+
+    @_mirrors
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log to the run in progress; called by ``fabric.log_dict``."""
+        if self._logger:
+            self._logger.log_metrics(dict(metrics), step)
+
+    @_mirrors
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Put settings into the config of the run in progress."""
+        if self._logger:
+            self._logger.log_hyperparams(params, *args, **kwargs)
+
+    @_mirrors
+    def on_run_start(self, run: Run) -> None:
+        """Begin a W&B run; a training has one only if it turns out to train."""
+        if run.kind == EVALUATION and self._run and self._run.kind == TRAINING:
+            self._run = run  # the model that was just trained is evaluated in the run of its training
+            return
+        self._finish()
+        if run.step == 0:
+            self._last = self._original
+        if run.kind == TRAINING:
+            self._waiting = run
+        else:
+            self._begin(run)
+
+    @_mirrors
+    def on_initialisation_end(self, done: int, of: int, distance: float) -> None:
+        """Log an initialisation of fine-tuning."""
+        self._begin_training()
+        self.log_metrics({"initialisation": done, "fine_tuning/matching_distance": distance})
+
+    @_mirrors
+    def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
+        """Log a round."""
+        if info.phase.name == TRAINING:
+            self._begin_training()
+        if not self._logger:
+            return
+        if self._phase[0] != info.phase.name:
+            self._phase = info.phase.name, self._round
+        self._round = self._phase[1] + info.round + 1
+        metrics: dict[str, float] = {
+            "round": self._round,
+            "per_round/loss": info.loss,
+            "per_round/participants": len(info.participants),
+        }
+        if info.matching_distance:
+            metrics["per_round/matching_distance"] = info.matching_distance
+        if found := self.accuracy(federation, info):
+            self._accuracies.append((self._round, found))
+            metrics["per_round/accuracy"] = found.without(())
+            metrics |= {f"per_round/{name}": value for name, value in found.metrics().items()}
+        federation.fabric.log_dict(metrics)
+
+    @_mirrors
+    def on_federation_ready(
+        self, run: Run, context: Context, trained: TrainedFederation, data: ImageData, folder: Path
+    ) -> None:
+        """Declare the federation, and show who holds what."""
+        context.federation.load(trained.state)
+        self._original = class_accuracy(context.federation.model, data.test, len(data.class_names))
+        self._waiting = None
+        self._federation = self._artifact(run, trained, folder)
+        if not self._logger:
+            return
+        self._log_confusion("trained", self._original)
+        self.experiment.log_artifact(self._federation, aliases=["latest", folder.name])
+        rows = [client.original.rows.cpu().numpy() for _, client in sorted(context.clients.items())]
+        counts = class_counts(data.train.labels.cpu().numpy(), rows, len(data.class_names))
+        png = distribution_png(counts, data.class_names, _name(run))
+        self._logger.log_image("partition", [Image.open(BytesIO(png))])
+        if self._images and trained.spec["distill"]:
+            real, synthetic, labels = synthetic_pairs(data, context.clients)
+            # An image that no step has changed is a client's own.
+            changed = [k for k in range(len(real)) if (real[k] != synthetic[k]).any()]
+            pictures = [(255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze() for k in changed]
+            self._logger.log_image("synthetic", pictures, caption=[labels[k] for k in changed])
+
+    @_mirrors
+    def on_stage_end(self, run: Run, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy) -> None:
+        """Log a stage."""
+        self._last = accuracy
+        self.log_metrics({"stage": STAGES.index(stage), **{f"per_stage/{name}": v for name, v in values.items()}})
+
+    @_mirrors
+    def on_run_end(self, run: Run, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]) -> None:
+        """Write the run's line of the table into the summary, and finish it."""
+        bad = any(row["metric"] in ("failed", "diverged") and row["value"] for row in rows)
+        if bad and not self._logger and run.step == 0:
+            self._begin(run)  # it failed before it could start
+        if not self._logger:
+            return
+        if run.kind == UNLEARNING and self._last:
+            self._log_confusion("after", self._last)
+        self.experiment.summary.update(dict(_summary(run, rows, oracle)))
+        self._finish(exit_code=int(bad))
+
+    @_mirrors
+    def log_artefact(self, artefact: str, preset: str, folder: Path) -> None:
+        """Log a finished table or figure as a run of its own, from its files.
+
+        Args:
+            artefact: e.g. ``table2``.
+            preset: of its rows.
+            folder: where it was written.
+        """
+        self._finish()
+        self._open(
+            name=f"{artefact} · {preset}",
+            group=f"{artefact}-{preset}",
+            job_type="artefact",
+            config={"artefact": artefact, "preset": preset},
+            settings=self._agent,
+        )
+        if (path := folder / "table.csv").exists():
+            self._logger.log_table("table", dataframe=pd.read_csv(path))
+        if (path := folder / "figure.csv").exists():
+            numbers = pd.read_csv(path)
+            self._logger.log_table("numbers", dataframe=numbers)
+            self._logger.log_image("figure", [str(path.with_suffix(".png"))])
+            self.experiment.summary.update(_headline(numbers))
+        self._finish()
+
+    @_mirrors
+    def finalize(self, status: str) -> None:
+        """Finish what is in progress, as Lightning's loggers do."""
+        self._finish(exit_code=int(status != "success"))
+
+    def where(self) -> str:
+        """Where the runs of this command are, for people."""
+        if self._mode == "online":
+            return f"W&B: {self.runs} runs in project {self._project}"
+        return f"W&B: {self.runs} offline runs in {self.folder}; to browse: wandb leet {self.folder}"
+
+    def _begin_training(self) -> None:
+        if self._waiting:
+            run, self._waiting = self._waiting, None
+            self._federation = None
+            self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        c = run.columns
+        level = str(c["request"]).split("-")[0]
+        tags = [c["dataset"], *([level, run.method] if run.kind != TRAINING else [TRAINING])]
+        self._open(
+            name=_name(run),
+            group=f"{c['artefact']}-{run.settings['provenance']['preset']}",
+            job_type=run.kind,
+            tags=[tag[:64] for tag in tags],
+            config={**c, "preset": run.settings["provenance"]["preset"], **run.settings},
+        )
+        self._run = run
+        if self._federation is not None:
+            _use(self.experiment, self._federation)
+        if self._last and run.kind == UNLEARNING:
+            self._accuracies = [(0, self._last)]
+            self._log_confusion("before", self._last)
+
+    def _open(self, **about: Any) -> None:
+        """Start a W&B run; one that cannot be had online is kept offline, with all that follow."""
+        import wandb  # its import takes a second, which commands without it need not pay
+        from lightning.pytorch.loggers import WandbLogger
+
+        settings = wandb.Settings(**SETTINGS, **about.pop("settings", {}))
+        start = {
+            "project": self._project,
+            "entity": self._entity,
+            "settings": settings,
+            "reinit": "create_new",
+            **about,
+        }
+        try:
+            run = wandb.init(mode=self._mode, **start)  # type: ignore[arg-type]
+        except Exception as error:
+            if self._mode != "online":
+                raise
+            self._mode = "offline"
+            log.warning("W&B cannot be reached; runs are kept offline: %s", " ".join(str(error).split()))
+            run = wandb.init(mode="offline", **start)
+        for metrics, axis in AXES.items():
+            run.define_metric(axis)
+            run.define_metric(metrics, step_metric=axis)
+        self._logger = WandbLogger(project=self._project, experiment=run)
+        self.runs += 1
+        self.folder = Path(run.dir).parents[1]
+        wanted = Path(os.environ.get("WANDB_DIR") or ".").resolve()
+        if self.runs == 1 and not self.folder.resolve().is_relative_to(wanted):
+            log.warning("W&B cannot write into %s; its runs go to %s", wanted, self.folder)
+
+    def _finish(self, exit_code: int = 0) -> None:
+        """Log what is known at the end, and finish the W&B run in progress."""
+        if self._logger:
+            if len(self._accuracies) > 1:
+                self._log_curves(self._accuracies)
+            self.experiment.finish(exit_code=exit_code)
+        self._logger, self._run, self._waiting, self._accuracies = None, None, None, []
+        self._phase, self._round = ("", 0), 0
+
+    def _log_confusion(self, key: str, accuracy: ClassAccuracy) -> None:
+        """The confusion matrix on the test set, as W&B's own chart."""
+        import wandb
+
+        fields = ("Actual", "Predicted", "nPredictions")
+        cells: list[Any] = [
+            [str(a), str(p), n] for a, line in enumerate(accuracy.confusion) for p, n in enumerate(line)
+        ]
+        chart = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=list(fields), data=cells),
+            {name: name for name in fields},
+            {"title": f"Test images by class, {key}"},
+        )
+        self._logger.log_metrics({f"confusion_matrix_{key}": chart})
+
+    def _log_curves(self, accuracies: Sequence[tuple[int, ClassAccuracy]]) -> None:
+        """Accuracy by class over the rounds, in one chart."""
+        import wandb
+
+        classes = range(len(accuracies[0][1].confusion))
+        chart = wandb.plot.line_series(
+            xs=[round_ for round_, _ in accuracies],
+            ys=[[found.accuracy[c] for _, found in accuracies] for c in classes],
+            keys=[f"class {c}" for c in classes],
+            title="Test accuracy by class",
+            xname="round",
+        )
+        self._logger.log_metrics({"class_curves": chart})
+
+    def _artifact(self, run: Run, trained: TrainedFederation, folder: Path) -> Any:
+        """A trained federation as a W&B artifact: its files, but none with a client's data."""
+        import wandb
+
+        c = run.columns
+        name = f"federation-{c['dataset']}-{c['clients']}-clients-{c['distribution']}-s{c['scale']:g}"
+        name += f"-f{c['fine_tuning']}" if c["fine_tuning"] else ""
+        artifact = wandb.Artifact(
+            re.sub(r"[^\w.-]+", "-", f"{name}-seed{run.seed}"),
+            type="federation",
+            description="A federation trained by quickdrop_bench: the global model, and what was kept of the training.",
+            metadata={**trained.spec, "federation_hash": folder.name, "device": trained.device},
+        )
+        for file in artifacts.PUBLIC:
+            artifact.add_file(str(folder / file), name=file)
+        for path in sorted((folder / artifacts.CLIENTS).glob("[!.]*.safetensors")):
+            # The manifest has their checksums; a second hash of what may be gigabytes is not needed.
+            artifact.add_reference(path.resolve().as_uri(), name=f"{artifacts.CLIENTS}/{path.name}", checksum=False)
+        if self._images:
+            with tempfile.TemporaryDirectory() as temporary:
+                for path in artifacts.save_synthetic(trained, Path(temporary)):
+                    artifact.add_file(str(path), name=f"synthetic/{path.name}")
+        return artifact
+
+
+def _use(run: Any, artifact: Any) -> None:
+    """Declare an artifact as used by a run.
+
+    wandb refuses ``use_artifact`` while offline, but syncs the declaration when it stands in the run's file, where
+    its own online path for artifacts that are not uploaded yet puts it as well.
+    """
+    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+
+def _name(run: Run) -> str:
+    """What people read, e.g. ``quickdrop · class-9 · mnist · seed 1``."""
+    c = run.columns
+    if run.kind == TRAINING:
+        kind = f"{c['clients']} clients · {c['distribution']} · s = {c['scale']:g}"
+        kind += f" · F = {c['fine_tuning']}" if c["fine_tuning"] else ""
+        return f"{TRAINING} · {c['dataset']} · {kind} · seed {run.seed}"
+    return f"{run.method} · {c['request']} · {c['dataset']} · seed {run.seed}"
+
+
+def _summary(
+    run: Run, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, float]]:
+    """The run's rows, its distance to the oracle, and the paper's numbers."""
+    values = {(row["stage"], row["metric"]): row["value"] for row in rows if "round" not in row}
+    if oracle and rows[0]["device"] == oracle[0]["device"]:
+        own, its = ({row["metric"]: row["value"] for row in side if row["stage"] == "total"} for side in (rows, oracle))
+        values |= {("total", name): gap for name, gap in against_oracle(own, its).items() if math.isfinite(gap)}
+    published = _published(str(run.columns["artefact"]), str(run.columns["dataset"]), str(run.columns["distribution"]))
+    for (stage, metric), value in values.items():
+        if value is None:
+            continue
+        key = f"{stage.replace('-', '_')}/{metric}"
+        yield key, value
+        if published and (theirs := published.value(run.method, stage, metric)) is not None:
+            yield f"{key}_paper", theirs
+            if metric.endswith("accuracy"):
+                yield f"{key}_paper_gap", value - theirs
+
+
+@cache
+def _published(artefact: str, dataset: str, distribution: str) -> Published | None:
+    """The paper's numbers beside a setting; None for artefacts other than tables."""
+    if not (number := re.fullmatch(r"table(\d)", artefact)):
+        return None
+    return beside(read_published(paper_values(), int(number[1])), dataset, distribution)
+
+
+def _headline(numbers: pd.DataFrame) -> dict[str, float]:
+    """QuickDrop's means in a figure that shows one setting: what a sweep's controller compares."""
+    own = numbers[numbers["method"] == "quickdrop"].drop_duplicates(["stage", "metric"], keep=False)
+    keys = own["stage"].str.replace("-", "_") + "/" + own["metric"]
+    return {str(key): float(mean) for key, mean in zip(keys, own["mean"], strict=True) if pd.notna(mean)}
