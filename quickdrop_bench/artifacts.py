@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import write_atomically, write_text
@@ -42,7 +42,7 @@ __all__ = [
     "save_synthetic",
 ]
 
-FORMAT = 3
+FORMAT = 4
 PUBLIC = ("global.safetensors", "history.csv", "config.yaml", "manifest.json")
 """Files without any client's data."""
 
@@ -85,6 +85,8 @@ class TrainedFederation:
         cost: of the training, distillation included.
         spec: the resolved federation spec, for people.
         device: on which it was trained, in words; its seconds belong to that device.
+        data: what it was trained on.
+        precision: Fabric's, in which it was trained.
         fine_tuning: cost of fine-tuning the synthetic sets, on top of ``cost``.
         fine_tuning_gradients: mini-batch gradients on original data in it, summed over clients.
     """
@@ -95,6 +97,8 @@ class TrainedFederation:
     cost: Cost
     spec: Mapping[str, Any]
     device: str
+    data: DataInfo
+    precision: str
     fine_tuning: Cost = field(default_factory=Cost)
     fine_tuning_gradients: int = 0
 
@@ -127,6 +131,8 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         manifest = {
             "format": FORMAT,
             "device": trained.device,
+            "precision": trained.precision,
+            "data": asdict(trained.data),
             "cost": asdict(trained.cost),
             "fine_tuning": asdict(trained.fine_tuning),
             "fine_tuning_gradients": trained.fine_tuning_gradients,
@@ -164,6 +170,8 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
             Cost(**manifest["cost"]),
             spec,
             str(manifest["device"]),
+            _data_info(manifest["data"]),
+            str(manifest["precision"]),
             Cost(**manifest["fine_tuning"]),
             int(manifest["fine_tuning_gradients"]),
         )
@@ -171,6 +179,13 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
         if isinstance(error, BadInput):
             raise
         raise _damaged(folder, getattr(error, "filename", None) or "manifest.json") from error
+
+
+def _data_info(values: Mapping[str, Any]) -> DataInfo:
+    channels, height, width = map(int, values["image_shape"])
+    names, (mean, std) = tuple(map(str, values["class_names"])), (tuple(map(float, values[k])) for k in ("mean", "std"))
+    sizes = (int(values[f"{split}_images"]) for split in ("train", "test"))
+    return DataInfo(str(values["name"]), (channels, height, width), names, mean, std, *sizes)
 
 
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:

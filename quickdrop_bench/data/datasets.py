@@ -87,7 +87,7 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Im
     raw = DATASETS[name].load(data_dir, image_size)
     train = LabelledSet.of(_normalise(raw.train_images, raw), raw.train_labels)
     test = LabelledSet.of(_normalise(raw.test_images, raw), raw.test_labels)
-    return ImageData(dataset_label(name, data_dir), train, test, raw.class_names)
+    return ImageData(dataset_label(name, data_dir), train, test, raw.class_names, raw.mean, raw.std)
 
 
 def _normalise(images: Tensor, raw: RawData) -> Tensor:

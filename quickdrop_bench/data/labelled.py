@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["ImageData", "LabelledSet", "concatenate", "pool"]
+__all__ = ["DataInfo", "ImageData", "LabelledSet", "concatenate", "pool"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,27 @@ def pool(*sets: LabelledSet) -> LabelledSet:
 
 
 @dataclass(frozen=True)
+class DataInfo:
+    """What a model must know of the data set that it was trained on.
+
+    Attributes:
+        name: as it appears in rows and tables.
+        image_shape: (C, H, W).
+        class_names: one per class, by index.
+        mean, std: per channel, of pixels in [0, 1]: images are normalised as (pixel − mean) / std.
+        train_images, test_images: size of the splits.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_images: int
+    test_images: int
+
+
+@dataclass(frozen=True)
 class ImageData:
     """A data set: normalised training and test images.
 
@@ -72,12 +93,21 @@ class ImageData:
         name: as it appears in rows and tables.
         train, test: all images of the split.
         class_names: one per class, by index.
+        mean, std: see :class:`DataInfo`.
     """
 
     name: str
     train: LabelledSet
     test: LabelledSet
     class_names: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def info(self) -> DataInfo:
+        """The data set without its images."""
+        sizes = len(self.train), len(self.test)
+        return DataInfo(self.name, self.image_shape, self.class_names, self.mean, self.std, *sizes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,4 +120,4 @@ class ImageData:
         splits = [
             LabelledSet(s.images.to(device), s.labels.to(device), s.rows.to(device)) for s in (self.train, self.test)
         ]
-        return ImageData(self.name, splits[0], splits[1], self.class_names)
+        return replace(self, train=splits[0], test=splits[1])

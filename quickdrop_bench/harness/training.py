@@ -203,6 +203,8 @@ def train_federation(
         cost=result.cost,
         spec={**spec.resolved(), "seed": seed},
         device=device_name(fabric.device),
+        data=data.info,
+        precision=fabric.strategy.precision.precision,
     )
     artifacts.save(trained, folder)
     checkpoint.path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import torch
 
 from quickdrop_bench.artifacts import UPDATES, ClientArtifacts, TrainedFederation, is_complete, load, save
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import LabelledSet, concatenate
+from quickdrop_bench.data.labelled import DataInfo, LabelledSet, concatenate
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
@@ -35,9 +35,9 @@ def trained(toy_clients: dict[int, LabelledSet]) -> TrainedFederation:
         clients[i] = artifacts_of(data)
     clients[3] = replace(artifacts_of(toy_clients[0].subset(torch.empty(0, dtype=torch.int64))), synthetic=None)
     history = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
-    return TrainedFederation(
-        {"w": torch.randn(3)}, clients, history, Cost(seconds=1.5, rounds=2), {"alpha": 0.1}, "a CPU"
-    )
+    data = DataInfo("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,), 45, 9)
+    cost = Cost(seconds=1.5, rounds=2)
+    return TrainedFederation({"w": torch.randn(3)}, clients, history, cost, {"alpha": 0.1}, "a CPU", data, "32-true")
 
 
 def test_round_trip(trained: TrainedFederation, tmp_path: Path) -> None:
@@ -45,6 +45,7 @@ def test_round_trip(trained: TrainedFederation, tmp_path: Path) -> None:
     again = load(tmp_path / "run", CPU)
     assert torch.equal(again.state["w"], trained.state["w"])
     assert (again.cost, again.spec, again.device) == (trained.cost, trained.spec, "a CPU")
+    assert (again.data, again.precision) == (trained.data, "32-true")
     pd.testing.assert_frame_equal(again.history, trained.history)
     assert list(again.clients) == [0, 1, 2, 3]
     assert again.clients[3].synthetic is None
