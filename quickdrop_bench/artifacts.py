@@ -8,10 +8,11 @@ samples), ``updates/`` (the server's update history, if kept), ``history.csv`` (
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quickdrop_bench.artifact_checks import (
+    LARGEST,
+    Damage,
+    Layout,
+    Listed,
+    Manifest,
+    check_client,
+    check_finite,
+    check_layout,
+    check_parameters,
+    check_partition,
+    check_sizes,
+    client_layout,
+    parse_history,
+    parse_manifest,
+    parse_spec,
+)
 from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import write_atomically, write_text
+from quickdrop_bench.files import file_size, open_tensors, read_bytes, sha256, write_atomically, write_text
 from quickdrop_bench.functional.aggregation import State
 
 __all__ = [
@@ -36,6 +54,7 @@ __all__ = [
     "UPDATES",
     "ClientArtifacts",
     "TrainedFederation",
+    "check_state",
     "is_complete",
     "load",
     "save",
@@ -43,14 +62,22 @@ __all__ = [
 ]
 
 FORMAT = 4
-PUBLIC = ("global.safetensors", "history.csv", "config.yaml", "manifest.json")
+GLOBAL, HISTORY, CONFIG, MANIFEST = "global.safetensors", "history.csv", "config.yaml", "manifest.json"
+
+PUBLIC = (GLOBAL, HISTORY, CONFIG, MANIFEST)
 """Files without any client's data."""
 
 CLIENTS = "clients"
 """Folder of what clients keep to themselves, original images among it."""
 
+VISIBLE = 2.0
+"""Shades of 255 by which a synthetic image differs somewhere from what it began as, to count as another one."""
+
 UPDATES = "updates"
 """Folder of the update history, written while the federation trains."""
+
+MISREAD = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What reading a file of another content than expected raises."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +131,8 @@ class TrainedFederation:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a federation was saved there to the end."""
-    return (folder / "manifest.json").is_file()
+    """Whether a federation was saved there to the end; :func:`load` says whether it is whole."""
+    return os.path.lexists(folder / MANIFEST)
 
 
 def save(trained: TrainedFederation, folder: Path) -> None:
@@ -113,21 +140,20 @@ def save(trained: TrainedFederation, folder: Path) -> None:
 
     Raises:
         BadInput: the folder cannot be written.
+        ArithmeticError: synthetic images are not finite.
     """
+    _check_synthetic(trained)
     try:
-        (folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / CLIENTS, ignore_errors=True)
-        _save_tensors(folder / "global.safetensors", trained.state)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        _remove_folder(folder / CLIENTS)
+        _save_tensors(folder / GLOBAL, trained.state)
         for client, kept in trained.clients.items():
             _save_tensors(folder / CLIENTS / f"{client:04d}.safetensors", _client_tensors(kept))
-        write_text(folder / "history.csv", trained.history.to_csv(index=False))
-        write_text(folder / "config.yaml", yaml.safe_dump(dict(trained.spec), sort_keys=False))
-        names = ["global.safetensors", "history.csv", "config.yaml"]
-        names += [f"{CLIENTS}/{client:04d}.safetensors" for client in trained.clients]
-        # Hidden files are what a killed writer left.
-        updates = sorted(p for p in (folder / UPDATES).rglob("*.safetensors") if not p.name.startswith("."))
-        names += [path.relative_to(folder).as_posix() for path in updates]
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+        write_text(folder / HISTORY, trained.history.to_csv(index=False))
+        write_text(folder / CONFIG, yaml.safe_dump(dict(trained.spec), sort_keys=False))
+        names = [GLOBAL, HISTORY, CONFIG, *(f"{CLIENTS}/{client:04d}.safetensors" for client in trained.clients)]
+        names += _updates_on_disk(folder)
+        files = {name: {"bytes": file_size(folder / name), "sha256": sha256(folder / name)} for name in names}
         manifest = {
             "format": FORMAT,
             "device": trained.device,
@@ -138,58 +164,71 @@ def save(trained: TrainedFederation, folder: Path) -> None:
             "fine_tuning_gradients": trained.fine_tuning_gradients,
             "files": files,
         }
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    except OSError as error:
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason})") from error
 
 
 def load(folder: Path, device: torch.device) -> TrainedFederation:
-    """Read a federation and put its tensors on a device. Nothing is unpickled.
+    """Read a federation and put its tensors on a device. Nothing is unpickled, and no file is trusted.
+
+    Sizes are compared with the manifest before anything is read, then checksums, then every value with what the
+    manifest says of the data. Whether the parameters suit a model is for :func:`check_state`.
 
     Raises:
-        BadInput: a file is missing or does not match the manifest; the file is named.
+        BadInput: a file is missing, does not match the manifest, or holds what no training writes; the file is named.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise _damaged(folder, f"manifest.json has format {manifest['format']}, not {FORMAT}, or")
-        for name, entry in manifest["files"].items():
-            if _sha256(_inside(folder, name)) != entry["sha256"]:
-                raise _damaged(folder, name)
-        state = load_file(folder / "global.safetensors", device=str(device))
-        paths = sorted(name for name in manifest["files"] if name.startswith(f"{CLIENTS}/"))
-        clients = {
-            int(Path(name).stem): _client_from(load_file(folder / name, device=str(device)), device) for name in paths
-        }
-        history = pd.read_csv(folder / "history.csv")
-        spec = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return TrainedFederation(
-            state,
-            clients,
-            history,
-            Cost(**manifest["cost"]),
-            spec,
-            str(manifest["device"]),
-            _data_info(manifest["data"]),
-            str(manifest["precision"]),
-            Cost(**manifest["fine_tuning"]),
-            int(manifest["fine_tuning_gradients"]),
-        )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise _damaged(folder, getattr(error, "filename", None) or "manifest.json") from error
+    with _blamed(folder, MANIFEST):
+        manifest = parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST[MANIFEST]), FORMAT)
+        check_sizes(manifest)
+    _check_files(folder, manifest.files)
+    with _blamed(folder, GLOBAL):
+        check_parameters(_header(folder, GLOBAL))
+        state = load_file(folder / GLOBAL, device=str(device))
+        check_finite(state)
+    clients = _load_clients(folder, manifest, device)
+    _check_updates(folder, manifest, state, len(clients))
+    with _blamed(folder, HISTORY):
+        history = parse_history(read_bytes(folder / HISTORY, LARGEST[HISTORY]), manifest.data, len(clients))
+    with _blamed(folder, CONFIG):
+        spec = parse_spec(read_bytes(folder / CONFIG, LARGEST[CONFIG]), len(clients))
+    return TrainedFederation(
+        state,
+        clients,
+        history,
+        manifest.cost,
+        spec,
+        manifest.device,
+        manifest.data,
+        manifest.precision,
+        manifest.fine_tuning,
+        manifest.fine_tuning_gradients,
+    )
 
 
-def _data_info(values: Mapping[str, Any]) -> DataInfo:
-    channels, height, width = map(int, values["image_shape"])
-    names, (mean, std) = tuple(map(str, values["class_names"])), (tuple(map(float, values[k])) for k in ("mean", "std"))
-    sizes = (int(values[f"{split}_images"]) for split in ("train", "test"))
-    return DataInfo(str(values["name"]), (channels, height, width), names, mean, std, *sizes)
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise unless loaded parameters are those of a model.
+
+    Args:
+        state: as loaded.
+        expected: the model's own parameters by name; their values do not matter.
+        folder: where ``state`` was loaded from, for the message.
+
+    Raises:
+        BadInput: a parameter is missing, unknown, or of another shape.
+    """
+    if unlike := sorted(state.keys() ^ expected.keys()):
+        verb = "lacks" if unlike[0] in expected else "holds the unknown"
+        raise _damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            own, other = ("×".join(map(str, v.shape)) for v in (state[name], value))
+            raise _damaged(folder, GLOBAL, f"{name} is {own}, and the model has {other}")
 
 
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
-    """Write the distilled images and their labels alone, without those that still are what a client holds.
+    """Write the distilled images and their labels alone, without those that still look like what a client holds.
 
     Args:
         trained: the federation.
@@ -203,26 +242,115 @@ def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
         if kept.synthetic is None:
             continue
         s = kept.synthetic
-        changed = (s.images != kept.subset.images).flatten(1).any(1)
+        std = torch.tensor(trained.data.std, device=s.images.device).view(1, -1, 1, 1)
+        changed = (255 * std * (s.images - kept.subset.images)).abs().flatten(1).amax(1) >= VISIBLE
         if changed.any():
             written.append(folder / f"{client:04d}.safetensors")
             _save_tensors(written[-1], {"images": s.images[changed], "labels": s.labels[changed]})
     return written
 
 
-def _damaged(folder: Path, name: str) -> BadInput:
-    return BadInput("--artifacts-dir", folder, f"{name} is missing or damaged; delete this folder to train again")
+@contextmanager
+def _blamed(folder: Path, name: str) -> Iterator[None]:
+    """Whatever goes wrong in the block is said of this file."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, SafetensorError, yaml.YAMLError, *MISREAD) as error:
+        reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
+        raise _damaged(folder, name, reason or type(error).__name__) from error
+
+
+def _damaged(folder: Path, name: str, reason: str) -> BadInput:
+    allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
+    return BadInput("--artifacts-dir", folder, allowed)
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise _damaged(folder, name)
+    """A file of the folder, links followed as long as they stay inside."""
+    path = Path(os.path.realpath(folder / name))
+    if not path.is_relative_to(os.path.realpath(folder)):
+        raise Damage("it lies outside the folder")
     return path
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _check_files(folder: Path, files: Mapping[str, Listed]) -> None:
+    """All sizes first: a checksum takes time."""
+    for name, listed in files.items():
+        with _blamed(folder, name):
+            size = file_size(_inside(folder, name))
+            if size != listed.size:
+                raise Damage(f"it has {size} bytes instead of {listed.size}")
+    for name, listed in files.items():
+        with _blamed(folder, name):
+            if sha256(folder / name) != listed.sha256:
+                raise Damage("its checksum is another")
+    # What reads the update history looks into the folder, not into the manifest.
+    if extra := [name for name in _updates_on_disk(folder) if name not in files]:
+        raise _damaged(folder, UPDATES, f"{len(extra)} of its files are not in {MANIFEST}")
+
+
+def _header(folder: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of a safetensors file's tensors by name, without reading any."""
+    with open_tensors(folder / name) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+        return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
+
+
+def _load_clients(folder: Path, manifest: Manifest, device: torch.device) -> dict[int, ClientArtifacts]:
+    """All clients by id, in order."""
+    names = {int(Path(name).stem): name for name in manifest.files if name.startswith(f"{CLIENTS}/")}
+    clients = {}
+    for client, name in sorted(names.items()):
+        with _blamed(folder, name):
+            header = _header(folder, name)
+            check_layout(header, client_layout(manifest.data, synthetic="synthetic_images" in header))
+            tensors = load_file(folder / name, device=str(device))
+            check_client(tensors, manifest.data)
+            clients[client] = _client_from(tensors)
+    with _blamed(folder, CLIENTS):
+        if list(clients) != list(range(len(clients))):
+            raise Damage("a client is missing")
+        kept = ((c.rows, c.subset_rows, c.augmentation_rows) for c in clients.values())
+        check_partition(kept, manifest.data.train_images)
+    return clients
+
+
+def _check_updates(folder: Path, manifest: Manifest, state: State, clients: int) -> None:
+    """The update history suits the model: by its headers, as reading all of it would take long."""
+    parameters: Layout = {name: ("F32", tuple(value.shape)) for name, value in state.items()}
+    for name in manifest.files:
+        if not name.startswith(f"{UPDATES}/"):
+            continue
+        with _blamed(folder, name):
+            initial = Path(name).stem == "initial"
+            check_layout(_header(folder, name), parameters if initial else {**parameters, "num_examples": ("I64", ())})
+            if not initial and int(Path(name).stem) >= clients:
+                raise Damage("there is no such client")
+
+
+def _updates_on_disk(folder: Path) -> list[str]:
+    # Hidden files are what a killed writer left.
+    paths = [*(folder / UPDATES).glob("initial.safetensors"), *(folder / UPDATES).glob("[0-9]*/[0-9]*.safetensors")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _check_synthetic(trained: TrainedFederation) -> None:
+    for client, kept in trained.clients.items():
+        if kept.synthetic is not None and not all(
+            value.isfinite().all() for value in (kept.synthetic.images, kept.synthetic.velocity)
+        ):
+            rate = trained.spec.get("image_lr", "")
+            raise ArithmeticError(
+                f"distillation diverged: synthetic images of client {client} are not finite; lower --image-lr {rate}"
+            )
+
+
+def _remove_folder(path: Path) -> None:
+    if path.is_symlink():  # what it leads to is not ours
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -253,7 +381,7 @@ def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:
     return tensors
 
 
-def _client_from(tensors: dict[str, Tensor], device: torch.device) -> ClientArtifacts:
+def _client_from(tensors: dict[str, Tensor]) -> ClientArtifacts:
     synthetic = None
     if "synthetic_images" in tensors:
         synthetic = SyntheticSet(

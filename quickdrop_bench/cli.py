@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,12 +11,15 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from quickdrop_bench import serve
 from quickdrop_bench.allocator import keep_freed_memory
+from quickdrop_bench.dashboard import definition, publish
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.files import write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.sheets import synthetic_pairs
@@ -29,7 +33,7 @@ from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting.distribution import write_distribution
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.report import render_report, write_report
-from quickdrop_bench.tracking import tracking
+from quickdrop_bench.tracking import project_of, tracking
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
@@ -48,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         standard error; 130 when interrupted.
     """
     keep_freed_memory()
+    argv = sys.argv[1:] if argv is None else argv
     try:
         load_plugins()
-        argv = sys.argv[1:] if argv is None else argv
         args = parse(argv)
         return COMMANDS[args.command](args[args.command], argv)
     except BadInput as error:
@@ -60,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command continues from here", file=sys.stderr)
+        served = bool(argv) and argv[0] in serve.COMMANDS
+        then = "what was finished is kept" if served else "the same command continues from here"
+        print(f"{PROGRAM}: interrupted; {then}", file=sys.stderr)
         return 130
 
 
@@ -163,6 +169,22 @@ def report(args: Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
+def dashboard(args: Namespace, argv: Sequence[str]) -> int:
+    """Write the definition of a W&B workspace, and save it on W&B if asked to."""
+    project = project_of(args)
+    entity = args.wandb_entity or os.environ.get("WANDB_ENTITY", "")
+    if args.publish and not entity:
+        raise BadInput("--publish", "needs --wandb-entity", "name the user or team that the project belongs to")
+    try:
+        write_text(args.output, definition(entity, project))
+    except OSError as error:
+        raise BadInput("--output", args.output, f"it cannot be written ({error.strerror})") from error
+    print(args.output)
+    if args.publish:
+        print(publish(entity, project))
+    return 0
+
+
 def list_methods(args: Namespace, argv: Sequence[str]) -> int:
     """List the methods with what they can do and need."""
     header = ("method", "requests", "relearns", "needs at request time", "what it does")
@@ -203,8 +225,10 @@ COMMANDS: dict[str, Callable[[Namespace, Sequence[str]], int]] = {
     "figure": figure,
     "sweep": sweep,
     "train": train,
+    **serve.COMMANDS,
     "distribution": distribution,
     "report": report,
+    "dashboard": dashboard,
     "methods": list_methods,
     "datasets": list_datasets,
     "presets": list_presets,

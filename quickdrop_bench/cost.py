@@ -12,7 +12,14 @@ import torch
 __all__ = ["Clock", "Cost", "Storage"]
 
 
-RARE = ("second_order_sample_gradients", "sample_forwards", "distillation_seconds")
+RARE = (
+    "second_order_sample_gradients",
+    "sample_forwards",
+    "distillation_seconds",
+    "dropouts",
+    "stragglers",
+    "rejected_updates",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,9 @@ class Cost:
         sample_forwards: forward-only passes, counted per sample.
         upload_bytes: bytes that clients send to the server, float32 parameters.
         distillation_seconds: the part of ``seconds`` spent on Algorithm 2, lines 14 and 15.
+        dropouts: times that a chosen client did not take part in a round.
+        stragglers: times that one computed, which is counted above, but was too late to be heard.
+        rejected_updates: updates that the server got and did not use, as they were not finite.
     """
 
     seconds: float = 0.0
@@ -40,6 +50,9 @@ class Cost:
     sample_forwards: int = 0
     upload_bytes: int = 0
     distillation_seconds: float = 0.0
+    dropouts: int = 0
+    stragglers: int = 0
+    rejected_updates: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "Unsupported", "positive"]
+__all__ = ["BadInput", "Missing", "Unsupported", "positive"]
 
 
 class BadInput(ValueError):
@@ -23,6 +23,10 @@ class BadInput(ValueError):
 
 class Unsupported(BadInput):
     """A method was asked for something that it declares it cannot do (paper, Table 1)."""
+
+
+class Missing(BadInput):
+    """Data that are not where they were looked for."""
 
 
 def positive(option: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:

@@ -1,12 +1,22 @@
-"""Files that are either the old or the new version, never half of one."""
+"""Files that are either the old or the new version, never half of one, and reading that trusts no file."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_atomically", "write_text"]
+from safetensors import safe_open
+
+__all__ = ["HEADER", "file_size", "open_tensors", "read_bytes", "sha256", "write_atomically", "write_text"]
+
+HEADER = 2**20
+"""Bytes of a safetensors header that is still read; thousands of tensors fit."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,10 +25,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the folder cannot be created or written; an existing ``path`` is left as it was.
     """
+    if not path.name or "\0" in str(path):
+        raise OSError(errno.EINVAL, "this is no name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # a link that lies there would be written through
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -30,3 +43,58 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes of a regular file. Anything else is refused: reading a pipe or a device may never end.
+
+    Raises:
+        OSError: it is missing, or no regular file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return found.st_size
+
+
+def read_bytes(path: Path, at_most: int) -> bytes:
+    """A regular file's content.
+
+    Args:
+        path: the file.
+        at_most: bytes that are still read.
+
+    Raises:
+        OSError: it is missing, larger or no regular file.
+    """
+    file_size(path)
+    with path.open("rb") as file:
+        content = file.read(at_most + 1)
+    if len(content) > at_most:
+        raise OSError(errno.EFBIG, f"it is larger than {at_most} bytes", str(path))
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
+    """A safetensors file, opened once its header is known to be short. It never unpickles.
+
+    Names, dtypes and shapes can be looked at by ``keys()`` and ``get_slice(name)`` before any tensor is read.
+
+    Raises:
+        OSError: it is missing, no regular file, or its header too large.
+        safetensors.SafetensorError: it is no safetensors file, or of another length than its header says.
+    """
+    file_size(path)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > HEADER:
+        raise OSError(errno.EFBIG, f"its header is larger than {HEADER} bytes", str(path))
+    with safe_open(path, "pt", device=device) as tensors:
+        yield tensors

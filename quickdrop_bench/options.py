@@ -22,15 +22,21 @@ from quickdrop_bench.methods import METHODS, Method
 __all__ = [
     "AXES",
     "add_common_options",
+    "add_dashboard_options",
+    "add_evaluate_options",
+    "add_export_options",
     "add_figure_options",
     "add_no_options",
     "add_report_options",
+    "add_request_options",
+    "add_run_name",
     "add_run_options",
     "add_sweep_options",
     "add_table_options",
     "federation_spec",
     "make_fabric",
     "methods_of",
+    "numbers_of",
     "requests_of",
     "rules_of",
     "seeds_of",
@@ -126,6 +132,58 @@ def add_figure_options(parser: ArgumentParser) -> None:
     add_sweep_options(parser)
 
 
+def add_run_name(parser: ArgumentParser) -> None:
+    """Which trained federation is meant, and what its commands share."""
+    parser.add_argument("run", type=str, help="folder of a trained federation, or its name or the beginning of it")
+    parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations are")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_evaluate_options(parser: ArgumentParser) -> None:
+    """What evaluating a trained federation needs."""
+    add_run_name(parser)
+    parser.add_argument("--version", type=int | None, default=None, help="model version (default: the current one)")
+    _add_machine_options(parser)
+
+
+def add_export_options(parser: ArgumentParser) -> None:
+    """Which model goes where, and in which form."""
+    add_run_name(parser)
+    parser.add_argument("--version", type=int | None, default=None, help="model version (default: the current one)")
+    parser.add_argument("--format", type=str, default="safetensors", help="safetensors, torchscript or onnx")
+    parser.add_argument("--output", type=Path | None, default=None, help="file to write (default: in the run's folder)")
+
+
+def add_request_options(parser: ArgumentParser) -> None:
+    """What a request on a trained federation needs."""
+    add_run_name(parser)
+    parser.add_argument("--preset", type=str | None, default=None, help="of the settings (default: the training's)")
+    parser.add_argument("--class", dest="forget_class", type=int | str, default="", help="class; 9,3 one by one")
+    parser.add_argument("--client", dest="forget_client", type=int | str, default="", help="client; 3,5 one by one")
+    parser.add_argument("--method", type=str, default="quickdrop", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
+    parser.add_argument("--dry-run", action="store_true", help="show participants and cost, and stop")
+    _add_machine_options(parser)
+    for name in METHODS:
+        _add_fields(parser, METHODS[name], f"{name}.")
+
+
+def add_dashboard_options(parser: ArgumentParser) -> None:
+    """Whose dashboard, and where it goes."""
+    parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
+    parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team; needed to publish")
+    parser.add_argument("--output", type=Path, default=Path("dashboard.json"), help="file for the definition")
+    parser.add_argument("--publish", action="store_true", help="save it on W&B too; needs a key and a network")
+
+
+def _add_machine_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
+    parser.add_argument("--accelerator", type=str, default="cpu", help="auto, cpu or cuda, as Fabric calls them")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices")
+    precisions = f"one of {', '.join(PRECISIONS)} (default: the training's)"
+    parser.add_argument("--precision", type=str | None, default=None, help=precisions)
+
+
 def add_no_options(parser: ArgumentParser) -> None:
     """For commands that only list something."""
 
@@ -162,13 +220,22 @@ def split(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
 
 
+def numbers_of(option: str, text: object) -> tuple[int, ...]:
+    """A list of whole numbers as the user types it, ``9,3``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        return tuple(int(part) for part in split(str(text)))
+    except ValueError:
+        raise BadInput(option, text, "a number, or several as 9,3, is needed") from None
+
+
 def requests_of(args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
     """What is to be forgotten, one after the other."""
     text = args.forget_class if level == "class" else args.forget_client
-    try:
-        targets = [int(part) for part in split(text)]
-    except ValueError:
-        targets = []
+    targets = numbers_of(f"--{level}", text)
     if not targets:
         raise BadInput(f"--{level}", text, "a number, or several as 9,3, is needed")
     return tuple(UnlearningRequest(level, (target,)) for target in targets)

@@ -9,24 +9,28 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from quickdrop_bench import __version__
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.harness.catalogue import preset_files, presets
+from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import (
     add_common_options,
+    add_dashboard_options,
+    add_evaluate_options,
+    add_export_options,
     add_figure_options,
     add_no_options,
     add_report_options,
+    add_request_options,
+    add_run_name,
     add_run_options,
     add_sweep_options,
     add_table_options,
 )
 
-__all__ = ["COMMANDS", "PROGRAM", "options_of", "parse"]
+__all__ = ["COMMANDS", "PROGRAM", "method_defaults", "options_of", "parse"]
 
 PROGRAM = "quickdrop-bench"
 
@@ -35,8 +39,14 @@ COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], str]] = {
     "figure": (add_figure_options, "measure and draw a figure of the paper"),
     "sweep": (add_sweep_options, "measure and draw over scales, alphas, clients, data sets"),
     "train": (add_run_options, "train a federation and save its artifacts"),
+    "unlearn": (add_request_options, "forget a class or a client on a trained federation"),
+    "relearn": (add_request_options, "learn again what was forgotten"),
+    "evaluate": (add_evaluate_options, "accuracies of a trained federation's model"),
+    "show": (add_run_name, "what a trained federation is, and what it forgot"),
+    "export": (add_export_options, "write a model as safetensors, TorchScript or ONNX"),
     "distribution": (add_common_options, "show who holds which classes"),
     "report": (add_report_options, "write one HTML page over all rows"),
+    "dashboard": (add_dashboard_options, "write a W&B workspace with panels for all runs"),
     "methods": (add_no_options, "list the unlearning methods"),
     "datasets": (add_no_options, "list the data sets"),
     "presets": (add_no_options, "list the presets"),
@@ -44,8 +54,16 @@ COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], str]] = {
 """Options and help by command."""
 
 WITH_METHODS = (add_table_options, add_figure_options, add_sweep_options)
-WITHOUT_PRESET = (add_no_options, add_report_options)
-FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images")
+WITHOUT_PRESET = (
+    add_no_options,
+    add_report_options,
+    add_dashboard_options,
+    add_request_options,
+    add_evaluate_options,
+    add_run_name,
+    add_export_options,
+)
+FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish")
 """Options without a value."""
 
 
@@ -73,12 +91,13 @@ def _as_bad_input(message: str) -> BadInput:
     return BadInput("command line", "not understood", message)
 
 
-def parse(argv: Sequence[str], artefact: str | None = None) -> Namespace:
+def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[str, Any] | None = None) -> Namespace:
     """Parse a command line; the preset sets the defaults that options and ``--config`` files override.
 
     Args:
         argv: the arguments.
         artefact: whose section of the preset counts; None takes the artefact that the command line names.
+        defaults: in place of the preset's, for commands that have none.
     """
     parser = Parser(
         prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__, allow_abbrev=False
@@ -89,12 +108,13 @@ def parse(argv: Sequence[str], artefact: str | None = None) -> Namespace:
         sub = Parser(description=text, allow_abbrev=False)
         if argv and argv[0] == name:  # building the options of all commands takes seconds
             options(sub)
+            sub.set_defaults(dict(defaults or {}))
         if argv and argv[0] == name and options not in WITHOUT_PRESET:
             with_methods = options in WITH_METHODS
             section = artefact or (_named_artefact(argv) if with_methods else "")
-            defaults = _preset_defaults(argv, section, with_methods=with_methods)
-            chosen = defaults["preset"]
-            sub.set_defaults(defaults)
+            preset = _preset_defaults(argv, section, with_methods=with_methods)
+            chosen = preset["preset"]
+            sub.set_defaults(preset)
         commands.add_subcommand(name, sub, help=text)
     args = parser.parse_args(list(argv))
     if chosen is not None and args[args.command].preset != chosen:
@@ -133,13 +153,24 @@ def _preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) 
         if not {"-h", "--help"} & set(argv):
             others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
             print(f"preset {preset} (others: {others})", file=sys.stderr)
-    defaults: dict[str, Any] = {"preset": preset}
-    files = preset_files(preset, _peek(argv, "--dataset"))
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
-    # What an artefact asks for stands above what a data set needs.
-    for values in (*contents, *(content.get(artefact, {}) for content in contents)):
-        defaults |= _flat(values, with_methods=with_methods)
-    return defaults
+    return {"preset": preset, **_preset_values(preset, _peek(argv, "--dataset"), artefact, with_methods=with_methods)}
+
+
+def method_defaults(preset: str, dataset: str, artefact: str) -> dict[str, Any]:
+    """The settings of all methods in a preset, as options ``<method>.<field>``.
+
+    Raises:
+        BadInput: there is no such preset.
+    """
+    values = _preset_values(preset, dataset, artefact, with_methods=True)
+    return {name: value for name, value in values.items() if "." in name}
+
+
+def _preset_values(preset: str, dataset: str | None, artefact: str, *, with_methods: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for values in preset_values(preset, dataset, artefact):
+        found |= _flat(values, with_methods=with_methods)
+    return found
 
 
 def _flat(values: Mapping[str, Any], *, with_methods: bool) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
             for cell in experiments:
                 all_well &= _measure_here(args, folder, rows, cell, tracker)
         _render(args, rows, [experiment for experiment, _ in experiments], folder)
-        if tracker and _stamp(rows.path) != stamp:
+        if tracker and (tracker.has_agent or _stamp(rows.path) != stamp):
             tracker.log_artefact(name, args.preset, folder)
     print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
     return 0 if all_well else 1
@@ -209,7 +209,7 @@ def _process(name: str, argv: Sequence[str], group: Sequence[tuple[int, int]], t
                 print(f"{_cell_name(experiment)}, seed {seed}: {error}", file=sys.stderr)
                 all_well = False
             _write_trials(session, folder)
-    sys.exit(not all_well)
+    sys.exit(0 if all_well else 1)
 
 
 def _cell_name(experiment: Experiment) -> str:

@@ -48,6 +48,13 @@ class RoundAccuracy:
         return self._known[1]
 
 
+def _failures(info: RoundInfo) -> str:
+    """How many clients failed in a round, e.g. `` · 2 dropped, 1 late``; nothing if none did."""
+    counts = {"dropped": info.dropped, "late": info.late, "rejected": info.rejected}
+    found = ", ".join(f"{len(clients)} {what}" for what, clients in counts.items() if clients)
+    return f" · {found}" if found else ""
+
+
 class ProgressDisplay:
     """A Fabric callback that shows each round of each phase.
 
@@ -92,6 +99,10 @@ class ProgressDisplay:
         self._run = f"seed {run.seed} · {run.name}"
         self._phase, self._phase_began = None, time.monotonic()
 
+    def on_search_start(self, run: Run) -> None:
+        """Announce the method that settings are searched for; called by Fabric."""
+        self.on_run_start(run)
+
     def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
         """Show a round; called by Fabric."""
         is_whole_run = info.phase.name in ("fl-training", "retraining")
@@ -102,7 +113,7 @@ class ProgressDisplay:
         last = info.round + 1 == info.phase.rounds
         if (accuracy := self._accuracy(federation, info)) is not None:
             self._last_accuracy = f" · accuracy {accuracy.without(()):.3f}"
-        facts = f"loss {info.loss:.3f}{self._last_accuracy}"
+        facts = f"loss {info.loss:.3f}{self._last_accuracy}{_failures(info)}"
         if self._live:
             self._bar.update(self._task, completed=info.round + 1, facts=facts)
             return

@@ -5,6 +5,7 @@ Rows on disk are the truth: whatever goes wrong here is said once and ends the m
 
 from __future__ import annotations
 
+import configparser
 import logging
 import math
 import netrc
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
 
 import pandas as pd
+import yaml
 from lightning.fabric.loggers.logger import Logger
 from PIL import Image
 
@@ -40,12 +42,15 @@ from quickdrop_bench.reporting.distribution import distribution_png
 from quickdrop_bench.reporting.measured import against_oracle
 from quickdrop_bench.reporting.published import Published, beside, read_published
 
-__all__ = ["MODES", "PROJECT", "Tracker", "resolve_mode", "tracker_of", "tracking"]
+__all__ = ["MODES", "PROJECT", "Tracker", "project_of", "resolve_mode", "tracker_of", "tracking"]
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
 PROJECT = "quickdrop-bench"
+
+SWEEPS = ("sweep", "figure5", "figure6")
+"""Artefacts with several federations of one data set."""
 
 STAGES = (TRAINING, "unlearning", "recovery", "relearning")
 """By index: the values of the axis ``stage``."""
@@ -69,6 +74,9 @@ AGENT = {"sweep_id": "WANDB_SWEEP_ID", "run_id": "WANDB_RUN_ID", "sweep_param_pa
 
 NO_KEY = "no API key is configured (wandb login sets one); runs are kept offline"
 
+SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")
+"""Where wandb logs in by default, by version."""
+
 P = ParamSpec("P")
 
 
@@ -86,7 +94,7 @@ def resolve_mode(mode: str) -> str:
         raise BadInput("--wandb", mode, f"use one of {', '.join(MODES)}")
     if mode == "auto":
         asked = {"dryrun": "offline", "run": "online"}.get(given := os.environ.get("WANDB_MODE", ""), given)
-        mode = asked if asked in MODES[1:] else "online" if _has_key() else "offline"
+        mode = asked if asked in ("offline", "disabled") else "online" if _has_key() else "offline"
     elif mode == "online" and not _has_key():
         log.warning("W&B: %s", NO_KEY)
         return "offline"
@@ -97,15 +105,39 @@ def _has_key() -> bool:
     """Whether wandb would find credentials: in the environment, or where ``wandb login`` puts them."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(name).expanduser() for name in names):
+    hosts = [urlsplit(server).netloc for server in _servers()]
+    for name in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         try:
-            if netrc.netrc(path).authenticators(host):
+            known = netrc.netrc(Path(name).expanduser())
+            if any(entry[2] for host in hosts if (entry := known.authenticators(host))):
                 return True
-        except (OSError, netrc.NetrcParseError):
-            continue
+        except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
+            continue  # no such file, nobody's home, another encoding, or no netrc
     return False
+
+
+def _servers() -> tuple[str, ...]:
+    """Where wandb would log in: as the environment says, or its settings file, or its own servers."""
+    if named := os.environ.get("WANDB_BASE_URL"):
+        return (named,)
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
+    except (OSError, RuntimeError, ValueError, configparser.Error):
+        return SERVERS
+    return (settings.get("default", "base_url"),) if settings.has_option("default", "base_url") else SERVERS
+
+
+def project_of(args: Any) -> str:
+    """The W&B project that the options or the environment name.
+
+    Raises:
+        BadInput: W&B would refuse the name.
+    """
+    project: str = args.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
+    if not project.strip() or len(project) > 128 or re.search(r"[/\\#?%:]", project):
+        raise BadInput("--wandb-project", project, r"use at most 128 characters, and none of / \ # ? % :")
+    return project
 
 
 def tracker_of(args: Any) -> Tracker | None:
@@ -114,10 +146,7 @@ def tracker_of(args: Any) -> Tracker | None:
     Raises:
         BadInput: there is no such mode, or W&B would refuse the project's name.
     """
-    project = args.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
-    if not project.strip() or len(project) > 128 or re.search(r"[/\\#?%:]", project):
-        raise BadInput("--wandb-project", project, r"use at most 128 characters, and none of / \ # ? % :")
-    mode = resolve_mode(args.wandb)
+    project, mode = project_of(args), resolve_mode(args.wandb)
     if mode == "disabled":
         return None
     return Tracker(mode, project, args.wandb_entity or None, images=args.wandb_images)
@@ -154,6 +183,8 @@ def _mirrors(event: Callable[Concatenate[Tracker, P], None]) -> Callable[Concate
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning("W&B failed and is left out from here on; rows are complete without it: %s", reason)
             log.debug("where it failed", exc_info=error)
+            with suppress(Exception):
+                self.experiment.finish(exit_code=1)
 
     return guarded  # type: ignore[return-value]
 
@@ -162,7 +193,7 @@ class Tracker(Logger):
     """A Fabric logger and callback that makes one W&B run of every training, evaluation and request.
 
     Metrics: ``per_round/…`` over ``round`` (counted through all phases of the run), ``per_stage/…`` over ``stage`` (0
-    before the request, 1 unlearning, 2 recovery, 3 relearning), ``fine_tuning/…`` over ``initialisation``. The summary
+    the trained model, 1 unlearning, 2 recovery, 3 relearning), ``fine_tuning/…`` over ``initialisation``. The summary
     has every row of the run as ``<stage>/<metric>``, the oracle's distance as ``total/…_gap`` and the paper's numbers
     as ``…_paper``, with the distance to them as ``…_paper_gap``.
 
@@ -184,7 +215,7 @@ class Tracker(Logger):
         self._entity = entity
         self._images = images
         self.folder = Path()
-        self._agent = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
+        self._agent: dict[str, Any] = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
         self._logger: Any = None
         self._run: Run | None = None
         self._waiting: Run | None = None
@@ -194,6 +225,7 @@ class Tracker(Logger):
         self._last: ClassAccuracy | None = None
         self._phase = ("", 0)
         self._round = 0
+        self._staged = False
         self.accuracy: Callable[[Federation, RoundInfo], ClassAccuracy | None] = lambda federation, info: None
         """Of the state that a round ended with, where it is evaluated anyway."""
 
@@ -206,6 +238,11 @@ class Tracker(Logger):
     def version(self) -> str | None:
         """Id of the W&B run in progress."""
         return self._logger.version if self._logger else None
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether a sweep's agent waits for the artefact's run."""
+        return bool(self._agent)
 
     @property
     def experiment(self) -> Any:
@@ -234,9 +271,14 @@ class Tracker(Logger):
         if run.step == 0:
             self._last = self._original
         if run.kind == TRAINING:
-            self._waiting = run
+            self._waiting, self._federation, self._original, self._last = run, None, None, None
         else:
             self._begin(run)
+
+    @_mirrors
+    def on_search_start(self, run: Run) -> None:
+        """Rounds of a search belong to no run."""
+        self._finish()
 
     @_mirrors
     def on_initialisation_end(self, done: int, of: int, distance: float) -> None:
@@ -286,15 +328,15 @@ class Tracker(Logger):
         self._logger.log_image("partition", [Image.open(BytesIO(png))])
         if self._images and trained.spec["distill"]:
             real, synthetic, labels = synthetic_pairs(data, context.clients)
-            # An image that no step has changed is a client's own.
-            changed = [k for k in range(len(real)) if (real[k] != synthetic[k]).any()]
+            # An image in which nobody sees a change is a client's own.
+            changed = [k for k in range(len(real)) if 255 * abs(real[k] - synthetic[k]).max() >= artifacts.VISIBLE]
             pictures = [(255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze() for k in changed]
             self._logger.log_image("synthetic", pictures, caption=[labels[k] for k in changed])
 
     @_mirrors
     def on_stage_end(self, run: Run, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy) -> None:
         """Log a stage."""
-        self._last = accuracy
+        self._last, self._staged = accuracy, True
         self.log_metrics({"stage": STAGES.index(stage), **{f"per_stage/{name}": v for name, v in values.items()}})
 
     @_mirrors
@@ -302,10 +344,11 @@ class Tracker(Logger):
         """Write the run's line of the table into the summary, and finish it."""
         bad = any(row["metric"] in ("failed", "diverged") and row["value"] for row in rows)
         if bad and not self._logger and run.step == 0:
+            self._last = self._original
             self._begin(run)  # it failed before it could start
         if not self._logger:
             return
-        if run.kind == UNLEARNING and self._last:
+        if run.kind == UNLEARNING and self._last and self._staged:
             self._log_confusion("after", self._last)
         self.experiment.summary.update(dict(_summary(run, rows, oracle)))
         self._finish(exit_code=int(bad))
@@ -324,7 +367,7 @@ class Tracker(Logger):
             name=f"{artefact} · {preset}",
             group=f"{artefact}-{preset}",
             job_type="artefact",
-            config={"artefact": artefact, "preset": preset},
+            config={"artefact": artefact, "preset": preset, **self._parameters()},
             settings=self._agent,
         )
         if (path := folder / "table.csv").exists():
@@ -343,14 +386,22 @@ class Tracker(Logger):
 
     def where(self) -> str:
         """Where the runs of this command are, for people."""
+        runs = f"{self.runs} run{'s'[: self.runs != 1]}"
         if self._mode == "online":
-            return f"W&B: {self.runs} runs in project {self._project}"
-        return f"W&B: {self.runs} offline runs in {self.folder}; to browse: wandb leet {self.folder}"
+            return f"W&B: {runs} in project {self._project}"
+        folder = self.folder
+        return f"W&B: {runs} kept offline; browse: wandb leet {folder}, upload: wandb sync {folder}/offline-run-*"
+
+    def _parameters(self) -> dict[str, Any]:
+        """What a sweep's agent chose; wandb itself looks for it only when it is set up."""
+        if "sweep_param_path" not in self._agent:
+            return {}
+        chosen = yaml.safe_load(Path(self._agent["sweep_param_path"]).read_text(encoding="utf-8"))
+        return {name: entry["value"] for name, entry in chosen.items() if isinstance(entry, dict)}
 
     def _begin_training(self) -> None:
         if self._waiting:
             run, self._waiting = self._waiting, None
-            self._federation = None
             self._begin(run)
 
     def _begin(self, run: Run) -> None:
@@ -376,6 +427,7 @@ class Tracker(Logger):
         import wandb  # its import takes a second, which commands without it need not pay
         from lightning.pytorch.loggers import WandbLogger
 
+        wandb.setup(wandb.Settings(silent=True))  # before a run begins, its own settings do not count
         settings = wandb.Settings(**SETTINGS, **about.pop("settings", {}))
         start = {
             "project": self._project,
@@ -392,11 +444,11 @@ class Tracker(Logger):
             self._mode = "offline"
             log.warning("W&B cannot be reached; runs are kept offline: %s", " ".join(str(error).split()))
             run = wandb.init(mode="offline", **start)
+        self._logger = WandbLogger(project=self._project, experiment=run)
+        self.runs += 1
         for metrics, axis in AXES.items():
             run.define_metric(axis)
             run.define_metric(metrics, step_metric=axis)
-        self._logger = WandbLogger(project=self._project, experiment=run)
-        self.runs += 1
         self.folder = Path(run.dir).parents[1]
         wanted = Path(os.environ.get("WANDB_DIR") or ".").resolve()
         if self.runs == 1 and not self.folder.resolve().is_relative_to(wanted):
@@ -409,7 +461,7 @@ class Tracker(Logger):
                 self._log_curves(self._accuracies)
             self.experiment.finish(exit_code=exit_code)
         self._logger, self._run, self._waiting, self._accuracies = None, None, None, []
-        self._phase, self._round = ("", 0), 0
+        self._phase, self._round, self._staged = ("", 0), 0, False
 
     def _log_confusion(self, key: str, accuracy: ClassAccuracy) -> None:
         """The confusion matrix on the test set, as W&B's own chart."""
@@ -482,7 +534,9 @@ def _name(run: Run) -> str:
         kind = f"{c['clients']} clients · {c['distribution']} · s = {c['scale']:g}"
         kind += f" · F = {c['fine_tuning']}" if c["fine_tuning"] else ""
         return f"{TRAINING} · {c['dataset']} · {kind} · seed {run.seed}"
-    return f"{run.method} · {c['request']} · {c['dataset']} · seed {run.seed}"
+    varied = f" · s = {c['scale']:g} · F = {c['fine_tuning']}" if c["artefact"] in SWEEPS else ""
+    varied += f" · {c['protocol']}" if c["protocol"] != "preset" else ""
+    return f"{run.method} · {c['request']} · {c['dataset']}{varied} · seed {run.seed}"[:128]
 
 
 def _summary(
@@ -490,6 +544,9 @@ def _summary(
 ) -> Iterator[tuple[str, float]]:
     """The run's rows, its distance to the oracle, and the paper's numbers."""
     values = {(row["stage"], row["metric"]): row["value"] for row in rows if "round" not in row}
+    methods = {
+        (row["stage"], row["metric"]): row["method"] for row in rows
+    }  # Table 6 has training's cost as QuickDrop's
     if oracle and rows[0]["device"] == oracle[0]["device"]:
         own, its = ({row["metric"]: row["value"] for row in side if row["stage"] == "total"} for side in (rows, oracle))
         values |= {("total", name): gap for name, gap in against_oracle(own, its).items() if math.isfinite(gap)}
@@ -499,7 +556,10 @@ def _summary(
             continue
         key = f"{stage.replace('-', '_')}/{metric}"
         yield key, value
-        if published and (theirs := published.value(run.method, stage, metric)) is not None:
+        if (
+            published
+            and (theirs := published.value(methods.get((stage, metric), run.method), stage, metric)) is not None
+        ):
             yield f"{key}_paper", theirs
             if metric.endswith("accuracy"):
                 yield f"{key}_paper_gap", value - theirs

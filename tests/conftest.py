@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from quickdrop_bench.cli import main
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation
+from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.models import ConvNet
 
@@ -84,9 +85,14 @@ def toy_clients() -> dict[int, LabelledSet]:
 def make_federation() -> Callable[..., Federation]:
     """Build a federation on one CPU."""
 
-    def make(precision: str = "32-true", callbacks: list[object] | None = None, **model: object) -> Federation:
+    def make(
+        precision: str = "32-true",
+        callbacks: list[object] | None = None,
+        faults: Faults | None = None,
+        **model: object,
+    ) -> Federation:
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision, callbacks=callbacks)
         net = ConvNet(1, 8, 3, **{"width": 4, "depth": 2, **model})
-        return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256))
+        return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256), faults)
 
     return make

@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 
 LAYERS = [
     {"cli", "__main__"},
-    {"produce", "dashboard"},
+    {"produce", "dashboard", "serve"},
     {"cells", "parsing"},
     {"tracking"},
     {"options", "progress"},
     {"reporting"},
+    {"serving"},
     {"harness"},
     {"methods", "evaluation"},
-    {"federation", "artifacts"},
+    {"federation", "artifacts", "artifact_checks"},
     {"distillation"},
     {"models", "data"},
     {"functional"},

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quickdrop_bench.data.imagefolder import folder_key, folder_label, load_folder
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.errors import BadInput, Missing
 from quickdrop_bench.registry import Registry
 from quickdrop_bench.seeding import generator
 
@@ -42,12 +42,13 @@ class DatasetSource:
     """How a data set is read.
 
     Attributes:
-        load: from the data folder and the wanted image size (pixels; None keeps the original) to raw data.
+        load: from the data folder, the wanted image size (pixels; None keeps the original) and whether to download what
+            is missing, to raw data.
         summary: one line for ``quickdrop-bench datasets``.
         resizable: whether an image size may be asked for.
     """
 
-    load: Callable[[Path, int | None], RawData]
+    load: Callable[[Path, int | None, bool], RawData]
     summary: str
     resizable: bool = False
 
@@ -72,7 +73,7 @@ def fingerprint(name: str, data_dir: Path, image_size: int | None) -> str:
     return f"{name}:{folder_key(data_dir, image_size)}" if name == "imagefolder" else name
 
 
-def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> ImageData:
+def load_dataset(name: str, data_dir: Path, image_size: int | None = None, *, download: bool = True) -> ImageData:
     """Read a data set into memory, downloading it first where it has to be and can be.
 
     Args:
@@ -80,11 +81,12 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Im
         data_dir: folder that holds (or will hold) the torchvision data sets; for ``imagefolder`` the folder
             with ``train/<class>/*`` and ``test/<class>/*``.
         image_size: target size in pixels, for ``imagefolder`` only.
+        download: whether a missing torchvision data set is downloaded.
 
     Raises:
         BadInput: the data set is unknown, missing and not downloadable, empty, unreadable or corrupt.
     """
-    raw = DATASETS[name].load(data_dir, image_size)
+    raw = DATASETS[name].load(data_dir, image_size, download)
     train = LabelledSet.of(_normalise(raw.train_images, raw), raw.train_labels)
     test = LabelledSet.of(_normalise(raw.test_images, raw), raw.test_labels)
     return ImageData(dataset_label(name, data_dir), train, test, raw.class_names, raw.mean, raw.std)
@@ -96,7 +98,7 @@ def _normalise(images: Tensor, raw: RawData) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def _digits(data_dir: Path, image_size: int | None) -> RawData:
+def _digits(data_dir: Path, image_size: int | None, download: bool) -> RawData:
     """scikit-learn's 1 797 digits of 8×8 pixels; a fixed stratified fifth is the test set."""
     from sklearn.datasets import load_digits  # slow to import
 
@@ -113,19 +115,19 @@ def _digits(data_dir: Path, image_size: int | None) -> RawData:
 
 def _torchvision(
     class_name: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Path, int | None], RawData]:
-    def load(data_dir: Path, image_size: int | None) -> RawData:
+) -> Callable[[Path, int | None, bool], RawData]:
+    def load(data_dir: Path, image_size: int | None, download: bool) -> RawData:
         from torchvision import datasets  # slow to import
 
         dataset_class = getattr(datasets, class_name)
-        train, test = (_open(dataset_class, data_dir, train=is_train) for is_train in (True, False))
+        train, test = (_open(dataset_class, data_dir, train=is_train, download=download) for is_train in (True, False))
         names = getattr(train, "classes", map(str, range(10)))  # SVHN's classes have no names
         return RawData(*_tensors(train), *_tensors(test), tuple(names), mean, std)
 
     return load
 
 
-def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool) -> Any:
+def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool, download: bool) -> Any:
     """Open one split, downloading it only where it is missing."""
     name = getattr(dataset_class, "__name__", "data set")
     split = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
@@ -137,6 +139,8 @@ def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool) -> 
         raise BadInput(
             "--data-dir", data_dir, f"the {name} files there cannot be read ({type(error).__name__})"
         ) from error
+    if not download:
+        raise Missing("--data-dir", data_dir, f"{name} is not there")
     try:
         return dataset_class(str(data_dir), download=True, **split)
     except (OSError, RuntimeError, ValueError) as error:
@@ -156,7 +160,9 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     return images.contiguous(), torch.as_tensor(targets).to(torch.int64)
 
 
-def _imagefolder(data_dir: Path, image_size: int | None) -> RawData:
+def _imagefolder(data_dir: Path, image_size: int | None, download: bool) -> RawData:
+    if not download and not data_dir.exists():
+        raise Missing("--data-dir", data_dir, "it is not there")
     stored = load_folder(data_dir, image_size)
     scaled = stored.train_images.float().div_(255)
     mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp_min(1e-3)

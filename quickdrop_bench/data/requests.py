@@ -32,12 +32,31 @@ class UnlearningRequest:
         if self.level not in LEVELS:
             raise BadInput("request level", self.level, f"use one of {', '.join(LEVELS)}")
 
+    @classmethod
+    def parse(cls, text: str) -> UnlearningRequest:
+        """The request that is written like this.
+
+        Raises:
+            BadInput: no request is written like this.
+
+        Example:
+            >>> UnlearningRequest.parse("client-3+4")
+            UnlearningRequest(level='client', targets=(3, 4))
+        """
+        level, _, targets = str(text).partition("-")
+        numbers = targets.split("+")
+        if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in numbers):
+            raise BadInput("request", text, "it is written as class-9 or client-3")
+        return cls(level, tuple(map(int, numbers)))
+
     def __str__(self) -> str:
         return f"{self.level}-{'+'.join(str(t) for t in self.targets)}"
 
     def check(self, classes: int, clients: int) -> None:
         """Raise :class:`BadInput` unless every target exists."""
         count = classes if self.level == "class" else clients
+        if not self.targets:
+            raise BadInput(f"--{self.level}", "without a value", f"a number between 0 and {count - 1} is needed")
         for target in self.targets:
             if not 0 <= target < count:
                 raise BadInput(f"--{self.level}", target, f"between 0 and {count - 1}")

@@ -15,6 +15,7 @@ from torch import nn
 from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
+from quickdrop_bench.federation.faults import Fate, Faults, corrupted
 from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.models import draw_parameters
@@ -41,7 +42,9 @@ Transform = Callable[[int, int, State, State], State]
 """From a round's index, a client, the state it started from and its trained state to what is averaged for it."""
 
 Record = Callable[[int, int, int, State, State], object]
-"""Told a round's index, a client, its number of samples, the state it started from and its trained state."""
+"""Told a round's index, a client, its number of samples, the state it started from and its trained state.
+
+Where updates may be corrupt, it is told only of those that arrive finite."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,14 @@ class RoundInfo:
     Attributes:
         phase: the running phase.
         round: 0-based index of the round that ended.
-        participants: ids of the clients that took part.
-        loss: sample-weighted mean of the clients' training losses.
-        matching_distance: mean over clients of the distance per matched step; 0 without distillation.
+        participants: ids of the clients whose updates were averaged.
+        loss: sample-weighted mean of their training losses.
+        matching_distance: mean over them of the distance per matched step; 0 without distillation.
         state: the global model after the round; not to be changed.
         cost: of the phase so far.
+        dropped: ids of the chosen clients that did not take part.
+        late: ids of those that computed, but too slowly.
+        rejected: ids of those whose update was not finite.
     """
 
     phase: Phase
@@ -65,6 +71,9 @@ class RoundInfo:
     matching_distance: float
     state: State = field(repr=False)
     cost: Cost
+    dropped: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class PhaseResult:
     Attributes:
         state: parameters by name; if ``diverged``, the last finite ones.
         cost: of the whole phase.
-        diverged: a client returned a non-finite update; the phase was stopped there.
+        diverged: a client returned a non-finite update; the phase was stopped there. Where updates may be corrupt,
+            such an update is only rejected, and the phase stops if no other arrived in the round.
     """
 
     state: State
@@ -95,6 +105,18 @@ def sample_clients(eligible: list[int], participation: float, generator: torch.G
     count = max(1, math.floor(participation * len(eligible) + 0.5))
     chosen = torch.randperm(len(eligible), generator=generator)[:count]
     return sorted(eligible[i] for i in chosen.tolist())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all rounds of a phase have in common, see :meth:`Federation.run`."""
+
+    data: Mapping[int, LabelledSet]
+    phase: Phase
+    seed: int
+    synthetic: Mapping[int, SyntheticSet]
+    transform: Transform | None
+    record: Record | None
 
 
 class _Patience:
@@ -123,15 +145,23 @@ class Federation:
         fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
         model: the architecture; its current parameters do not matter.
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
+        faults: how often clients fail, in every phase; None for never.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, distillation: Distillation | None = None) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        distillation: Distillation | None = None,
+        faults: Faults | None = None,
+    ) -> None:
         self.fabric = fabric
         self._inner = model
         # SGD without momentum or weight decay, as in Algorithm 1: one stateless optimizer serves all clients.
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         self.model, self._optimizer = fabric.setup(model, optimizer)
         self.distillation = distillation
+        self.faults = faults or Faults()
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -169,27 +199,28 @@ class Federation:
     ) -> PhaseResult:
         """FedAvg(Z, θ, phase): average the clients' local training, weighted by |Z_i|, round by round.
 
-        Clients with an empty Z_i do not take part. If nobody has data, the state comes back unchanged.
+        Clients with an empty Z_i do not take part. If nobody has data, the state comes back unchanged. Where clients
+        may fail, each round averages those that returned, at least one.
 
         Args:
             state: θ_{0,0}; not changed.
             data: Z_i by client id.
             phase: rounds, local steps, batch size, learning rate, direction, participation.
             seed: the run's seed.
-            synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that take part change.
+            synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that compute change.
             start: continue after this many rounds of the same phase (``start.cost.rounds``, none of them skipped)
                 from its state.
             on_round: called after every round, before the Fabric callbacks.
             choose: picks the clients of a round, in place of ``phase.participation``.
             transform: changes what is averaged for a client; part of the method, so inside its time.
-            record: sees every client's update, outside the time.
+            record: sees every update that arrives, outside the time.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
         if not eligible:
             return result
-        self._warm_up(result.state, data[eligible[0]], phase)
-        patience = _Patience(phase.patience)
+        job = _Job(data, phase, seed, synthetic or {}, transform, record)
+        patience, warm = _Patience(phase.patience), False
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
                 clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
@@ -197,7 +228,12 @@ class Federation:
                 clients = choose(k, eligible)
             if not clients:
                 continue
-            result, info = self._round(result, clients, data, phase, seed, k, synthetic or {}, transform, record)
+            fates = self.faults.fates(seed, phase.name, k, clients)
+            if not warm:
+                present = next(client for client, fate in fates.items() if fate is not Fate.DROPPED)
+                self._warm_up(result.state, data[present], phase)
+                warm = True
+            result, info = self._round(result, fates, k, job)
             if result.diverged:
                 break
             if on_round is not None:
@@ -228,69 +264,88 @@ class Federation:
                 handle.remove()
 
     def _round(
-        self,
-        before: PhaseResult,
-        clients: list[int],
-        data: Mapping[int, LabelledSet],
-        phase: Phase,
-        seed: int,
-        k: int,
-        synthetic: Mapping[int, SyntheticSet],
-        transform: Transform | None,
-        record: Record | None,
+        self, before: PhaseResult, fates: Mapping[int, Fate], k: int, job: _Job
     ) -> tuple[PhaseResult, RoundInfo]:
         mean = RunningMean()
         clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
         results: dict[int, LocalResult] = {}
-        diverged = False
-        for client in clients:
+        averaged: list[int] = []
+        rejected: list[int] = []
+        for client, fate in fates.items():
+            if fate is Fate.DROPPED:
+                continue
             self.load(before.state)
-            distiller = None
-            if client in synthetic and self.distillation is not None:
-                stream = generator(seed, "distillation", k, client)
-                distiller = LocalDistiller(self._inner, synthetic[client], self.distillation, stream)
-            stream = generator(seed, phase.name, "batches", k, client)
-            results[client] = train_locally(
-                self.fabric,
-                self.model,
-                self._optimizer,
-                data[client],
-                phase,
-                stream,
-                clock,
-                distiller,
-                distillation_clock,
-            )
-            update: State = {name: p.detach() for name, p in self._inner.named_parameters()}
-            if record is not None:
-                record(k, client, len(data[client]), before.state, update)
-            if transform is not None:
-                with clock.running():
-                    update = transform(k, client, before.state, update)
-            if not is_finite(update):
-                diverged = True
+            results[client] = self._train(client, k, job, clock, distillation_clock)
+            if fate is Fate.LATE:
+                continue
+            update = self._received(client, fate, before.state, k, job, clock)
+            if is_finite(update):
+                mean.add(update, len(job.data[client]))
+                averaged.append(client)
+                continue
+            rejected.append(client)
+            if not self.faults.corrupt_rate:
                 break
-            mean.add(update, len(data[client]))
+        tolerated = rejected if self.faults.corrupt_rate else []
+        diverged = rejected != tolerated or not averaged
+        dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
         cost = before.cost + Cost(
             seconds=clock.seconds,
             distillation_seconds=distillation_clock.seconds,
             rounds=1,
             sample_gradients=sum(r.sample_gradients for r in results.values()),
             second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results.values()),
-            upload_bytes=self._bytes * len(results),
+            upload_bytes=self._bytes * (len(averaged) + len(rejected)),
+            dropouts=len(dropped),
+            stragglers=sum(client in results for client in late),
+            rejected_updates=len(tolerated),
         )
         state = before.state if diverged else mean.result()
-        weights = {client: len(data[client]) for client in results}
         info = RoundInfo(
-            phase=phase,
+            phase=job.phase,
             round=k,
-            participants=tuple(results),
-            loss=sum(weights[c] * r.loss for c, r in results.items()) / sum(weights.values()),
-            matching_distance=sum(r.matching_distance for r in results.values()) / len(results),
+            participants=tuple(averaged),
+            loss=sum(len(job.data[c]) * results[c].loss for c in averaged) / max(mean.weight, 1),
+            matching_distance=sum(results[c].matching_distance for c in averaged) / max(len(averaged), 1),
             state=state,
             cost=cost,
+            dropped=dropped,
+            late=late,
+            rejected=tuple(tolerated),
         )
         return PhaseResult(state, cost, diverged), info
+
+    def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
+        """A client's local steps on the working model, and on its synthetic set if it has one."""
+        distiller = None
+        if client in job.synthetic and self.distillation is not None:
+            stream = generator(job.seed, "distillation", k, client)
+            distiller = LocalDistiller(self._inner, job.synthetic[client], self.distillation, stream)
+        return train_locally(
+            self.fabric,
+            self.model,
+            self._optimizer,
+            job.data[client],
+            job.phase,
+            generator(job.seed, job.phase.name, "batches", k, client),
+            clock,
+            distiller,
+            distillation_clock,
+        )
+
+    def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
+        """What the server has of the client whose trained parameters the working model holds."""
+        update: State = {name: p.detach() for name, p in self._inner.named_parameters()}
+        if fate is Fate.CORRUPT:
+            update = corrupted(update, generator(job.seed, job.phase.name, "corruption", k, client))
+        if self.faults.corrupt_rate and not is_finite(update):
+            return update  # it will be rejected, so that nobody is to record it or to work on it
+        if job.record is not None:
+            job.record(k, client, len(job.data[client]), before, update)
+        if job.transform is not None:
+            with clock.running():
+                update = job.transform(k, client, before, update)
+        return update
 
     def _warm_up(self, state: State, data: LabelledSet, phase: Phase) -> None:
         """One uncounted forward and backward pass, so that kernels are chosen outside the clock."""

@@ -67,7 +67,7 @@ class UpdateHistory:
 
     @cached_property
     def participants(self) -> dict[int, list[int]]:
-        """Retained rounds in order → the clients that took part."""
+        """Retained rounds in order → the clients whose updates arrived."""
         # Not "*": a writer that was killed leaves a hidden temporary file.
         paths = self.folder.glob("[0-9]*/[0-9]*.safetensors")
         found: dict[int, list[int]] = {}

@@ -6,10 +6,13 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import yaml
 
 from quickdrop_bench.errors import BadInput
 
-__all__ = ["artefact", "benchmarks_dir", "paper_values", "preset_files", "presets"]
+__all__ = ["artefact", "benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
 
 
 @cache
@@ -38,6 +41,18 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
     folder = benchmarks_dir() / "presets"
     files = [folder / f"{preset}.yaml", folder / f"{preset}.{dataset}.yaml"]
     return [path for path in files if path.is_file()]
+
+
+def preset_values(preset: str, dataset: str | None, artefact: str) -> list[dict[str, Any]]:
+    """What a preset sets for an artefact: options by name, those of methods in sections; later ones win.
+
+    What an artefact asks for stands above what a data set needs.
+
+    Raises:
+        BadInput: there is no such preset.
+    """
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in preset_files(preset, dataset)]
+    return [*contents, *(content.get(artefact, {}) for content in contents)]
 
 
 def artefact(name: str) -> ModuleType:

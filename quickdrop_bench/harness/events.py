@@ -21,6 +21,7 @@ class Run:
 
     - ``on_run_start(run)``: a federation is about to be trained or loaded, the trained model to be evaluated, or a
       request to be served. A federation that is loaded has no rounds.
+    - ``on_search_start(run)``: before a request's ``on_run_start``: with the tuned protocol, settings are searched for.
     - ``on_federation_ready(run, context, trained, data, folder)``: it was trained or loaded; ``run`` is of kind
       ``fl-training``.
     - ``on_stage_end(run, stage, values, accuracy)``: a stage ended and was evaluated: numbers by metric, and a

@@ -78,7 +78,7 @@ def fine_tuned_federation(
         )
     trained = replace(
         start,
-        spec={**spec.resolved(), "seed": seed},
+        spec={**spec.resolved(), "seed": seed, "base": _at(spec, 0, folder_of).name},
         fine_tuning=replace(cost, data_size=sum(len(clients[i]) for i in synthetic)),
         fine_tuning_gradients=progress["gradients"],
     )

@@ -180,6 +180,7 @@ def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
             yield run, began, list(_original(session, run, context))
             continue
         try:
+            session.fabric.call("on_search_start", run=run)
             method = session.configured(name)  # with the tuned protocol, this searches
             run = run.using(asdict(method))  # type: ignore[call-overload]
             session.fabric.call("on_run_start", run=run)
@@ -243,8 +244,9 @@ def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
     cost, device = trained.cost, {"device": trained.device}
     images = session.data.train.images[0].numel()
     yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))
+    computed = trained.history.filter(["participants", "late", "rejected"]).to_numpy().sum()
     gradients = {
-        "fl-training": spec.local_steps * int(trained.history["participants"].sum()),
+        "fl-training": spec.local_steps * int(computed),
         "fine-tuning": trained.fine_tuning_gradients,
     }
     for stage, count in gradients.items():

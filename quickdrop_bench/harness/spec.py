@@ -13,6 +13,7 @@ from typing import Any
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.fine_tuning import FineTuning
 from quickdrop_bench.errors import BadInput, positive
+from quickdrop_bench.federation.faults import Faults
 
 __all__ = ["PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
 
@@ -85,6 +86,9 @@ class FederationSpec:
     fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps")
     fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step")
     fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)")
+    dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")
+    straggler_rate: float = _option(0.0, "share of those that take part whose update comes too late, below 1")
+    corrupt_rate: float = _option(0.0, "share of the updates that arrive with NaN and are rejected, below 1")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -104,6 +108,7 @@ class FederationSpec:
         positive("--image-steps", self.image_steps, at_least=0)
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
+        _ = self.faults
         positive("--fine-tune", self.fine_tune, at_least=0)
         if self.fine_tune:
             _ = self.fine_tuning
@@ -120,6 +125,11 @@ class FederationSpec:
         """The constants of fine-tuning."""
         return FineTuning(self.fine_tune_steps, self.fine_tune_epochs, self.fine_tune_batch_size, self.fine_tune_lr)
 
+    @property
+    def faults(self) -> Faults:
+        """How often clients fail, in training and in every stage of every method."""
+        return Faults(self.dropout_rate, self.straggler_rate, self.corrupt_rate)
+
     def resolved(self) -> dict[str, Any]:
         """The fields that decide the result, ready to be hashed and shown."""
         values = asdict(self)
@@ -130,6 +140,8 @@ class FederationSpec:
                 del values[name]
         if not self.fine_tune:
             values = {name: value for name, value in values.items() if not name.startswith("fine_tune")}
+        if not self.faults.possible:
+            values = {name: value for name, value in values.items() if name not in asdict(self.faults)}
         return values
 
     def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:

@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from quickdrop_bench import artifacts
 from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import ImageData, LabelledSet, concatenate
+from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.distillation.in_situ import (
     Distillation,
@@ -63,8 +63,8 @@ def training_phase(spec: FederationSpec) -> Phase:
     )
 
 
-def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData) -> Federation:
-    """The model and the constants of a spec on a Fabric.
+def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
+    """The model, the constants and the faults of a spec on a Fabric.
 
     Raises:
         BadInput: the images are not square or too small for the model.
@@ -74,7 +74,7 @@ def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData) -> F
         raise BadInput("--dataset", spec.dataset, f"square images are needed, these are {height}×{width}")
     model = ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
-    return Federation(fabric, model, settings)
+    return Federation(fabric, model, settings, spec.faults)
 
 
 def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[np.ndarray]:
@@ -143,8 +143,9 @@ def train_federation(
 
     Returns:
         The trained federation; its history has the columns ``round, loss, matching_distance, participants``,
-        accumulated ``seconds, distillation_seconds`` and, in the last :data:`EVALUATED_ROUNDS` rounds, test accuracy
-        by class, ``class_<c>_accuracy``.
+        accumulated ``seconds, distillation_seconds``, where clients may fail ``dropped, late, rejected`` (how many did
+        in the round) and, in the last :data:`EVALUATED_ROUNDS` rounds, test accuracy by class,
+        ``class_<c>_accuracy``.
 
     Raises:
         BadInput: the partition is impossible, or the folder cannot be written or is damaged.
@@ -175,6 +176,8 @@ def train_federation(
             "seconds": info.cost.seconds,
             "distillation_seconds": info.cost.distillation_seconds,
         }
+        if spec.faults.possible:
+            line |= {"dropped": len(info.dropped), "late": len(info.late), "rejected": len(info.rejected)}
         if info.round >= spec.rounds - EVALUATED_ROUNDS:
             federation.load(info.state)
             line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()

@@ -97,7 +97,12 @@ class Context:
 
     def forget_data(self) -> dict[int, LabelledSet]:
         """D_f by client: original training data that the request forgets."""
-        return {i: forget_part(c.original, i, self.request) for i, c in self.clients.items()}
+        return {i: self.forget_part(c.original, i) for i, c in self.clients.items()}
+
+    def forget_part(self, data: LabelledSet, client: int) -> LabelledSet:
+        """What the request forgets of a client's data, without what other requests forgot."""
+        others = [r for r in self.forgotten if r != self.request]
+        return forget_part(retain_part(data, client, others), client, self.request)
 
     def retain_data(self) -> dict[int, LabelledSet]:
         """D minus everything forgotten, by client."""

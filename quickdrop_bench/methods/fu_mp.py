@@ -14,6 +14,7 @@ from quickdrop_bench.cost import Clock, Cost, Storage
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
 from quickdrop_bench.errors import BadInput, Unsupported, positive
+from quickdrop_bench.federation.faults import Fate
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import (
     channel_activity,
@@ -69,7 +70,8 @@ class FuMp(Recovery):
     def unlearn(self, context: Context) -> StageResult:
         """Score the channels in one forward-only round and zero ⌊R·n⌋ of those that are left.
 
-        If nobody holds the class, the state comes back unchanged.
+        If nobody holds the class, the state comes back unchanged. Where clients may fail, the statistics of those that
+        return decide; one of them holds the class, as nothing could be scored without.
 
         Raises:
             Unsupported: the request names several classes; the paper scores one at a time.
@@ -82,17 +84,25 @@ class FuMp(Recovery):
         if not any(target in d.own_labels() for d in data.values()):
             return StageResult(context.state, Cost())
         drawn = {i: self._draw(d, context.seed, i) for i, d in data.items()}
-        classes = torch.cat([d.own_labels() for d in drawn.values()]).unique()
-        if target not in classes:
+        holders = [i for i, d in drawn.items() if target in d.own_labels()]
+        if not holders:
             raise BadInput("score_samples", self.score_samples, f"it left no image of class {target} to measure")
-        means, seconds = measure(context, drawn, classes)
+        fates = context.federation.faults.fates(context.seed, "unlearning", 0, list(drawn), holders)
+        of = {fate: {i: d for i, d in drawn.items() if fates[i] is fate} for fate in Fate}
+        classes = torch.cat([d.own_labels() for d in of[Fate.RETURNS].values()]).unique()
+        means, seconds = measure(context, of[Fate.RETURNS], classes)
+        if in_vain := of[Fate.LATE] | of[Fate.CORRUPT]:
+            seconds += measure(context, in_vain, classes)[1]
         cost = Cost(
             seconds=seconds,
             rounds=1,
             data_size=sum(len(d) for d in data.values()),
-            sample_forwards=sum(len(d) for d in drawn.values()),
+            sample_forwards=sum(len(d) for d in (of[Fate.RETURNS] | in_vain).values()),
             # Float32 means and one count per class.
-            upload_bytes=4 * len(classes) * (means.shape[1] + 1) * len(drawn),
+            upload_bytes=4 * len(classes) * (means.shape[1] + 1) * (len(of[Fate.RETURNS]) + len(of[Fate.CORRUPT])),
+            dropouts=len(of[Fate.DROPPED]),
+            stragglers=len(of[Fate.LATE]),
+            rejected_updates=len(of[Fate.CORRUPT]),
         )
         return StageResult(self._prune(context, means, int((classes == target).nonzero())), cost)
 

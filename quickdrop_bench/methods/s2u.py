@@ -11,6 +11,7 @@ from quickdrop_bench.cost import Cost, Storage
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.errors import positive
+from quickdrop_bench.federation.faults import Fate
 from quickdrop_bench.federation.federation import PhaseResult, Transform
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
@@ -25,7 +26,7 @@ __all__ = ["S2U"]
 class S2U(Recovery, Relearning):
     """θ_{k+1} = θ_k + α·Σ_{i≠ℓ} p_i·Δ_i + β·p_ℓ·Δ_ℓ, then FedAvg without the leaver ℓ, as one stage.
 
-    Δ_i is client i's update, p_i its share of the samples of those that take part. VeriFi's own equation and
+    Δ_i is client i's update, p_i its share of the samples of those whose updates arrive. VeriFi's own equation and
     factors were not public; this form follows its description ("scale down the leaver's update, scale up the
     remaining ones"), and every factor is an option. At β = 0 the leaver does not take part, so p_ℓ = 0.
 
@@ -86,12 +87,10 @@ class S2U(Recovery, Relearning):
         if not any(len(z) for z in staying.values()):
             # The scaled rounds would only train on the leaver.
             return PhaseResult(context.state, Cost())
-        data = {**staying, **self._leaving(context)}
-        scale = self._scale(context, data)
+        data, phase = {**staying, **self._leaving(context)}, self.scaling(context.training)
+        scale = self._scale(context, data, phase)
         # Not context.run: the scaled rounds are few and counted, and only what follows runs until it converges.
-        scaled = context.federation.run(
-            context.state, data, self.scaling(context.training), context.seed, transform=scale
-        )
+        scaled = context.federation.run(context.state, data, phase, context.seed, transform=scale)
         if scaled.diverged:
             return scaled
         recovered = context.run(scaled.state, staying, self.recovery(context.training))
@@ -116,14 +115,23 @@ class S2U(Recovery, Relearning):
         leavers = [client for client in context.request.targets if client in context.clients]
         return {i: retain_part(context.clients[i].original, i, earlier) for i in leavers}
 
-    def _scale(self, context: Context, data: dict[int, LabelledSet]) -> Transform:
+    def _scale(self, context: Context, data: dict[int, LabelledSet], phase: Phase) -> Transform:
         """Scale each update; the federation's sample-weighted mean then gives the sum of the class's docstring."""
         leavers = set(context.request.targets)
-        total = sum(len(z) for z in data.values())
-        alpha = self.stayers_factor(sum(len(z) for i, z in data.items() if i in leavers) / total)
+        alphas = [self._alpha(context, data, phase, k) for k in range(phase.rounds)]
 
         def scale(k: int, client: int, before: State, after: State) -> State:
-            factor = self.beta if client in leavers else alpha
+            factor = self.beta if client in leavers else alphas[k]
             return {name: torch.lerp(before[name], after[name], factor) for name in after}
 
         return scale
+
+    def _alpha(self, context: Context, data: dict[int, LabelledSet], phase: Phase, k: int) -> float:
+        """α of a round, from the share that the leavers have of the samples of those who return in it."""
+        sizes = {client: len(z) for client, z in sorted(data.items()) if len(z)}
+        fates = context.federation.faults.fates(context.seed, phase.name, k, list(sizes))
+        present = {client: size for client, size in sizes.items() if fates[client] is Fate.RETURNS}
+        leaving = sum(size for client, size in present.items() if client in context.request.targets)
+        total = sum(present.values())
+        # If only leavers return, α scales nothing.
+        return self.stayers_factor(leaving / total) if leaving < total else 1.0

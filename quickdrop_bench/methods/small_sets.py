@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from quickdrop_bench.cost import Storage
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
-from quickdrop_bench.data.requests import forget_part, retain_part
+from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import LEVELS_ALL, Context, Search, StageResult
 from quickdrop_bench.methods.steps import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
@@ -53,10 +53,10 @@ class SmallSets(Ascent, Recovery, Relearning, ABC):
         return context.run(state, self._forget(context, augment=False), self.relearning(context.training))
 
     def _forget(self, context: Context, *, augment: bool) -> dict[int, LabelledSet]:
-        data = {i: forget_part(s, i, context.request) for i, s in self.small_sets(context).items()}
+        data = {i: context.forget_part(s, i) for i, s in self.small_sets(context).items()}
         if augment:
             for i, kept in data.items():
-                data[i] = concatenate(kept, forget_part(context.clients[i].augmentation, i, context.request))
+                data[i] = concatenate(kept, context.forget_part(context.clients[i].augmentation, i))
         return data
 
     def storage(self, context: Context) -> Storage:

@@ -15,6 +15,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import augmentation_positions, initial_synthetic_set
 from quickdrop_bench.errors import BadInput, Unsupported
 from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.local import Phase
@@ -38,6 +39,8 @@ TINY: dict[str, dict[str, object]] = {
     "quickdrop": STEPS,
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
+
+FAULTS = Faults(dropout_rate=0.3, straggler_rate=0.2, corrupt_rate=0.2)
 
 EVERYTHING = frozenset({"forget-data", "retain-data", "real-subset", "synthetic-sets", "update-history"})
 
@@ -131,12 +134,13 @@ def test_contract(name: str, level: str, make_federation: Make, toy_clients: dic
     assert min(storage.metrics().values()) >= 0
 
 
+@pytest.mark.parametrize("faults", [None, FAULTS], ids=["", "faults"])
 @pytest.mark.parametrize(("name", "level"), CASES)
 def test_only_declared_data_are_read(
-    name: str, level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
+    name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]
 ) -> None:
     """Data that a method does not declare raise on access; what is to be forgotten does after unlearning."""
-    context = make_context(make_federation(), toy_clients, level)
+    context = make_context(make_federation(faults=faults), toy_clients, level)
     method, everything = tiny(name), set(range(45))
     forget = forget_rows(context)
     forbidden = {"forget-data": forget, "retain-data": everything - forget}
@@ -144,6 +148,24 @@ def test_only_declared_data_are_read(
     withheld = {} if "update-history" in method.needs else {"history": None}
     unlearned = method.unlearn(replace(guard(context, undeclared), **withheld))
     method.recover(guard(context, undeclared | forget), unlearned.state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("name", "level"), CASES)
+def test_a_request_is_served_where_clients_fail(
+    name: str, level: str, seed: int, make_federation: Make, toy_clients: dict[int, LabelledSet]
+) -> None:
+    """In training as well as in every stage: it ends finite, and the same again."""
+    context = replace(make_context(make_federation(faults=FAULTS), toy_clients, level), seed=seed)
+    method = tiny(name)
+    first = serve(method, context)
+    assert is_finite(first)
+    assert equal(serve(method, context), first)
+    if method.can_relearn:
+        relearned = method.relearn(context, first)
+        assert is_finite(relearned.state)
+        assert not relearned.diverged
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if "forget-data" in METHODS[n].needs and n != "s2u"])

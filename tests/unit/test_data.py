@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from quickdrop_bench.data.datasets import DATASETS, fingerprint, load_dataset
-from quickdrop_bench.data.imagefolder import cache_dir, load_folder
+from quickdrop_bench.data.imagefolder import cache_dir, folder_key, folder_label, load_folder
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.errors import BadInput
@@ -217,6 +225,207 @@ def test_huge_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(BadInput, match="DecompressionBomb"):
         load_dataset("imagefolder", root)
+
+
+def link(target: str, *parts: str) -> Callable[[Path], None]:
+    def replace(root: Path) -> None:
+        path = root.joinpath(*parts)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    return replace
+
+
+def write(content: bytes, *parts: str) -> Callable[[Path], object]:
+    return lambda root: root.joinpath(*parts).write_bytes(content)
+
+
+def pipe(root: Path) -> None:
+    (root / "train" / "a" / "0.png").unlink()
+    os.mkfifo(root / "train" / "a" / "0.png")
+
+
+def sparse(root: Path) -> None:
+    with (root / "train" / "a" / "0.png").open("wb") as file:
+        file.truncate(2**40)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes per thousand pixels, all of them black."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(2**20), 9)),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def rename_class(old: str, new: str | bytes) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for split in ("train", "test"):
+            os.rename(os.fsencode(root / split / old), os.fsencode(root / split) + b"/" + os.fsencode(new))
+
+    return change
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gigapixels": (write(bomb(40_000), "train", "a", "0.png"), "train/a/0.png is no readable image (Decompression"),
+    "too many pixels": (write(bomb(11_000), "train", "a", "0.png"), "train/a/0.png is no readable image (Decompre"),
+    "no pixels": (write(b"P6 0 0 255\n", "train", "a", "0.ppm"), "train/a/0.ppm is no readable image"),
+    "a program": (write(POSTSCRIPT, "test", "b", "0.png"), "test/b/0.png is no readable image (Unidentified"),
+    "a text": (write(b"hello", "test", "b", "0.jpg"), "test/b/0.jpg is no readable image"),
+    "an empty file": (write(b"", "test", "b", "0.webp"), "test/b/0.webp is no readable image"),
+    "a pipe": (pipe, "train/a/0.png cannot be read"),
+    "a huge file": (sparse, "train/a/0.png is larger than 256 MiB"),
+    "a link to nothing": (link("nothing", "train", "a", "0.png"), "train/a/0.png cannot be read"),
+    "a link to itself": (link("0.png", "train", "a", "0.png"), "train/a/0.png cannot be read"),
+    "a device": (link("/dev/zero", "train", "a", "0.png"), "train/a/0.png cannot be read"),
+    "a class that is a link to itself": (link("c", "train", "c"), "train/ cannot be listed"),
+    "a class that leads back": (link("..", "train", "c"), "train/c is a link that leads back"),
+    "a class in one split": (lambda root: (root / "test" / "c").mkdir(), "only test/ has c"),
+    "an unprintable class": (rename_class("b", "b\x1b[2J"), r"class 'b\x1b[2J' in train/ must have printable text"),
+    "a class that is no text": (rename_class("b", b"\xff\xfe"), r"class '\udcff\udcfe' in train/"),
+    "an unprintable file": (write(b"", "train", "a", "\n.png"), r"'train/a/\n.png' is no readable image"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_folders(tmp_path: Path, damage: Callable[[Path], object], named: str) -> None:
+    root = make_folder(tmp_path / "pics")
+    damage(root)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match="--data-dir") as caught:
+            load_dataset("imagefolder", root, 8)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+    assert named in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_unreadable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "pics")
+
+    def forbidden(path: Path) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("quickdrop_bench.data.imagefolder.file_size", forbidden)
+    with pytest.raises(BadInput, match=r"train/a/0\.png cannot be read \(Permission denied\)"):
+        load_dataset("imagefolder", root)
+
+
+def test_too_many_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quickdrop_bench.data.imagefolder.MOST_CLASSES", 3)
+    load_dataset("imagefolder", make_folder(tmp_path / "three", classes=("a", "b", "c")))
+    with pytest.raises(BadInput, match="train/ holds 4 classes, and 2 to 3 are needed"):
+        load_dataset("imagefolder", make_folder(tmp_path / "four", classes=("a", "b", "c", "d")))
+
+
+def test_images_must_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "pics")
+    monkeypatch.setattr("quickdrop_bench.data.imagefolder._memory", lambda: 18 * 3 * 64 * 5)
+    assert load_folder(root, None).train_images.shape == (12, 3, 8, 8)
+    with pytest.raises(BadInput, match=r"--image-size 9: 18 images of 9×9 pixels need"):
+        load_folder(root, 9)
+
+
+def test_large_images_must_be_resized(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pics")
+    for path in root.rglob("*.png"):
+        Image.new("L", (1025, 1025)).save(path, compress_level=1)
+    with pytest.raises(BadInput, match="--image-size not given: images of 1025×1025 pixels must be resized"):
+        load_folder(root, None)
+    assert load_folder(root, 8).train_images.shape == (12, 1, 8, 8)
+
+
+def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pics")
+    expected, key = load_folder(root, None), folder_key(root, None)
+    for hidden in ("._0.png", ".DS_Store", "notes.txt"):
+        (root / "train" / "a" / hidden).write_bytes(b"no image")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "a" / "album").symlink_to("..")
+    assert folder_key(root, None) == key
+    assert torch.equal(load_folder(root, None).train_images, expected.train_images)
+
+
+def test_files_may_have_any_name_and_lie_deep(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "pics")
+    image = (root / "train" / "a" / "0.png").read_bytes()
+    deep = root / "train" / "a" / Path(*["d"] * 100)
+    deep.mkdir(parents=True)
+    (deep / "x.png").write_bytes(image)
+    Path(os.fsdecode(os.fsencode(root / "test" / "b") + b"/\xff.png")).write_bytes(image)
+    data = load_folder(root, None)
+    assert (len(data.train_labels), len(data.test_labels)) == (13, 7)
+
+
+def test_the_folder_needs_a_printable_name(tmp_path: Path) -> None:
+    assert folder_label(tmp_path / "pics") == "imagefolder:pics"
+    for name in ("\x1b", os.fsdecode(b"\xff"), "a\0b"):
+        with pytest.raises(BadInput, match="--data-dir"):
+            folder_label(tmp_path / name)
+        with pytest.raises(BadInput, match="--data-dir"):
+            load_folder(tmp_path / name, None)
+
+
+def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, m: (t, {}),
+        lambda t, m: (t, {"checksum": "0" * 32}),
+        lambda t, m: ({n: v + 1 for n, v in t.items()}, m),
+        lambda t, m: ({n: v.float() for n, v in t.items()}, m),
+        lambda t, m: ({n: v[1:] for n, v in t.items()}, m),
+        lambda t, m: ({n: v[..., :4, :4].contiguous() for n, v in t.items()}, m),
+        lambda t, m: ({"train_images": t["train_images"]}, m),
+        lambda t, m: ({**t, "more": torch.zeros(2**20, dtype=torch.uint8)}, m),
+    ],
+)
+def test_a_cache_is_not_trusted(tmp_path: Path, change: Any) -> None:
+    root = make_folder(tmp_path / "pics")
+    expected = load_folder(root, 8)
+    (path,) = cache_dir().iterdir()
+    tensors, about = change(*tensors_of(path))
+    save_file(tensors, path, metadata=about)
+    again = load_folder(root, 8)
+    assert torch.equal(again.train_images, expected.train_images)
+    assert torch.equal(again.test_labels, expected.test_labels)
+
+
+@pytest.mark.parametrize("place", ["folder", "pipe", "link", "giant header"])
+def test_a_cache_that_is_no_file_is_left_alone(tmp_path: Path, place: str) -> None:
+    root = make_folder(tmp_path / "pics")
+    expected = load_folder(root, 8).train_images
+    (path,) = cache_dir().iterdir()
+    path.unlink()
+    if place == "folder":
+        path.mkdir()
+    elif place == "pipe":
+        os.mkfifo(path)
+    elif place == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes((2**40).to_bytes(8, "little"))
+    with nullcontext() if place != "folder" else pytest.warns(UserWarning, match="not cached"):
+        assert torch.equal(load_folder(root, 8).train_images, expected)
+
+
+def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert cache_dir() == Path(".cache/quickdrop-bench")
+    monkeypatch.setattr("os.path.expanduser", lambda path: "/home/me")
+    assert cache_dir() == Path("/home/me/.cache/quickdrop-bench")
 
 
 # Views and requests -----------------------------------------------------------------------------------------

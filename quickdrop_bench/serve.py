@@ -1,0 +1,270 @@
+"""Commands that serve requests on a trained federation: unlearn, relearn, evaluate, show, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.options import make_fabric, methods_of, numbers_of
+from quickdrop_bench.parsing import method_defaults, parse
+from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
+from quickdrop_bench.serving.planned import PlannedPhase
+from quickdrop_bench.serving.run import SECTIONS
+
+__all__ = ["COMMANDS"]
+
+SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
+
+
+def unlearn(args: Namespace, argv: Sequence[str]) -> int:
+    """Forget classes and clients, one request after the other; each makes a model version."""
+    return _serve("unlearn", args, argv)
+
+
+def relearn(args: Namespace, argv: Sequence[str]) -> int:
+    """Learn again what was forgotten."""
+    return _serve("relearn", args, argv)
+
+
+def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
+    run = _open(args)
+    requests = _requests(args)
+    absent = numbers_of("--absent", args.absent)
+    methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
+    pairs = [(request, methods[request.level]) for request in requests]
+    if args.dry_run:
+        _print_plan(run, run.plan(action, pairs, absent), as_json=args.json)
+        return 0
+    run.check_all(action, pairs, absent)  # all or none
+    for request, method in pairs:
+        call = run.unlearn if action == "unlearn" else run.relearn
+        _print_entry(run, call(request, method, absent), as_json=args.json)
+    return 0
+
+
+def _open(args: Namespace) -> TrainedRun:
+    def make(precision: str) -> Fabric:
+        return make_fabric(Namespace(**{**vars(args), "precision": args.precision or precision}))
+
+    return TrainedRun(find_run(args.run, args.artifacts_dir), make, args.data_dir)
+
+
+def _requests(args: Namespace) -> list[UnlearningRequest]:
+    """Classes first, then clients, in the order given."""
+    classes, clients = numbers_of("--class", args.forget_class), numbers_of("--client", args.forget_client)
+    requests = [UnlearningRequest("class", (c,)) for c in classes] + [
+        UnlearningRequest("client", (c,)) for c in clients
+    ]
+    if not requests:
+        raise BadInput("--class", "and --client", "give one of them, e.g. --class 9 or --client 3")
+    return requests
+
+
+def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -> Method:
+    """The method with the settings of the preset that the federation was trained with, unless options say otherwise."""
+    try:
+        _ = METHODS[args.method]
+    except BadInput as error:
+        raise BadInput("--method", error.value, error.allowed) from error
+    preset = args.preset or run.preset
+    if preset is None:
+        return methods_of(args)[args.method]
+    defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
+    return methods_of(parse(argv, defaults=defaults)[argv[0]])[args.method]
+
+
+def evaluate(args: Namespace, argv: Sequence[str]) -> int:
+    """Accuracies of a model version."""
+    run = _open(args)
+    found = run.evaluate(args.version)
+    version = run.current if args.version is None else args.version
+    if args.json:
+        gone = [str(request) for request in run.forgotten(version)]
+        _print_json({"run": str(run.folder), "version": version, "forgotten": gone, **found.metrics()})
+        return 0
+    console = Console(highlight=False, markup=False)
+    console.print(f"{run.folder} · version {version} · {_forgotten(run, version)}")
+    f_set = "–" if found.f_set is None else f"{found.f_set:.2%}"
+    console.print(f"F-Set {f_set} · R-Set {found.r_set:.2%} · all test images {found.test:.2%}")
+    _print_numbers(console, ("class", "accuracy"), [(name, f"{v:.2%}") for name, v in found.classes.items()])
+    return 0
+
+
+def show(args: Namespace, argv: Sequence[str]) -> int:
+    """What a trained federation is, what it forgot, and what lies in its folder."""
+    run = TrainedRun(find_run(args.run, args.artifacts_dir))
+    about = _about(run)
+    if args.json:
+        _print_json(about)
+        return 0
+    console = Console(highlight=False, markup=False)
+    spec, info = run.spec, run.info
+    console.print(
+        f"{run.folder}\n{info.name}: {len(info.class_names)} classes, images {'×'.join(map(str, info.image_shape))}\n"
+        f"{spec.clients} clients, {spec.distribution}, {about['images']} images; seed {run.seed}; "
+        f"{spec.rounds} rounds × {spec.local_steps} local steps on {run.trained.device}\n"
+        f"current version {run.current} · {_forgotten(run, run.current)}"
+    )
+    lines = [
+        (str(e.version), str(e.parent), e.action, e.request, e.method, e.provenance.get("created_at", ""), _change(e))
+        for e in run.log
+    ]
+    if lines:
+        _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
+    _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
+    return 0
+
+
+def _about(run: TrainedRun) -> dict[str, Any]:
+    folder = run.folder
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    sizes: dict[str, int] = {}
+    for path in sorted(files):
+        kind = path.relative_to(folder).parts[0]
+        sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+    clients = run.trained.clients
+    return {
+        "run": str(folder),
+        "data": asdict(run.info),
+        "spec": dict(run.trained.spec),
+        "device": run.trained.device,
+        "images": sum(len(c.rows) for c in clients.values()),
+        "images_by_client": {i: len(c.rows) for i, c in clients.items()},
+        "synthetic_images": sum(len(c.synthetic) for c in clients.values() if c.synthetic),
+        "current": run.current,
+        "forgotten": [str(request) for request in run.forgotten()],
+        "requests": [asdict(entry) for entry in run.log],
+        "bytes": sizes,
+    }
+
+
+def export_model(args: Namespace, argv: Sequence[str]) -> int:
+    """Write a model version for other programs."""
+    run = TrainedRun(find_run(args.run, args.artifacts_dir))
+    if args.format not in FORMATS:
+        raise BadInput("--format", args.format, f"use one of {', '.join(FORMATS)}")
+    version = run.current if args.version is None else args.version
+    path = args.output or run.folder / f"model-{version:04d}{SUFFIXES[args.format]}"
+    export(run, path, args.format, version)
+    print(json.dumps({"path": str(path), "version": version}) if args.json else path)
+    return 0
+
+
+def _forgotten(run: TrainedRun, version: int) -> str:
+    gone = run.forgotten(version)
+    return f"forgotten: {', '.join(map(str, gone))}" if gone else "nothing forgotten"
+
+
+def _change(entry: Entry) -> str:
+    if entry.before is None or entry.after is None:
+        return "not evaluated"
+    pairs = [(entry.before.get(f"{s}_set_accuracy"), entry.after.get(f"{s}_set_accuracy")) for s in "fr"]
+    return ", ".join(f"{a:.1%} → {b:.1%}" for a, b in pairs if a is not None and b is not None)
+
+
+def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
+    """Before and after, and what it cost."""
+    model = run.folder / "versions" / f"{entry.version:04d}.safetensors"
+    if as_json:
+        _print_json({"run": str(run.folder), "model": str(model), **asdict(entry)})
+        return
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{entry.action} {entry.request} with {entry.method}: version {entry.parent} → {entry.version} · "
+        f"{_forgotten(run, entry.version)}"
+    )
+    if entry.before is None or entry.after is None:
+        console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}")
+    else:
+        names = [("F-Set", "f_set_accuracy"), ("R-Set", "r_set_accuracy")]
+        names += [(f"class {name}", f"class_{c}_accuracy") for c, name in enumerate(run.info.class_names)]
+        sides = entry.before, entry.after
+        shown = [(name, *(_percent(side.get(key)) for side in sides)) for name, key in names if key in sides[0]]
+        _print_numbers(console, ("accuracy", "before", "after"), shown)
+    lines = [
+        (stage, f"{c['rounds']:.0f}", f"{c['seconds']:.2f}", f"{c['sample_gradients']:.0f}", _size(c["upload_bytes"]))
+        for stage, c in entry.cost.items()
+    ]
+    _print_numbers(console, ("stage", "rounds", "seconds", "sample-gradients", "upload"), lines)
+    console.print(f"model: {model}\n", soft_wrap=True)
+
+
+def _print_plan(
+    run: TrainedRun, planned: Sequence[tuple[UnlearningRequest, Sequence[PlannedPhase]]], *, as_json: bool
+) -> None:
+    """Participants and cost of every phase, at most."""
+    cost = run.trained.cost
+    rate = (cost.seconds - cost.distillation_seconds) / max(cost.sample_gradients, 1)
+    phases = [(request, phase, rate * phase.cost.sample_gradients) for request, found in planned for phase in found]
+    if as_json:
+        for request, phase, seconds in phases:
+            _print_json({"request": str(request), **asdict(phase), "estimated_seconds": seconds})
+        return
+    console = Console(highlight=False, markup=False)
+    lines = [
+        (
+            str(request),
+            phase.name,
+            str(phase.rounds),
+            _clients(phase),
+            str(phase.local_steps),
+            f"{phase.cost.sample_gradients}",
+            _size(phase.cost.upload_bytes),
+            f"{seconds:.2g} s",
+        )
+        for request, phase, seconds in phases
+    ]
+    header = ("request", "stage", "rounds", "clients", "local steps", "sample-gradients", "upload", "about")
+    _print_numbers(console, header, lines)
+    console.print(f"At most; seconds at the rate of the training on {run.trained.device}. Nothing was changed.")
+
+
+def _clients(phase: PlannedPhase) -> str:
+    listed = ", ".join(map(str, phase.participants[:12])) + (" …" if len(phase.participants) > 12 else "")
+    return listed if phase.participation >= 1 else f"{phase.participation:.0%} a round of {listed}"
+
+
+def _print_numbers(console: Console, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for k, name in enumerate(header):
+        numeric = all(line[k][:1].isdigit() or line[k] in ("–", "") for line in lines)
+        table.add_column(name, justify="right" if k and numeric else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    console.print(table)
+
+
+def _print_json(values: Mapping[str, Any]) -> None:
+    print(json.dumps(values, ensure_ascii=False))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+COMMANDS: dict[str, Callable[[Namespace, Sequence[str]], int]] = {
+    "unlearn": unlearn,
+    "relearn": relearn,
+    "evaluate": evaluate,
+    "show": show,
+    "export": export_model,
+}

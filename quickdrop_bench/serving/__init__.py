@@ -1,0 +1,7 @@
+"""Serve deletion requests on a trained federation: load a run, make a request, get the model."""
+
+from quickdrop_bench.serving.export import FORMATS, export
+from quickdrop_bench.serving.log import Entry
+from quickdrop_bench.serving.run import Evaluation, TrainedRun, find_run
+
+__all__ = ["FORMATS", "Entry", "Evaluation", "TrainedRun", "export", "find_run"]

@@ -1,0 +1,121 @@
+"""A model version in a form that other programs read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from quickdrop_bench.data.labelled import DataInfo
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import write_atomically
+from quickdrop_bench.serving.run import TrainedRun
+
+__all__ = ["FORMATS", "export"]
+
+BATCH = 2
+"""Images of the example that a program is recorded with; any number can be given to it afterwards."""
+
+
+class FromPixels(nn.Module):
+    """A model with its normalisation: maps pixels in [0, 1], (B, C, H, W) float32, to (B, classes) logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, info: DataInfo) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Classify."""
+        logits: Tensor = self.model((pixels - self.mean) / self.std)
+        return logits
+
+
+def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -> None:
+    """Write a version of a run's model.
+
+    ``torchscript`` and ``onnx`` take pixels in [0, 1] and normalise them. ``safetensors`` holds the parameters alone;
+    its metadata say how to build the model and normalise (keys ``architecture``, ``image_shape``, ``classes``,
+    ``mean``, ``std``, ``forgotten``; JSON values).
+
+    Args:
+        run: the trained federation.
+        path: the file to write.
+        form: one of :data:`FORMATS`.
+        version: None for the current one.
+
+    Raises:
+        BadInput: there is no such format or version, the file cannot be written, or a package is missing.
+    """
+    if form not in FORMATS:
+        raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
+    try:
+        write_atomically(path, lambda temporary: FORMATS[form](run, temporary, version))
+    except BadInput:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise BadInput("--output", path, f"it cannot be written ({reason})") from error
+
+
+def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:
+    spec, info = run.spec, run.info
+    about = {
+        "architecture": {"name": "ConvNet", "width": spec.width, "depth": spec.depth, "norm": spec.norm},
+        "image_shape": info.image_shape,
+        "classes": info.class_names,
+        "mean": info.mean,
+        "std": info.std,
+        "forgotten": [str(request) for request in run.forgotten(version)],
+    }
+    state = {name: value.cpu().contiguous() for name, value in run.state(version).items()}
+    save_file(state, path, metadata={name: json.dumps(value) for name, value in about.items()})
+
+
+def _torchscript(run: TrainedRun, path: Path, version: int | None) -> None:
+    example = torch.zeros(BATCH, *run.info.image_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still what many runtimes load
+        traced = torch.jit.trace(FromPixels(run.model(version), run.info), example)
+        # Through memory: torch ends the whole process where its own writer finds the disk full.
+        buffer = BytesIO()
+        torch.jit.save(traced, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
+def _onnx(run: TrainedRun, path: Path, version: int | None) -> None:
+    try:
+        import onnxscript  # noqa: F401  # torch's exporter asks for it only when it is half way
+    except ImportError:
+        raise BadInput("--format", "onnx", "it needs more packages: pip install 'quickdrop-bench[onnx]'") from None
+    example = torch.zeros(BATCH, *run.info.image_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            FromPixels(run.model(version), run.info).eval(),
+            (example,),
+            path,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+FORMATS: dict[str, Callable[[TrainedRun, Path, int | None], None]] = {
+    "safetensors": _safetensors,
+    "torchscript": _torchscript,
+    "onnx": _onnx,
+}

@@ -1,0 +1,73 @@
+"""What a request would cost: a method is run on a federation that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo, sample_clients
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.functional.aggregation import State
+
+__all__ = ["CountingFederation", "PlannedPhase"]
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """What a phase would do at most.
+
+    Attributes:
+        name: of the stage.
+        rounds: communication rounds.
+        participants: clients with data for it, by id; if ``participation`` < 1 a share of them in each round.
+        local_steps: the most of any participant in a round.
+        participation: share of the clients that take part in a round.
+        cost: ``seconds`` is 0.
+    """
+
+    name: str
+    rounds: int
+    participants: tuple[int, ...]
+    local_steps: int
+    participation: float
+    cost: Cost
+
+
+class CountingFederation(Federation):
+    """A federation whose phases change nothing and are written down in ``phases``."""
+
+    phases: list[PlannedPhase]
+
+    def run(
+        self,
+        state: State,
+        data: Mapping[int, LabelledSet],
+        phase: Phase,
+        seed: int,
+        *,
+        on_round: Callable[[RoundInfo], object] | None = None,
+        **options: Any,
+    ) -> PhaseResult:
+        """The phase's cost at most, and the state as it was."""
+        sizes = {client: len(z) for client, z in sorted(data.items()) if len(z)}
+        steps = {client: phase.steps(size) for client, size in sizes.items()}
+        count = len(sample_clients(list(sizes), phase.participation, torch.Generator())) if sizes else 0
+        largest = sorted((steps[client] * min(phase.batch_size, size) for client, size in sizes.items()), reverse=True)
+        per_client = 4 * sum(p.numel() for p in self.model.parameters())
+        cost = Cost(
+            rounds=phase.rounds if sizes else 0,
+            data_size=sum(sizes.values()),
+            sample_gradients=phase.rounds * sum(largest[:count]),
+            upload_bytes=per_client * count * phase.rounds,
+        )
+        most = max(steps.values(), default=0)
+        self.phases = [
+            *getattr(self, "phases", []),
+            PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost),
+        ]
+        return PhaseResult(state, cost)

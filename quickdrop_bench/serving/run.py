@@ -1,0 +1,535 @@
+"""A trained federation that serves requests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.datasets import load_dataset
+from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, pool
+from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_classes
+from quickdrop_bench.errors import BadInput, Missing
+from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.history import UpdateHistory
+from quickdrop_bench.files import write_atomically
+from quickdrop_bench.functional.aggregation import State, is_finite
+from quickdrop_bench.harness.catalogue import preset_values, presets
+from quickdrop_bench.harness.experiment import PRESET
+from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.training import build_federation, training_phase
+from quickdrop_bench.methods import METHODS, Context, Method
+from quickdrop_bench.methods.base import ClientData, StageResult, check_support
+from quickdrop_bench.models import ConvNet
+from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, locked, read_log, write_log
+from quickdrop_bench.serving.planned import CountingFederation, PlannedPhase
+
+__all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
+
+SECTIONS = {"class": "table2", "client": "table4"}
+"""Sections of the presets whose settings of methods suit a level of requests."""
+
+SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
+ORIGINALS = frozenset({"forget-data", "retain-data"})
+"""What methods need of the data that the federation was trained on."""
+
+
+def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
+    """The folder of a trained federation.
+
+    Args:
+        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only one.
+        artifacts_dir: parent of the trained federations' folders.
+
+    Raises:
+        BadInput: there is none, or there are several.
+    """
+    for path in (Path(name), artifacts_dir / name):
+        if artifacts.is_complete(path):
+            return path
+    known = sorted(p for p in artifacts_dir.glob("*") if artifacts.is_complete(p)) if artifacts_dir.is_dir() else []
+    found = [path for path in known if str(name) and path.name.startswith(str(name))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInput("RUN", name, f"several begin like this: {', '.join(p.name for p in found[:5])}")
+    there = f"there are {', '.join(p.name for p in known[:5])}" if known else "train one first"
+    raise BadInput("RUN", name, f"no trained federation is there, nor in {artifacts_dir} under this name; {there}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model version does.
+
+    Attributes:
+        classes: test accuracy in [0, 1] by class name; NaN for a class without test images.
+        test: accuracy on all test images.
+        f_set: on what is forgotten: test images of forgotten classes and training images of forgotten clients; None if
+            nothing is.
+        r_set: on the test images of the other classes.
+    """
+
+    classes: Mapping[str, float]
+    test: float
+    f_set: float | None
+    r_set: float
+
+    def metrics(self) -> dict[str, float]:
+        """By name, for logs and scripts."""
+        numbers = {"test_accuracy": self.test, "r_set_accuracy": self.r_set}
+        numbers |= {"f_set_accuracy": self.f_set} if self.f_set is not None else {}
+        numbers |= {f"class_{c}_accuracy": value for c, value in enumerate(self.classes.values())}
+        return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+
+class TrainedRun:
+    """A trained federation, its model versions and the requests that made them.
+
+    Args:
+        folder: ``artifacts/<spec_hash>``, as ``train`` and the tables leave it.
+        fabric: device and precision of what is computed; None takes a CPU and the training's precision, a function gets
+            that precision.
+        data_dir: where the data set lies; only evaluation and methods that work on original data look there.
+
+    Raises:
+        BadInput: the folder or its log is damaged.
+
+    Example:
+        ``run = TrainedRun(find_run("artifacts/3fa9"))``, ``run.unlearn(UnlearningRequest("class", (9,)))``,
+        ``model = run.model()``.
+    """
+
+    def __init__(
+        self, folder: Path, fabric: Fabric | Callable[[str], Fabric] | None = None, data_dir: Path = Path("data")
+    ) -> None:
+        self.folder = folder
+        trained = artifacts.load(folder, torch.device("cpu"))
+        self.fabric = fabric if isinstance(fabric, Fabric) else (fabric or _on_cpu)(trained.precision)
+        self.data_dir = data_dir
+        self.trained = trained if self.fabric.device.type == "cpu" else artifacts.load(folder, self.fabric.device)
+        self.log = read_log(folder)
+
+    @property
+    def info(self) -> DataInfo:
+        """What is known of the data without having it."""
+        return self.trained.data
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return int(self.trained.spec["seed"])
+
+    @cached_property
+    def spec(self) -> FederationSpec:
+        """With which the federation was trained."""
+        known = {field.name for field in fields(FederationSpec)}
+        return FederationSpec(**{name: value for name, value in self.trained.spec.items() if name in known})
+
+    @property
+    def current(self) -> int:
+        """The version that the next request starts from; 0 is the model as it was trained."""
+        return self.log[-1].version if self.log else 0
+
+    def forgotten(self, version: int | None = None) -> tuple[UnlearningRequest, ...]:
+        """All that a version is not to know; None stands for the current one."""
+        version = self._version(version)
+        return self.log[version - 1].requests if version else ()
+
+    @property
+    def _updates(self) -> Path:
+        """The update history; that of a fine-tuned federation lies with the one that it was made from."""
+        base = str(self.trained.spec.get("base", ""))
+        return (self.folder.parent / base if re.fullmatch(r"[0-9a-f]+", base) else self.folder) / artifacts.UPDATES
+
+    @cached_property
+    def federation(self) -> Federation:
+        """The simulated federation."""
+        return build_federation(self.spec, self.fabric, self.info)
+
+    def state(self, version: int | None = None) -> State:
+        """The parameters of a version; None stands for the current one.
+
+        Raises:
+            BadInput: there is no such version, or its file is damaged.
+        """
+        version = self._version(version)
+        if not version:
+            return self.trained.state
+        path = _file(self.folder, version)
+        try:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != self.log[version - 1].sha256:
+                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} does not match {LOG}")
+            state = load_file(path, device=str(self.fabric.device))
+            known = self.trained.state
+            if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in known.items()}:
+                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} holds another model")
+            if not is_finite(state):
+                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} holds values that are not finite")
+        except (OSError, SafetensorError) as error:
+            raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} is missing or damaged") from error
+        return state
+
+    def model(self, version: int | None = None) -> ConvNet:
+        """A version as a module on the CPU; it takes images normalised with ``info.mean`` and ``info.std``."""
+        channels, size, _ = self.info.image_shape
+        model = ConvNet(
+            channels, size, len(self.info.class_names), self.spec.width, self.spec.depth, self.spec.norm
+        ).eval()
+        model.load_state_dict({name: value.cpu() for name, value in self.state(version).items()})
+        return model
+
+    @cached_property
+    def data(self) -> ImageData | None:
+        """The data set, if it lies in ``data_dir``; nothing is downloaded.
+
+        Raises:
+            BadInput: another data set lies there.
+        """
+        try:
+            data = load_dataset(self.spec.dataset, self.data_dir, self.spec.image_size, download=False)
+        except Missing:
+            return None
+        if replace(data.info, name=self.info.name) != self.info:  # an image folder may have moved
+            raise BadInput("--data-dir", self.data_dir, f"this is not the {self.info.name} of the training")
+        return data.to(self.fabric.device)
+
+    def evaluate(
+        self,
+        version: int | None = None,
+        about: Sequence[UnlearningRequest] | None = None,
+        forgotten: Sequence[UnlearningRequest] | None = None,
+    ) -> Evaluation:
+        """Accuracies of a version.
+
+        Args:
+            version: None for the current one.
+            about: what F-Set is about; None takes all that is forgotten.
+            forgotten: classes among it are not in R-Set; None takes what the version is not to know.
+
+        Raises:
+            BadInput: the data set is not there.
+        """
+        gone = self.forgotten(version) if forgotten is None else forgotten
+        return self._evaluation(self.state(version), gone if about is None else about, gone)
+
+    def _evaluation(
+        self, state: State, about: Sequence[UnlearningRequest], gone: Sequence[UnlearningRequest]
+    ) -> Evaluation:
+        if self.data is None:
+            raise BadInput("--data-dir", self.data_dir, f"{self.info.name} is not there, so nothing can be evaluated")
+        federation, count = self.federation, len(self.info.class_names)
+        federation.load(state)
+        on_test = class_accuracy(federation.model, self.data.test, count)
+        found = [class_accuracy(federation.model, part, count) for part in self._parts(about)]
+        images = sum(sum(part.counts) for part in found)
+        correct = sum(line[c] for part in found for c, line in enumerate(part.confusion))
+        return Evaluation(
+            dict(zip(self.info.class_names, on_test.accuracy, strict=True)),
+            on_test.without(()),
+            correct / images if images else None,
+            on_test.without(forgotten_classes(gone)),
+        )
+
+    def _parts(self, requests: Sequence[UnlearningRequest]) -> list[LabelledSet]:
+        """Test images of the requests' classes, and training images of their clients."""
+        assert self.data is not None
+        classes = forgotten_classes(requests)
+        owned = [
+            forget_part(client.original, i, request)
+            for i, client in self._clients().items()
+            for request in requests
+            if request.level == "client"
+        ]
+        of_classes = [self.data.test.with_classes(classes, keep=True)] if classes else []
+        return [*of_classes, *([pool(*owned)] if owned else [])]
+
+    @property
+    def preset(self) -> str | None:
+        """Name of the preset that the federation was last trained or measured with, if it is known."""
+        path = self.folder / PRESET
+        name = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+        return name if name in presets() else None
+
+    def method(self, name: str = "quickdrop", level: str = "class") -> Method:
+        """A method with the preset's settings for a level of requests; with the paper's if no preset is known.
+
+        Raises:
+            BadInput: there is no such method.
+        """
+        values: dict[str, Any] = {}
+        if self.preset:
+            for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
+                values |= part.get(name.replace("-", "_"), {})
+        return METHODS[name](**values)
+
+    def check(
+        self,
+        action: str,
+        request: UnlearningRequest,
+        method: Method,
+        absent: Collection[int] = (),
+        forgotten: Sequence[UnlearningRequest] | None = None,
+    ) -> None:
+        """Raise unless a request can be served.
+
+        Args:
+            action: ``unlearn`` or ``relearn``.
+            request: what to forget, or to learn again.
+            method: that is to serve it.
+            absent: clients that cannot take part now.
+            forgotten: what is forgotten when the request arrives; None takes the current version's.
+
+        Raises:
+            BadInput: it cannot; the sentence says why.
+        """
+        gone = self.forgotten() if forgotten is None else forgotten
+        request.check(len(self.info.class_names), self.spec.clients)
+        known = {target for r in gone if r.level == request.level for target in r.targets}
+        for target in request.targets:
+            if (target in known) == (action == "unlearn"):
+                state = "forgotten already" if action == "unlearn" else "not forgotten"
+                raise BadInput(f"--{request.level}", target, f"this is {state}; see the command 'show'")
+        name = _name(method)
+        available = {"real-subset"}
+        available |= {"synthetic-sets"} if self.spec.distill else set()
+        available |= {"update-history"} if self._updates.is_dir() else set()
+        # Methods with small sets learn again from these, all others from original data.
+        needs = method.needs | ({"forget-data"} if action == "relearn" and not method.needs & SMALL_SETS else set())
+        if needs & ORIGINALS and self.data is None:
+            allowed = f"{name} needs original data, and {self.info.name} is not there; quickdrop does without"
+            raise BadInput("--data-dir", self.data_dir, allowed)
+        try:
+            check_support(name, request, frozenset(available | ORIGINALS))
+        except BadInput as error:
+            raise BadInput("--method", error.value, error.allowed) from error
+        if action == "relearn" and not method.can_relearn:
+            raise BadInput("--method", name, "it cannot learn again")
+        self._check_present(request, name, needs, absent)
+
+    def _check_present(
+        self, request: UnlearningRequest, name: str, needs: Collection[str], absent: Collection[int]
+    ) -> None:
+        for client in absent:
+            if not 0 <= client < self.spec.clients:
+                raise BadInput("--absent", client, f"between 0 and {self.spec.clients - 1}")
+        if not set(needs) & (SMALL_SETS | {"forget-data"}):
+            return
+        if request.level == "client" and (gone := sorted(set(request.targets) & set(absent))):
+            raise BadInput("--client", gone[0], f"it is absent, and {name} needs its data")
+        if request.level == "class":
+            holders = {i for i, c in self.trained.clients.items() if self._holds(c, request)}
+            if holders and not holders - set(absent):
+                raise BadInput("--class", request.targets[0], "all clients that hold it are absent")
+
+    def _holds(self, client: artifacts.ClientArtifacts, request: UnlearningRequest) -> bool:
+        return bool(len(client.subset.with_classes(request.targets, keep=True)))
+
+    def check_all(
+        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+    ) -> None:
+        """:meth:`check` for requests that are to be served one after the other."""
+        gone = self.forgotten()
+        for request, method in requests:
+            self.check(action, request, method, absent, gone)
+            gone = _after(action, request, gone)
+
+    def plan(
+        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+    ) -> list[tuple[UnlearningRequest, list[PlannedPhase]]]:
+        """What serving requests one after the other would take at most; nothing is changed.
+
+        Raises:
+            BadInput: one of them cannot be served.
+        """
+        self.check_all(action, requests, absent)
+        counting = CountingFederation(self.fabric, self.model())
+        gone, planned = self.forgotten(), []
+        for request, method in requests:
+            counting.phases = []
+            context = replace(self._context(action, request, gone, absent), federation=counting)
+            total = sum((stage.cost for stage in _stages(action, context, method).values()), Cost())
+            counted = sum((phase.cost for phase in counting.phases), Cost())
+            if more := total.rounds - counted.rounds:  # rounds without local training, as FU-MP's
+                cost = replace(
+                    Cost(rounds=more),
+                    data_size=total.data_size - counted.data_size,
+                    sample_gradients=total.sample_gradients - counted.sample_gradients,
+                    sample_forwards=total.sample_forwards,
+                    upload_bytes=total.upload_bytes - counted.upload_bytes,
+                )
+                everybody = tuple(i for i, c in context.clients.items() if len(c.original))
+                counting.phases.insert(0, PlannedPhase("unlearning", more, everybody, 0, 1.0, cost))
+            planned.append((request, counting.phases))
+            gone = _after(action, request, gone)
+        return planned
+
+    def unlearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+        """Forget; the new version becomes the current one.
+
+        Args:
+            request: what to forget.
+            method: None takes QuickDrop as :meth:`method` gives it.
+            absent: clients that cannot take part now; rounds go on without them.
+
+        Returns:
+            The new entry of the log.
+
+        Raises:
+            BadInput: the request cannot be served, or another command is working on this run.
+            ArithmeticError: the model diverged; the current version stays.
+        """
+        return self._serve("unlearn", request, method, absent)
+
+    def relearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+        """Learn again what was forgotten (§4.7); arguments and errors as for :meth:`unlearn`."""
+        return self._serve("relearn", request, method, absent)
+
+    def _serve(self, action: str, request: UnlearningRequest, method: Method | None, absent: Collection[int]) -> Entry:
+        method = method or self.method(level=request.level)
+        with locked(self.folder):
+            self.log = read_log(self.folder)
+            parent, gone = self.current, self.forgotten()
+            self.check(action, request, method, absent)
+            after = _after(action, request, gone)
+            sets = (request,), after if action == "unlearn" else gone
+            before = self.evaluate(parent, *sets).metrics() if self.data else None
+            stages = _stages(action, self._context(action, request, gone, absent), method)
+            if idle := [stage for stage, result in stages.items() if not result.cost.rounds and not result.diverged]:
+                absence = "; clients that hold them are absent" if absent else ""
+                allowed = f"no client has data for the stage {idle[0]}{absence}"
+                raise BadInput(f"--{request.level}", request.targets[0], allowed)
+            last = list(stages.values())[-1]
+            if last.diverged:
+                raise ArithmeticError(f"{_name(method)} diverged on {request}; version {parent} stays the current one")
+            entry = Entry(
+                version=parent + 1,
+                parent=parent,
+                action=action,
+                request=str(request),
+                method=_name(method),
+                hyper_parameters=asdict(method),  # type: ignore[call-overload]
+                forgotten=tuple(map(str, after)),
+                cost=_costs(stages),
+                before=before,
+                after=None,
+                sha256=_save(_file(self.folder, parent + 1), last.state),
+                absent=tuple(sorted(absent)),
+                provenance={k: v for k, v in provenance(self.fabric, "").items() if k != "preset"},
+            )
+            if self.data:
+                entry = replace(entry, after=self._evaluation(last.state, *sets).metrics())
+            try:
+                write_log(self.folder, [*self.log, entry])
+            except OSError as error:
+                raise BadInput("RUN", self.folder, f"it cannot be written ({error.strerror})") from error
+            self.log.append(entry)
+        return entry
+
+    def _clients(self) -> dict[int, ClientData]:
+        """The clients with their original data, or with none where the data set is not there."""
+        nowhere = LabelledSet.of(torch.empty(0, *self.info.image_shape), torch.empty(0, dtype=torch.int64))
+        data = self.data
+        return {
+            i: ClientData(
+                LabelledSet(data.train.images, data.train.labels, c.rows) if data else nowhere,
+                c.subset,
+                c.augmentation,
+                c.synthetic,
+            )
+            for i, c in self.trained.clients.items()
+        }
+
+    def _context(
+        self, action: str, request: UnlearningRequest, gone: Sequence[UnlearningRequest], absent: Collection[int]
+    ) -> Context:
+        updates = self._updates
+        forgotten = (*(gone if action == "unlearn" else _after(action, request, gone)), request)
+        return Context(
+            federation=self.federation,
+            training=training_phase(self.spec),
+            clients={i: c for i, c in self._clients().items() if i not in absent},
+            state=self.state(),
+            request=request,
+            forgotten=forgotten,
+            seed=self.seed,
+            history=UpdateHistory(updates, self.fabric.device) if updates.is_dir() else None,
+        )
+
+    def _version(self, version: int | None) -> int:
+        if version is None:
+            return self.current
+        if not 0 <= version <= self.current:
+            raise BadInput("--version", version, f"between 0 (as trained) and {self.current}")
+        return version
+
+
+def _stages(action: str, context: Context, method: Method) -> dict[str, StageResult]:
+    """A request's stages by name, up to the first that diverges."""
+    if action == "relearn":
+        return {"relearning": method.relearn(context, context.state)}
+    stages = {"unlearning": method.unlearn(context)}
+    if not stages["unlearning"].diverged:
+        recovered = method.recover(context, stages["unlearning"].state)
+        stages |= {"recovery": recovered} if recovered else {}
+    return stages
+
+
+def _costs(stages: Mapping[str, StageResult]) -> dict[str, dict[str, float]]:
+    total = sum((stage.cost for stage in stages.values()), Cost())
+    return {name: stage.cost.metrics() for name, stage in stages.items()} | {"total": total.metrics()}
+
+
+def _after(action: str, request: UnlearningRequest, gone: Iterable[UnlearningRequest]) -> tuple[UnlearningRequest, ...]:
+    """What is forgotten once a request was served."""
+    if action == "unlearn":
+        return (*gone, request)
+    left: list[UnlearningRequest] = []
+    for r in gone:
+        targets = tuple(t for t in r.targets if r.level != request.level or t not in request.targets)
+        left += [UnlearningRequest(r.level, targets)] if targets else []
+    return tuple(left)
+
+
+def _on_cpu(precision: str) -> Fabric:
+    return Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+
+
+def _name(method: Method) -> str:
+    return next(name for name in METHODS if METHODS[name] is type(method))
+
+
+def _file(folder: Path, version: int) -> Path:
+    return folder / VERSIONS / f"{version:04d}.safetensors"
+
+
+def _save(path: Path, state: State) -> str:
+    """Write a version's parameters, and return the file's checksum; a file that no log names is moved aside.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    own: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    try:
+        for stray in path.parent.glob(".*.tmp*"):
+            stray.unlink(missing_ok=True)  # of a writer that was killed; the lock says that none is at work
+        if path.exists():
+            path.rename(path.with_name(f"{path.stem}.unlogged-{int(path.stat().st_mtime)}.safetensors"))
+        write_atomically(path, lambda temporary: save_file(own, temporary))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise BadInput("RUN", path.parent.parent, f"it cannot be written ({error})") from error

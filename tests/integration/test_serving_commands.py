@@ -1,0 +1,419 @@
+"""Serving commands as a user runs them: without the data, killed on the way, from the README, for other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from quickdrop_bench.cli import main
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.models import ConvNet
+from quickdrop_bench.serving import TrainedRun, export
+from tests.conftest import TINY, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLASS_1 = UnlearningRequest.parse("class-1")
+CLASSES = ("cat", "dog", "emu")
+
+
+def make_pictures(folder: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", 12), ("test", 4)):
+        for c, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(80 * c, 80 * c + 70, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, and a federation that was trained on them."""
+    place = tmp_path_factory.mktemp("trained")
+    pictures = make_pictures(place / "pictures")
+    options = ["--dataset", "imagefolder", "--data-dir", str(pictures), "--artifacts-dir", str(place / "artifacts")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        assert main(["train", *TINY, "--iid", *options]) == 0
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    """The same for one test alone, with nothing in the cache."""
+    for name in ("pictures", "artifacts"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    return next((place / "artifacts").iterdir())
+
+
+def remove_data(place: Path) -> None:
+    shutil.rmtree(place / "pictures")
+    shutil.rmtree(place / "cache", ignore_errors=True)
+
+
+def started(argv: Sequence[str | Path], **environment: object) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+
+
+# Without the data --------------------------------------------------------------------------------------------
+
+GUARD = """
+import os, sys
+
+def watch(event, args):
+    if event == "open" and isinstance(args[0], (str, os.PathLike)):
+        if os.path.abspath(args[0]).startswith(tuple(os.environ["FORBIDDEN"].split(os.pathsep))):
+            os.write(2, b"forbidden: " + os.fsencode(args[0]))
+            os._exit(97)
+
+sys.addaudithook(watch)
+"""
+
+
+def guarded(place: Path, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that is ended as soon as it opens a picture or what was decoded of them."""
+    (place / "guard").mkdir(exist_ok=True)
+    (place / "guard/sitecustomize.py").write_text(GUARD)
+    forbidden = os.pathsep.join(str(place / name) for name in ("pictures", "cache/quickdrop-bench"))
+    return started(["-m", "quickdrop_bench", *argv], PYTHONPATH=place / "guard", FORBIDDEN=forbidden)
+
+
+def test_quickdrop_forgets_the_same_without_the_data(place: Path, folder: Path, run: Run) -> None:
+    TrainedRun(folder, data_dir=place / "pictures").unlearn(CLASS_1)
+    model = (folder / "versions/0001.safetensors").read_bytes()
+    shutil.rmtree(folder / "versions")
+    (folder / "requests.jsonl").unlink()
+    remove_data(place)
+    code, out, err = run("unlearn", str(folder), "--class", "1", "--data-dir", "pictures")
+    assert (code, err) == (0, "")
+    assert "not evaluated: imagefolder:pictures is not in pictures" in out
+    assert (folder / "versions/0001.safetensors").read_bytes() == model
+    assert "not evaluated" in run("show", str(folder))[1]
+
+
+@pytest.mark.slow
+def test_quickdrop_opens_none_of_the_data(place: Path, folder: Path) -> None:
+    remove_data(place)
+    done = guarded(place, "unlearn", folder, "--class", "1", "--data-dir", place / "pictures", "--json")
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout)
+    assert entry["before"] is entry["after"] is None
+    assert entry["forgotten"] == ["class-1"]
+
+
+@pytest.mark.slow
+def test_the_guard_notices(place: Path, folder: Path) -> None:
+    done = guarded(place, "evaluate", folder, "--data-dir", place / "pictures")
+    assert done.returncode == 97
+    assert done.stderr == f"forbidden: {place / 'pictures/train/cat/0.png'}"
+
+
+def test_what_needs_the_data_is_refused_without_them(place: Path, folder: Path, run: Run) -> None:
+    remove_data(place)
+    for argv, named in (
+        (["unlearn", "--class", "1", "--method", "sga-or"], "sga-or needs original data"),
+        (["unlearn", "--class", "1", "--method", "retrain-or", "--dry-run"], "retrain-or needs original data"),
+        (["evaluate"], "so nothing can be evaluated"),
+    ):
+        code, out, err = run(argv[0], str(folder), *argv[1:], "--data-dir", "pictures")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("quickdrop-bench: --data-dir pictures: ")
+        assert named in err
+    assert not (folder / "requests.jsonl").exists()
+
+
+def test_pictures_that_moved_are_the_same_data(place: Path, folder: Path, run: Run) -> None:
+    before = run("evaluate", str(folder), "--data-dir", "pictures", "--json")
+    (place / "pictures").rename(place / "elsewhere")
+    assert run("evaluate", str(folder), "--data-dir", "elsewhere", "--json") == before
+    assert before[0] == 0
+
+
+def test_other_pictures_are_not_taken_for_the_data(place: Path, folder: Path, run: Run) -> None:
+    shutil.rmtree(place / "pictures")
+    make_pictures(place / "pictures", seed=1)
+    code, _, err = run("evaluate", str(folder), "--data-dir", "pictures")
+    assert code == 2
+    assert "--data-dir pictures: this is not the imagefolder:pictures of the training" in err
+
+
+def test_damaged_data_are_not_called_absent(place: Path, folder: Path, run: Run) -> None:
+    (place / "pictures/train/cat/0.png").write_bytes(b"no picture")
+    code, _, err = run("evaluate", str(folder), "--data-dir", "pictures")
+    assert code == 2
+    assert "0.png" in err
+
+
+# Killed on the way -------------------------------------------------------------------------------------------
+
+CHILDREN = """
+import os, random, shutil, signal, sys, time
+import torch
+from quickdrop_bench.cli import main
+
+torch.set_num_threads(1)
+source, target = sys.argv[1:3]
+
+def fork(folder, number, before=lambda: None):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        before()
+        os._exit(main(["unlearn", folder, "--class", str(number)]))
+    return child
+
+def copy(name):
+    return shutil.copytree(source, os.path.join(target, name))
+
+main(["unlearn", copy("whole"), "--class", "1"])
+"""
+
+AT_RANDOM = (
+    CHILDREN
+    + """
+began = time.monotonic()
+os.waitpid(fork(copy("timed"), 1), 0)
+whole, moments = time.monotonic() - began, random.Random(7)
+for k in range(10):
+    child = fork(copy(f"killed-{k}"), 1)
+    time.sleep(moments.uniform(0, 1.1 * whole))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+)
+
+AT_EVERY_STEP = (
+    CHILDREN
+    + """
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+def kill_at(folder, step):
+    seen = []
+
+    def watch(event, args):
+        writes = event in ("os.mkdir", "os.rename", "os.remove") or event == "open" and args[2] & WRITES
+        if writes and str(args[0]).startswith(folder):
+            seen.append(event)
+            if len(seen) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+for step in range(1, 100):
+    folder = copy(f"killed-{step}")
+    _, status = os.waitpid(fork(folder, 1, lambda: kill_at(folder, step)), 0)
+    if not os.WIFSIGNALED(status):
+        assert status == 0
+        break
+"""
+)
+
+AT_ONCE = (
+    CHILDREN
+    + """
+folder = copy("shared")
+children = [fork(folder, number) for number in (0, 1, 2)]
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("script", "least"), [(AT_RANDOM, 10), (AT_EVERY_STEP, 6)], ids=["random", "every step"])
+def test_a_killed_command_leaves_the_last_good_state(
+    folder: Path, tmp_path: Path, run: Run, script: str, least: int
+) -> None:
+    done = started(["-c", script, folder, tmp_path / "copies"])
+    assert done.returncode == 0, done.stderr
+    model = (tmp_path / "copies/whole/versions/0001.safetensors").read_bytes()
+    killed = sorted((tmp_path / "copies").glob("killed-*"))
+    assert len(killed) >= least
+    for copy in killed:
+        assert run("show", str(copy))[0] == 0
+        found = TrainedRun(copy)
+        assert [str(request) for request in found.forgotten()] == ["class-1"] * found.current
+        assert found.state().keys() == found.state(0).keys()
+        if not found.current:
+            assert run("unlearn", str(copy), "--class", "1")[0] == 0
+        assert TrainedRun(copy).current == 1
+        assert (copy / "versions/0001.safetensors").read_bytes() == model
+    assert {TrainedRun(folder).current} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
+    done = started(["-c", AT_ONCE, folder, tmp_path / "copies"])
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert set(codes) <= {0, 2}
+    assert 0 in codes
+    assert done.stderr.count("another command is working on it") == codes.count(2)
+    found = TrainedRun(tmp_path / "copies/shared")
+    assert found.current == codes.count(0)
+    assert {str(request) for request in found.forgotten()} == {f"class-{c}" for c in range(3) if codes[c] == 0}
+    assert [entry.parent for entry in found.log] == list(range(found.current))
+    assert all(found.state(version) for version in range(found.current + 1))
+
+
+# The README --------------------------------------------------------------------------------------------------
+
+SECTION = README.split("## Serve a request")[1].split("\n## ")[0]
+SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)[0] for language in ("", "python"))
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(["sh", "-e", "-c", SHELL], **options)
+    assert done.returncode == 0, done.stderr
+    assert "current version 3 · forgotten: client-3" in done.stdout
+    assert "version 1 · forgotten: class-9" in done.stdout
+    assert (tmp_path / "model.pt").is_file()
+    done = subprocess.run([python, "-c", PYTHON], **options)
+    assert done.returncode == 0, done.stderr
+    assert "class" in done.stdout
+    assert (tmp_path / "model.safetensors").is_file()
+    run = TrainedRun(next((tmp_path / "artifacts").iterdir()))
+    assert [str(request) for request in run.forgotten()] == ["client-3", "class-3"]
+
+
+def test_extras_that_the_readme_names_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(re.findall(r"quickdrop-bench\[(\w+)\]", README)) <= project["optional-dependencies"].keys()
+
+
+# For other programs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(place: Path, folder: Path) -> TrainedRun:
+    run = TrainedRun(folder, data_dir=place / "pictures")
+    run.unlearn(CLASS_1)
+    return run
+
+
+def pixels_and_classes(run: TrainedRun, version: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Test images in [0, 1], and what a version says about them when they are normalised."""
+    assert run.data is not None
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (run.info.mean, run.info.std))
+    with torch.no_grad():
+        logits = run.model(version)(run.data.test.images)
+    return run.data.test.images * std + mean, logits.argmax(1)
+
+
+TRACING = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+
+
+@TRACING
+@pytest.mark.parametrize("version", [0, 1])
+def test_torchscript_classifies_pixels_as_the_run_does(served: TrainedRun, version: int) -> None:
+    export(served, Path("model.pt"), "torchscript", version)
+    pixels, classes = pixels_and_classes(served, version)
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    model = torch.jit.load("model.pt")
+    assert torch.equal(model(pixels).argmax(1), classes)
+    assert torch.allclose(model(pixels[:1]), model(pixels)[:1], atol=1e-6)
+    assert len(classes.unique()) > 1
+
+
+def test_torchscript_is_written_without_a_warning(served: TrainedRun) -> None:
+    export(served, Path("model.pt"), "torchscript")
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int) -> None:
+    export(served, Path("model.safetensors"), "safetensors", version)
+    with safe_open("model.safetensors", "pt") as file:
+        about = {name: json.loads(value) for name, value in file.metadata().items()}
+    channels, size, _ = about["image_shape"]
+    architecture = about["architecture"]
+    assert architecture.pop("name") == "ConvNet"
+    model = ConvNet(channels, size, len(about["classes"]), **architecture)
+    model.load_state_dict(load_file("model.safetensors"))
+    pixels, classes = pixels_and_classes(served, version)
+    mean, std = (torch.tensor(about[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    assert torch.equal(model((pixels - mean) / std).argmax(1), classes)
+    assert about["classes"] == list(CLASSES)
+    assert about["forgotten"] == ["class-1"] * version
+
+
+def test_onnx_classifies_pixels_as_the_run_does(served: TrainedRun) -> None:
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    export(served, Path("model.onnx"), "onnx", 1)
+    pixels, classes = pixels_and_classes(served, 1)
+    program = reference.ReferenceEvaluator("model.onnx")
+    for count in (1, len(pixels)):
+        (logits,) = program.run(None, {"pixels": pixels[:count].numpy()})
+        assert logits.argmax(1).tolist() == classes[:count].tolist()
+
+
+def test_onnx_without_its_packages_is_refused(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, out, err = run("export", str(folder), "--format", "onnx", "--output", "model.onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--format onnx: it needs more packages" in err
+    assert not list(Path().glob("*model*"))
+
+
+@TRACING
+def test_the_export_command_writes_beside_the_run_and_says_where(served: TrainedRun, run: Run) -> None:
+    code, out, _ = run("export", str(served.folder), "--version", "0", "--json")
+    found = json.loads(out)
+    assert (code, found["version"]) == (0, 0)
+    assert Path(found["path"]) == served.folder / "model-0000.safetensors"
+    assert load_file(found["path"]).keys() == served.state(0).keys()
+    code, out, _ = run("export", str(served.folder), "--format", "torchscript")
+    assert (code, Path(out.strip()).name) == (0, "model-0001.pt")
+    assert run("show", str(served.folder))[0] == 0
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from quickdrop_bench.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+def test_torchscript_to_a_full_disk_is_refused(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.pt"
+    done = started(["-c", FULL, "export", folder, "--format", "torchscript", "--output", output])
+    assert done.returncode == 2
+    assert not output.exists()

@@ -1,0 +1,200 @@
+"""The W&B workspace: built without network and key, and about metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import wandb
+
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.dashboard import GROUPING, definition, publish, workspace
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.methods import METHODS
+
+COST = {*Cost().metrics()}
+TOTAL = {f"total/{name}" for name in {*COST, "f_set_accuracy", "r_set_accuracy", "speedup", "f_set_gap", "r_set_gap"}}
+STAGE = {f"per_stage/{name}" for name in {*COST, "f_set_accuracy", "r_set_accuracy"}}
+ROUND = {f"per_round/{name}" for name in ("accuracy", "loss", "matching_distance", "participants")}
+CLASSES = {f"per_round/class_{label}_accuracy" for label in range(12)}
+METRICS = TOTAL | STAGE | ROUND | CLASSES | {"round", "stage", "table"}
+"""What runs log."""
+
+CONFIG = {
+    *("artefact", "preset", "dataset", "clients", "distribution", "request", "protocol", "method", "seed", "scale"),
+    *("fine_tuning", "spec_hash", "federation_hash", "federation.alpha"),
+}
+"""What the config of a run has."""
+
+SECTIONS = ["Accuracy against cost", "Table", "Rounds", "Stages", "Sweep"]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and no API key."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("the network was used")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def defined() -> dict[str, Any]:
+    return json.loads(definition("team", "forgetting"))
+
+
+def sections() -> dict[str, list[dict[str, Any]]]:
+    found = defined()["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in found}
+
+
+def names(panel: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The metrics and config keys that a panel reads, as (``metric`` or ``config``, name)."""
+    config = panel["config"]
+    plain = [*config.get("metrics", []), *(column["accessor"] for column in config.get("columns", []))]
+    for name in [*plain, *(config[axis] for axis in ("xAxis", "yAxis") if axis in config)]:
+        if name.startswith("config:"):
+            yield "config", config_key(name.removeprefix("config:"))
+        else:
+            yield "metric", name.removeprefix("summary:")
+    if "groupBy" in config:
+        yield "config", config_key(config["groupBy"])
+    if "metricRegex" in config:
+        assert config["useMetricRegex"]
+        yield from (("metric", name) for name in METRICS if re.fullmatch(config["metricRegex"], name))
+    if panel["viewType"] == "Weave":
+        yield "metric", config["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"]
+    yield from (("config", key) for key in re.findall(r"\$\{config:(.*?)\}", config.get("legendTemplate", "")))
+
+
+def config_key(name: str) -> str:
+    """W&B keeps the value of a key ``a.b`` under ``a.value.b``."""
+    first, value, *rest = name.split(".")
+    assert value == "value"
+    return ".".join([first, *rest])
+
+
+def without_ids(value: Any) -> Any:
+    """A definition but for what is drawn anew every time."""
+    if isinstance(value, dict):
+        keys = {re.sub(r"%22\w+%22(?=:)", "", key): key for key in value if key not in ("__id__", "id")}
+        return {key: without_ids(value[old]) for key, old in keys.items()}
+    return [without_ids(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_definition_names_the_project_and_all_sections() -> None:
+    found = defined()
+    assert (found["entity"], found["project"]) == ("team", "forgetting")
+    assert list(sections()) == SECTIONS == [section.name for section in workspace("team", "forgetting").sections]
+
+
+def test_panels_read_only_what_runs_have() -> None:
+    for section, panels in sections().items():
+        for panel in panels:
+            read = list(names(panel))
+            assert read or panel["viewType"] == "Markdown Panel", (section, panel)
+            for kind, name in read:
+                assert name in (METRICS if kind == "metric" else CONFIG), (section, name)
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ("Accuracy against cost", {"total/seconds", "total/sample_gradients", "total/f_set_accuracy"}),
+        ("Table", {"total/r_set_accuracy", "total/seconds", "total/speedup", "total/r_set_gap", "method", "table"}),
+        ("Rounds", {"round", *ROUND, *CLASSES}),
+        ("Stages", {"stage", "per_stage/sample_gradients", "per_stage/upload_bytes"}),
+        ("Sweep", {"scale", "federation.alpha", "total/r_set_accuracy", "total/seconds"}),
+    ],
+)
+def test_sections_show(section: str, wanted: set[str]) -> None:
+    assert wanted <= {name for panel in sections()[section] for _, name in names(panel)}
+
+
+def test_all_runs_are_shown_grouped_by_method_and_unsmoothed() -> None:
+    section = defined()["spec"]["section"]
+    (runs,) = section["runSets"]
+    groups = [config_key(key["name"]) for key in runs["grouping"]]
+    assert groups == list(GROUPING)
+    assert groups[0] == "method"
+    assert {*groups} <= CONFIG - {"seed"}
+    assert runs["filters"]["filters"] == []
+    assert not section["settings"]["smoothingActive"]
+    lines = [p["config"] for panels in sections().values() for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert lines
+    assert {line["smoothingType"] for line in lines} == {"none"}
+
+
+def test_methods_have_the_colours_of_the_figures() -> None:
+    colours = defined()["spec"]["section"]["customRunColors"]
+    assert len(colours) == len(list(METHODS))
+    assert [colour for key, colour in colours.items() if "%22quickdrop%22" in key] == ["#0072B2"]
+
+
+@pytest.mark.parametrize("names", [("", "forgetting"), ("team", "")])
+def test_names_are_needed(names: tuple[str, str]) -> None:
+    with pytest.raises(BadInput, match="are needed"):
+        definition(*names)
+
+
+@pytest.mark.parametrize("call", [workspace, definition, publish])
+def test_the_package_may_be_missing(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
+    with pytest.raises(BadInput) as error:
+        call("team", "forgetting")
+    assert str(error.value) == "dashboard wandb-workspaces is not installed: install quickdrop-bench[dashboard]."
+
+
+class Server:
+    """Stands in for W&B: keeps what it is sent."""
+
+    app_url = "https://wandb.example"
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+
+    def execute_graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        self.got.append(variables)
+        return {"upsertView": {"view": {"id": "view-id", "name": variables["name"]}}}
+
+
+def test_publish_sends_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+
+    class Api:
+        def __init__(self) -> None:
+            self._service_api = server
+
+    monkeypatch.setattr(wandb, "Api", Api)
+    url = publish("team", "forgetting")
+    (sent,) = server.got
+    assert url.startswith("https://wandb.example/team/forgetting?nw=")
+    assert (sent["entityName"], sent["projectName"]) == ("team", "forgetting")
+    assert without_ids(json.loads(sent["spec"])) == without_ids(defined()["spec"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [wandb.errors.UsageError("No API key configured.\nUse `wandb login`."), OSError("no route to host"), KeyError()],
+)
+def test_publish_says_in_one_sentence_what_failed(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(wandb, "Api", fail)
+    with pytest.raises(BadInput, match=r"^dashboard team/forgetting: W&B did not save it \(.+\)\.$") as said:
+        publish("team", "forgetting")
+    assert "\n" not in str(said.value)

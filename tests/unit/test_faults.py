@@ -1,0 +1,471 @@
+"""Clients that drop out, are late or send updates that are no numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.artifact_checks import parse_history
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import DataInfo, LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.federation.faults import Fate, Faults, corrupted
+from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.functional.aggregation import State, is_finite
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.methods.fed_eraser import FedEraser
+from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
+from quickdrop_bench.methods.s2u import S2U
+from quickdrop_bench.seeding import generator
+from tests.conftest import TINY, Guarded, Run
+
+Clients = dict[int, LabelledSet]
+Make = Callable[..., Federation]
+TRAIN = Phase("fl-training", rounds=8, local_steps=3, batch_size=8, lr=0.1)
+ONE = replace(TRAIN, rounds=1)
+SOME = Faults(0.3, 0.2, 0.2)
+RATES = ("--dropout-rate", "0.3", "--straggler-rate", "0.2", "--corrupt-rate", "0.2")
+NO_RATES = ("dropout_rate", "straggler_rate", "corrupt_rate")
+COUNTERS = {"dropouts", "stragglers", "rejected_updates"}
+
+
+@dataclass(frozen=True)
+class Scripted(Faults):
+    """What the clients named here do in every round; the others return."""
+
+    script: Mapping[int, Fate] = field(default_factory=dict)
+
+    def fates(self, *args: object, **options: object) -> dict[int, Fate]:
+        drawn = super().fates(*args, **options)  # type: ignore[arg-type]
+        return {client: self.script.get(client, Fate.RETURNS) for client in drawn}
+
+
+def equal(a: State, b: State) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def assert_close(a: State, b: State) -> None:
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=1e-6, rtol=1e-5)
+
+
+def without_seconds(cost: Cost) -> Cost:
+    return replace(cost, seconds=0, distillation_seconds=0)
+
+
+def synthetic_sets(clients: Clients) -> dict[int, SyntheticSet]:
+    return {i: initial_synthetic_set(d, 4, generator(1, "synthetic", i)) for i, d in clients.items()}
+
+
+def train(
+    federation: Federation, clients: Clients, phase: Phase = TRAIN, **options: object
+) -> tuple[PhaseResult, list[RoundInfo]]:
+    seen: list[RoundInfo] = []
+    initial = federation.fresh_state(1, "init")
+    return federation.run(initial, clients, phase, 1, on_round=seen.append, **options), seen  # type: ignore[arg-type]
+
+
+def trained_alone(federation: Federation, clients: Clients, start: State, phase: Phase) -> dict[int, State]:
+    """Each client's own update of one round, without any faults."""
+    alone = Federation(federation.fabric, federation.scratch_model())
+    return {i: alone.run(start, {i: d}, phase, 1).state for i, d in clients.items()}
+
+
+def weighted(updates: Mapping[int, State], clients: Clients, who: tuple[int, ...]) -> State:
+    total = sum(len(clients[i]) for i in who)
+    return {n: sum(len(clients[i]) / total * updates[i][n] for i in who) for n in updates[who[0]]}  # type: ignore[misc]
+
+
+# What is drawn.
+
+
+def test_frequencies_are_near_the_rates() -> None:
+    """6000 draws have a standard deviation of at most 0.0065."""
+    counts = Counter(fate for k in range(300) for fate in Faults(0.3, 0.2, 0.1).fates(1, "p", k, range(20)).values())
+    expected = {Fate.DROPPED: 0.3, Fate.LATE: 0.7 * 0.2, Fate.CORRUPT: 0.7 * 0.8 * 0.1, Fate.RETURNS: 0.7 * 0.8 * 0.9}
+    assert {fate: count / 6000 for fate, count in counts.items()} == pytest.approx(expected, abs=0.025)
+
+
+def test_luck_is_each_clients_own_and_each_rates_own() -> None:
+    together = {k: SOME.fates(1, "p", k, range(30)) for k in range(20)}
+    for k, fates in together.items():
+        assert SOME.fates(1, "p", k, range(30)) == fates
+        assert SOME.fates(1, "p", k, range(0, 60, 2)).items() >= {i: f for i, f in fates.items() if i % 2 == 0}.items()
+        dropped = {i for i, fate in fates.items() if fate is Fate.DROPPED}
+        only = Faults(dropout_rate=0.3).fates(1, "p", k, range(30))
+        assert {i for i, fate in only.items() if fate is Fate.DROPPED} == dropped
+    assert len({tuple(fates.values()) for fates in together.values()}) == 20
+    assert SOME.fates(2, "p", 0, range(30)) != together[0] != SOME.fates(1, "q", 0, range(30))
+
+
+@pytest.mark.parametrize("rate", ["dropout_rate", "straggler_rate", "corrupt_rate"])
+def test_where_nobody_is_left_exactly_one_returns(rate: str) -> None:
+    faults = Faults(**{rate: 0.999})
+    returning = [list(faults.fates(1, "p", k, range(5)).values()).count(Fate.RETURNS) for k in range(100)]
+    assert set(returning) == {1}
+    chosen = {i for k in range(100) for i, f in faults.fates(1, "p", k, range(5)).items() if f is Fate.RETURNS}
+    assert chosen == set(range(5))
+    assert faults.fates(1, "p", 0, [3]) == {3: Fate.RETURNS}
+
+
+def test_one_of_those_that_are_needed_returns() -> None:
+    for k in range(50):
+        fates = Faults(0.5, 0.5, 0.5).fates(1, "p", k, range(6), needed={5, 2})
+        assert Fate.RETURNS in (fates[2], fates[5])
+
+
+def test_a_corrupt_update_has_a_few_values_that_are_not_finite() -> None:
+    update = {"w": torch.ones(4, 5), "b": torch.ones(1)}
+    broken = [corrupted(update, generator(k)) for k in range(20)]
+    assert is_finite(update)
+    assert not any(map(is_finite, broken))
+    assert {int(sum(v.isnan().sum() for v in b.values())) for b in broken} <= {1, 2, 3}
+    assert {n: v.shape for n, v in broken[0].items()} == {n: v.shape for n, v in update.items()}
+
+
+# A round.
+
+
+def test_rates_of_zero_are_a_federation_without_faults(
+    make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [synthetic_sets(toy_clients) for _ in range(3)]
+    plain, infos = train(make_federation(), toy_clients, synthetic=sets[0])
+    # Rates that never strike go the long way, with all that the server then checks.
+    rare, rare_infos = train(make_federation(faults=Faults(*[1e-12] * 3)), toy_clients, synthetic=sets[1])
+    monkeypatch.setattr("quickdrop_bench.federation.faults._draws", None)
+    off, off_infos = train(make_federation(faults=Faults()), toy_clients, synthetic=sets[2])
+    for result, seen, synthetic in ((rare, rare_infos, sets[1]), (off, off_infos, sets[2])):
+        assert equal(result.state, plain.state)
+        assert without_seconds(result.cost) == without_seconds(plain.cost)
+        assert [(i.participants, i.loss, i.matching_distance) for i in seen] == [
+            (i.participants, i.loss, i.matching_distance) for i in infos
+        ]
+        assert all(torch.equal(s.images, sets[0][i].images) for i, s in synthetic.items())
+    assert not COUNTERS & plain.cost.metrics().keys()
+
+
+def test_who_drops_out_computes_nothing(make_federation: Make, toy_clients: Clients) -> None:
+    """Reading the data of client 0 raises, which a warm-up pass would do as well."""
+    federation = make_federation(faults=Scripted(dropout_rate=0.5, script={0: Fate.DROPPED}))
+    synthetic, untouched = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
+    clients = {**toy_clients, 0: Guarded(toy_clients[0], set(range(45)))}
+    result, seen = train(federation, clients, synthetic=synthetic)
+    others, _ = train(make_federation(), {i: toy_clients[i] for i in (1, 2)})
+    assert equal(result.state, others.state)
+    assert torch.equal(synthetic[0].images, untouched[0].images)
+    assert {(i.participants, i.dropped, i.late, i.rejected) for i in seen} == {((1, 2), (0,), (), ())}
+    assert result.cost.dropouts == 8
+    assert result.cost.upload_bytes == others.cost.upload_bytes
+
+
+@pytest.mark.parametrize("fate", [Fate.LATE, Fate.CORRUPT])
+def test_who_is_late_or_corrupt_computes_and_is_not_averaged(
+    fate: Fate, make_federation: Make, toy_clients: Clients
+) -> None:
+    federation = make_federation(faults=Scripted(0, 0.5, 0.5, script={0: fate}))
+    synthetic, untouched = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
+    recorded: list[int] = []
+    result, (info,) = train(
+        federation, toy_clients, ONE, synthetic=synthetic, record=lambda k, client, *_: recorded.append(client)
+    )
+    start = federation.fresh_state(1, "init")
+    updates = trained_alone(federation, toy_clients, start, ONE)
+    assert_close(result.state, weighted(updates, toy_clients, (1, 2)))
+    assert not torch.equal(synthetic[0].images, untouched[0].images)
+    assert recorded == [1, 2]
+    late, rejected = ((0,), ()) if fate is Fate.LATE else ((), (0,))
+    assert (info.participants, info.dropped, info.late, info.rejected) == ((1, 2), (), late, rejected)
+    cost, whole = result.cost, train(make_federation(), toy_clients, ONE)[0].cost
+    assert (cost.stragglers, cost.rejected_updates, cost.dropouts) == (len(late), len(rejected), 0)
+    assert cost.sample_gradients == whole.sample_gradients
+    assert cost.upload_bytes == whole.upload_bytes * (2 if late else 3) / 3
+    assert cost.seconds > 0
+
+
+def test_every_round_averages_those_who_returned(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation(faults=SOME)
+    result, seen = train(federation, toy_clients, replace(TRAIN, rounds=20))
+    assert len(seen) == 20
+    for info in seen:
+        groups = (info.participants, info.dropped, info.late, info.rejected)
+        assert sorted(sum(groups, ())) == [0, 1, 2]
+        assert info.participants
+    assert all(any(getattr(info, kind) for info in seen) for kind in ("dropped", "late", "rejected"))
+    counts = {kind: sum(len(getattr(i, kind)) for i in seen) for kind in ("dropped", "late", "rejected")}
+    cost = result.cost
+    assert (cost.dropouts, cost.stragglers, cost.rejected_updates) == tuple(counts.values())
+    model = sum(v.numel() for v in result.state.values()) * 4
+    assert cost.upload_bytes == model * (sum(len(i.participants) for i in seen) + counts["rejected"])
+    assert {n: cost.metrics()[n] for n in COUNTERS} == {n: asdict(cost)[n] for n in COUNTERS}
+    assert equal(train(federation, toy_clients, replace(TRAIN, rounds=20))[0].state, result.state)
+
+
+def poisoned(clients: Clients, *who: int) -> Clients:
+    images = clients[0].images.clone()
+    for client in who:
+        images[clients[client].rows] = torch.nan
+    return {i: LabelledSet(images, d.labels, d.rows) for i, d in clients.items()}
+
+
+def test_a_real_non_finite_update_is_rejected_too(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation(faults=Faults(corrupt_rate=1e-12))
+    result, seen = train(federation, poisoned(toy_clients, 1))
+    others, _ = train(make_federation(), {i: toy_clients[i] for i in (0, 2)})
+    assert not result.diverged
+    assert equal(result.state, others.state)
+    assert {i.rejected for i in seen} == {(1,)}
+    assert result.cost.rejected_updates == 8
+    assert train(make_federation(faults=Faults(dropout_rate=1e-12)), poisoned(toy_clients, 1))[0].diverged
+
+
+def test_a_phase_diverges_if_no_update_is_finite(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation(faults=Faults(corrupt_rate=0.5))
+    result, seen = train(federation, poisoned(toy_clients, 0, 1, 2))
+    assert result.diverged
+    assert not seen
+    assert equal(result.state, federation.fresh_state(1, "init"))
+    assert (result.cost.rounds, result.cost.rejected_updates) == (1, 3)
+
+
+def test_a_transform_that_explodes_is_rejected(make_federation: Make, toy_clients: Clients) -> None:
+    def explode(k: int, client: int, before: State, after: State) -> State:
+        return {n: v * (torch.inf if client == 1 else 1) for n, v in after.items()}
+
+    result, seen = train(make_federation(faults=Faults(corrupt_rate=1e-12)), toy_clients, transform=explode)
+    assert {i.rejected for i in seen} == {(1,)}
+    assert not result.diverged
+
+
+def test_continuing_under_faults_equals_running_through(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation(faults=SOME)
+    whole, parts = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
+    through, _ = train(federation, toy_clients, synthetic=whole)
+    first, _ = train(federation, toy_clients, replace(TRAIN, rounds=3), synthetic=parts)
+    rest, seen = train(federation, toy_clients, synthetic=parts, start=first)
+    assert [i.round for i in seen] == [3, 4, 5, 6, 7]
+    assert equal(through.state, rest.state)
+    assert all(torch.equal(whole[i].images, parts[i].images) for i in whole)
+    assert without_seconds(rest.cost) == without_seconds(through.cost)
+
+
+def test_the_order_of_clients_does_not_matter(make_federation: Make, toy_clients: Clients) -> None:
+    federation = make_federation(faults=SOME)
+    forward, _ = train(federation, toy_clients)
+    assert equal(train(federation, dict(reversed(toy_clients.items())))[0].state, forward.state)
+
+
+# Methods.
+
+
+def context_of(federation: Federation, clients: Clients, request: UnlearningRequest, folder: Path) -> Context:
+    recorder = UpdateRecorder(folder, TRAIN.rounds, every=1)
+    state = train(federation, clients, record=recorder)[0].state
+    data = {i: ClientData(d, d, d) for i, d in clients.items()}
+    history = UpdateHistory(folder, torch.device("cpu"))
+    return Context(federation, TRAIN, data, state, request, (request,), seed=1, history=history)
+
+
+def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+    """FedEraser replays rounds with whoever was recorded then, and has faults of its own."""
+    federation = make_federation(faults=SOME)
+    _, seen = train(federation, toy_clients)
+    context = context_of(federation, toy_clients, UnlearningRequest("class", (1,)), tmp_path)
+    assert context.history is not None
+    assert context.history.participants == {i.round: list(i.participants) for i in seen}
+    assert any(len(i.participants) < 3 for i in seen)
+    replayed: list[RoundInfo] = []
+    federation.fabric._callbacks.append(type("L", (), {"on_round_end": lambda _, info, **o: replayed.append(info)})())
+    result = FedEraser().unlearn(context)
+    for info, trained in zip(replayed, seen, strict=True):
+        chosen = {*info.participants, *info.dropped, *info.late, *info.rejected}
+        assert chosen == set(trained.participants)
+    assert is_finite(result.state)
+    assert result.cost.dropouts + result.cost.stragglers + result.cost.rejected_updates > 0
+
+
+@pytest.mark.parametrize("missing", [Fate.DROPPED, Fate.LATE, Fate.CORRUPT])
+def test_s2u_scales_by_the_shares_of_those_who_return(
+    missing: Fate, make_federation: Make, toy_clients: Clients, tmp_path: Path
+) -> None:
+    """Without the leaver, the others are as in FedAvg; without client 0, p_ℓ = 12/21 and α = (1 − 1.2/21)/(9/21)."""
+    request, method = UnlearningRequest("client", (1,)), S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
+    rates = {"dropout_rate": 0.1, "straggler_rate": 0.1, "corrupt_rate": 0.1}
+    context = context_of(make_federation(), toy_clients, request, tmp_path)
+    updates = trained_alone(context.federation, toy_clients, context.state, method.scaling(TRAIN))
+    for gone, weights in ((1, {0: 24 / 33, 2: 9 / 33}), (0, {1: 1.2 / 21, 2: 1 - 1.2 / 21})):
+        federation = make_federation(faults=Scripted(**rates, script={gone: missing}))
+        result = method.unlearn(replace(context, federation=federation))
+        steps = {i: {n: v - context.state[n] for n, v in u.items()} for i, u in updates.items()}
+        assert_close(
+            result.state, {n: v + sum(w * steps[i][n] for i, w in weights.items()) for n, v in context.state.items()}
+        )
+
+
+def test_s2u_with_none_but_the_leaver_takes_a_small_step(
+    make_federation: Make, toy_clients: Clients, tmp_path: Path
+) -> None:
+    context = context_of(make_federation(), toy_clients, UnlearningRequest("client", (1,)), tmp_path)
+    script = {0: Fate.DROPPED, 2: Fate.DROPPED}
+    federation = make_federation(faults=Scripted(dropout_rate=0.1, script=script))
+    method = S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
+    result = method.unlearn(replace(context, federation=federation))
+    (update,) = trained_alone(federation, {1: toy_clients[1]}, context.state, method.scaling(TRAIN)).values()
+    assert_close(result.state, {n: torch.lerp(v, update[n], 0.1) for n, v in context.state.items()})
+
+
+def test_fu_mp_scores_with_those_who_return(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+    context = context_of(make_federation(), toy_clients, UnlearningRequest("class", (1,)), tmp_path)
+    script = {0: Fate.LATE, 1: Fate.CORRUPT}
+    faulty = replace(context, federation=make_federation(faults=Scripted(0.1, 0.1, 0.1, script=script)))
+    result = FuMp(prune_ratio=0.5).unlearn(faulty)
+    alone = FuMp(prune_ratio=0.5).unlearn(replace(context, clients={2: context.clients[2]}))
+    assert equal(result.state, alone.state)
+    cost = result.cost
+    assert (cost.dropouts, cost.stragglers, cost.rejected_updates, cost.sample_forwards) == (0, 1, 1, 45)
+    assert cost.upload_bytes == 2 * alone.cost.upload_bytes
+
+
+def test_fu_mp_hears_a_client_that_holds_the_class(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+    """Only client 2 has class 1, and most clients drop out."""
+    clients = {i: d if i == 2 else d.with_classes({1}, keep=False) for i, d in toy_clients.items()}
+    context = context_of(make_federation(), clients, UnlearningRequest("class", (1,)), tmp_path)
+    context = replace(context, federation=make_federation(faults=Faults(dropout_rate=0.9)))
+    assert 1 in measurable_data(context)[2].own_labels()
+    for seed in range(5):
+        assert not equal(FuMp(prune_ratio=0.5).unlearn(replace(context, seed=seed)).state, context.state)
+
+
+# Options, checkpoints, files.
+
+
+def test_rates_are_options_that_leave_old_hashes_alone() -> None:
+    assert not set(NO_RATES) & FederationSpec().resolved().keys()
+    faulty = FederationSpec(dropout_rate=0.25)
+    assert {n: faulty.resolved()[n] for n in NO_RATES} == dict(zip(NO_RATES, (0.25, 0.0, 0.0), strict=True))
+    assert faulty.faults == Faults(0.25)
+    assert FederationSpec().hash("d", 1, "p") == FederationSpec(corrupt_rate=0).hash("d", 1, "p")
+    assert FederationSpec().hash("d", 1, "p") != faulty.hash("d", 1, "p")
+
+
+@pytest.mark.parametrize("option", RATES[::2])
+@pytest.mark.parametrize("rate", ["-0.1", "1", ".nan", "often"])
+def test_bad_rates_are_refused(option: str, rate: str, run: Run) -> None:
+    code, _, err = run("train", *TINY, f"{option}={rate}")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert option in err
+    if rate != "often":
+        assert "at least 0 and below 1" in err
+
+
+def test_a_training_that_is_killed_continues_to_the_same_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quickdrop_bench.progress import ProgressDisplay
+
+    more = [*TINY[:2], "--rounds", "6", *TINY[4:], *RATES, "--record-every", "1"]
+    _, _, err = run("train", *more, "--artifacts-dir", "through")
+    assert " late" in err
+    assert " rejected" in err
+    monkeypatch.setattr("quickdrop_bench.harness.training.CHECKPOINT_SECONDS", 0.0)
+    shown = ProgressDisplay.on_round_end
+
+    def interrupt(self: ProgressDisplay, federation: Federation, info: RoundInfo) -> None:
+        shown(self, federation, info)
+        if info.round == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressDisplay, "on_round_end", interrupt)
+    assert run("train", *more, "--artifacts-dir", "broken")[0] == 130
+    monkeypatch.setattr(ProgressDisplay, "on_round_end", shown)
+    code, _, err = run("train", *more, "--artifacts-dir", "broken")
+    assert code == 0
+    assert "round 3/6" not in err
+    through, broken = (next(Path(name).iterdir()) for name in ("through", "broken"))
+    files = [p.relative_to(through) for p in through.rglob("*.safetensors")]
+    assert sorted(files) == sorted(p.relative_to(broken) for p in broken.rglob("*.safetensors"))
+    assert all((through / name).read_bytes() == (broken / name).read_bytes() for name in files)
+    histories = [
+        pd.read_csv(folder / "history.csv").drop(columns=["seconds", "distillation_seconds"])
+        for folder in (through, broken)
+    ]
+    pd.testing.assert_frame_equal(*histories)
+    assert (histories[0][["dropped", "late", "rejected"]].sum() > 0).any()
+    trained = artifacts.load(through, torch.device("cpu"))
+    assert trained.cost.dropouts == histories[0]["dropped"].sum()
+    assert trained.cost.stragglers == histories[0]["late"].sum()
+    assert trained.cost.rejected_updates == histories[0]["rejected"].sum()
+
+
+@pytest.mark.slow
+def test_a_table_under_faults_has_the_counters(run: Run) -> None:
+    code, out, err = run("table", "2", *TINY, *RATES)
+    assert code == 0
+    assert " dropped" in err
+    lines = Path("results/quick/table2/rows.jsonl").read_text().splitlines()
+    rows = pd.DataFrame(json.loads(line) for line in lines)
+    assert set(rows["metric"]) >= COUNTERS
+    found = rows[rows["metric"].isin(COUNTERS) & (rows["stage"] == "total")]
+    assert (found["value"] > 0).all()
+    assert {"retrain-or", "sga-or", "quickdrop"} <= set(found["method"])
+    folder = next(Path("artifacts").iterdir())
+    history = pd.read_csv(folder / "history.csv")
+    computed = history[["participants", "late", "rejected"]].to_numpy().sum()
+    gradients = rows[(rows["metric"] == "original_gradients") & (rows["stage"] == "fl-training")]
+    assert float(gradients["value"].iloc[0]) == pytest.approx(2 * computed / 3)
+    code, again, err = run("table", "2", *TINY, *RATES)
+    assert (code, again) == (0, out)
+    assert "round" not in err
+    _, _, err = run("table", "2", *TINY, *RATES, "--methods", "retrain-or", "--patience", "2")
+    assert "fl-training · round" not in err  # it was read from its files
+    assert run("table", "2", *TINY, "--methods", "retrain-or", "--results-dir", "plain")[0] == 0
+    assert not any(name in Path("plain/quick/table2/rows.jsonl").read_text() for name in COUNTERS)
+    assert not {"dropped", "late", "rejected"} & set(pd.read_csv(newest_history(folder)).columns)
+
+
+def newest_history(but: Path) -> Path:
+    (other,) = (path for path in Path("artifacts").iterdir() if path != but)
+    return other / "history.csv"
+
+
+def history_of(classes: int, **columns: object) -> bytes:
+    line = {"round": [1], "loss": [1.0], "matching_distance": [0.0], "participants": [2], "seconds": [1.0]}
+    own = {**line, "distillation_seconds": [0.5], "dropped": [1], "late": [0], "rejected": [0], **columns}
+    own |= {f"class_{c}_accuracy": [0.5] for c in range(classes)}
+    return pd.DataFrame(own).to_csv(index=False).encode()
+
+
+def test_failures_in_a_history_are_checked() -> None:
+    for classes in (1, 2, 10):
+        info = DataInfo("toy", (1, 8, 8), tuple(map(str, range(classes))), (), (), 45, 9)
+        assert parse_history(history_of(classes), info, 3)["dropped"].tolist() == [1]
+        for wrong in ({"late": [-1]}, {"rejected": [4]}, {"dropped": [0.5]}):
+            with pytest.raises(ValueError, match="failures"):
+                parse_history(history_of(classes, **wrong), info, 3)
+
+
+def test_costs_from_before_there_were_faults_are_read(run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    (folder,) = Path("artifacts").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in COUNTERS:
+        assert manifest["cost"].pop(name) == 0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    cost = artifacts.load(folder, torch.device("cpu")).cost
+    assert (cost.rounds, cost.dropouts, cost.stragglers, cost.rejected_updates) == (2, 0, 0, 0)
+    del manifest["cost"]["rounds"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="counters"):
+        artifacts.load(folder, torch.device("cpu"))

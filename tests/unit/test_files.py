@@ -1,0 +1,61 @@
+"""Writing is all or nothing, and reading is bounded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from torch import zeros
+
+from quickdrop_bench.files import HEADER, file_size, open_tensors, read_bytes, write_atomically, write_text
+
+
+def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.txt", "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(tmp_path / "x.txt", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+    assert (tmp_path / "x.txt").read_text() == "old"
+
+
+def test_a_link_in_the_way_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / f".x.{os.getpid()}.tmp.txt").symlink_to("precious")
+    write_text(tmp_path / "x.txt", "new")
+    assert (tmp_path / "precious").read_text() == "old"
+    assert not (tmp_path / "x.txt").is_symlink()
+
+
+@pytest.mark.parametrize("path", ["", "/", "a\0b/x"])
+def test_what_is_no_file_name_is_an_error_of_the_file_system(path: str) -> None:
+    with pytest.raises(OSError, match="no name of a file"):
+        write_text(Path(path), "")
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    assert (file_size(tmp_path / "x"), read_bytes(tmp_path / "x", 5)) == (5, b"12345")
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_bytes(tmp_path / "x", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="no regular file"):
+            read_bytes(path, 5)
+        with pytest.raises(OSError, match="no regular file"), open_tensors(path):
+            pass
+
+
+def test_tensors_are_opened_only_behind_a_short_header(tmp_path: Path) -> None:
+    save_file({"a": zeros(3)}, tmp_path / "x.safetensors")
+    with open_tensors(tmp_path / "x.safetensors") as file:
+        assert file.get_slice("a").get_shape() == [3]
+    save_file({"a": zeros(3)}, tmp_path / "x.safetensors", metadata={"text": "x" * HEADER})
+    with pytest.raises(OSError, match="its header is larger"), open_tensors(tmp_path / "x.safetensors"):
+        pass
