@@ -251,6 +251,8 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     built = {}
     for name in METHODS:
         values = args[name.replace("-", "_")]
+        if not isinstance(values, Namespace):
+            raise BadInput(f"--{name}", values, f"settings of a method are named, as --{name}.field or in a section")
         try:
             built[name] = METHODS[name](**vars(values))
         except BadInput as error:

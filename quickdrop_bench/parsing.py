@@ -116,7 +116,10 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
             chosen = preset["preset"]
             sub.set_defaults(preset)
         commands.add_subcommand(name, sub, help=text)
-    args = parser.parse_args(list(argv))
+    try:
+        args = parser.parse_args(list(argv))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise BadInput("--config", _peek(argv, "--config"), "it is no YAML file in UTF-8") from error
     if chosen is not None and args[args.command].preset != chosen:
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     return args

@@ -30,6 +30,11 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
+def _is_flat(row: Mapping[str, Any]) -> bool:
+    """Whether columns hold single values; ``versions`` alone is a table of its own."""
+    return all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
+
+
 class RowFile:
     """``rows.jsonl`` in a results folder: read at once, written a run at a time.
 
@@ -59,9 +64,9 @@ class RowFile:
         for line in text.splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the line that an interrupted process left unfinished
-            if isinstance(row, dict) and all(name in row for name in KEY):
+            if isinstance(row, dict) and all(name in row for name in KEY) and _is_flat(row):
                 self.rows.append(row)
         self._torn = bool(text) and not text.endswith("\n")
 
