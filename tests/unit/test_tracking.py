@@ -24,6 +24,8 @@ from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.tracking import resolve_mode, tracker_of
 from tests.conftest import TINY, Run
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["train", *TINY]
 TABLE = ["table", "2", *TINY]
 BOTH = [*TABLE, "--methods", "retrain-or,quickdrop"]
