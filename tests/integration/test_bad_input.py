@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ NO_NUMBER = ("abc", "", "1,2", "ü☃", "[1,2]", "{a: 1}", "nan", "-inf", "inf",
 IRRELEVANT = "--fine-tune-"
 """Options that are not looked at unless another one is set."""
 
+PATIENCE = 30
+"""Seconds after which a command hangs; the tiny ones here take a fraction of one."""
+
 Property = Callable[..., None]
 
 
@@ -58,8 +62,8 @@ def examples(count: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Prop
 
 
 def sizes(few: int, many: int) -> pytest.MarkDecorator:
-    """Run a property on few examples in every run, on many where slow tests are wanted."""
-    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
+    """Run a property on few examples, or on many where the environment asks for ``MANY_EXAMPLES``."""
+    return pytest.mark.parametrize("count", [many if os.environ.get("MANY_EXAMPLES") else few])
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,22 @@ class Ended:
     err: str
 
 
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail where a command hangs, e.g. on a pipe that nobody writes into."""
+
+    def stop(*args: object) -> None:
+        raise AssertionError(f"it took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def call(argv: Sequence[str]) -> Ended:
     """A command on streams that encode as a terminal's do."""
     streams = [io.BytesIO(), io.BytesIO()]
@@ -80,7 +100,8 @@ def call(argv: Sequence[str]) -> Ended:
     )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        code = main(list(argv))
+        with at_most(PATIENCE):
+            code = main(list(argv))
     return Ended(code, *(stream.getvalue().decode() for stream in streams))
 
 
