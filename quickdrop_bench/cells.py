@@ -14,16 +14,13 @@ from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.base import check_support
+from quickdrop_bench.methods.base import SMALL_SETS, check_support
 from quickdrop_bench.options import AXES, federation_spec, methods_of, requests_of, rules_of, seeds_of, split
 
 __all__ = ["Parse", "cells"]
 
 Parse = Callable[[Sequence[str], str], Namespace]
 """From a command line and the preset's section that counts to the command's options."""
-
-SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
-"""What a method needs whose result depends on the scale and on fine-tuning."""
 
 
 def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iterator[tuple[Experiment, list[str]]]:

@@ -175,7 +175,7 @@ def _change(entry: Entry) -> str:
 
 def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
     """Before and after, and what it cost."""
-    model = run.folder / "versions" / f"{entry.version:04d}.safetensors"
+    model = run.file(entry.version)
     if as_json:
         _print_json({"run": str(run.folder), "model": str(model), **asdict(entry)})
         return

@@ -1,4 +1,4 @@
-"""Mirror runs into Weights & Biases, through Lightning's logger interface on Fabric. The only file that knows W&B.
+"""Mirror runs into Weights & Biases, through Lightning's logger interface on Fabric. The only file that imports wandb.
 
 Rows on disk are the truth: whatever goes wrong here is said once and ends the mirroring, never a measurement.
 """
@@ -544,9 +544,8 @@ def _summary(
 ) -> Iterator[tuple[str, float]]:
     """The run's rows, its distance to the oracle, and the paper's numbers."""
     values = {(row["stage"], row["metric"]): row["value"] for row in rows if "round" not in row}
-    methods = {
-        (row["stage"], row["metric"]): row["method"] for row in rows
-    }  # Table 6 has training's cost as QuickDrop's
+    # Table 6 has training's cost under QuickDrop's name.
+    methods = {(row["stage"], row["metric"]): row["method"] for row in rows}
     if oracle and rows[0]["device"] == oracle[0]["device"]:
         own, its = ({row["metric"]: row["value"] for row in side if row["stage"] == "total"} for side in (rows, oracle))
         values |= {("total", name): gap for name, gap in against_oracle(own, its).items() if math.isfinite(gap)}

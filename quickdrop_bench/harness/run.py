@@ -177,6 +177,7 @@ def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
         run = session.run(name, context.seed, step)
         if name == ORIGINAL:
             session.fabric.call("on_run_start", run=run)
+            began = time.monotonic()
             yield run, began, list(_original(session, run, context))
             continue
         try:
@@ -184,6 +185,7 @@ def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
             method = session.configured(name)  # with the tuned protocol, this searches
             run = run.using(asdict(method))  # type: ignore[call-overload]
             session.fabric.call("on_run_start", run=run)
+            began = time.monotonic()  # neither the search nor starting a W&B run counts
             values, state = _run(session, run, context, method)
         except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
             yield run, began, [_failure("total", error, f"{name}, seed {context.seed},")]

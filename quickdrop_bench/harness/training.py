@@ -41,6 +41,7 @@ __all__ = [
     "CHECKPOINT_SECONDS",
     "Checkpoint",
     "build_federation",
+    "build_model",
     "check_writable",
     "client_rows",
     "train_federation",
@@ -63,8 +64,8 @@ def training_phase(spec: FederationSpec) -> Phase:
     )
 
 
-def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
-    """The model, the constants and the faults of a spec on a Fabric.
+def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
+    """The model of a spec for images of a data set.
 
     Raises:
         BadInput: the images are not square or too small for the model.
@@ -72,9 +73,17 @@ def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | Dat
     channels, height, width = data.image_shape
     if height != width:
         raise BadInput("--dataset", spec.dataset, f"square images are needed, these are {height}×{width}")
-    model = ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
+    return ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
+
+
+def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
+    """The model, the constants and the faults of a spec on a Fabric.
+
+    Raises:
+        BadInput: as :func:`build_model`.
+    """
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
-    return Federation(fabric, model, settings, spec.faults)
+    return Federation(fabric, build_model(spec, data), settings, spec.faults)
 
 
 def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[np.ndarray]:
@@ -117,14 +126,19 @@ class Checkpoint:
             return None
         try:
             content = fabric.load(self.path, weights_only=True)
-            for i, saved in content["synthetic"].items():
-                synthetic[i].images.copy_(saved["images"])
-                synthetic[i].velocity.copy_(saved["velocity"])
+            saved, history = content["synthetic"], content["history"]
             state = {name: value.to(fabric.device) for name, value in content["state"].items()}
-            return PhaseResult(state, Cost(**content["cost"])), content["history"]
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+            result = PhaseResult(state, Cost(**content["cost"]))
+            shapes = {i: (s.images.shape, s.velocity.shape) for i, s in synthetic.items()}
+            if {i: (s["images"].shape, s["velocity"].shape) for i, s in saved.items()} != shapes:
+                raise ValueError("it is of other synthetic sets")
+        except Exception as error:  # whatever the decoder makes of a damaged file
             log.warning("%s cannot be used (%s); this starts anew", self.path, type(error).__name__)
             return None
+        for i, own in synthetic.items():
+            own.images.copy_(saved[i]["images"])
+            own.velocity.copy_(saved[i]["velocity"])
+        return result, history
 
 
 def train_federation(

@@ -21,6 +21,7 @@ from quickdrop_bench.registry import Registry
 __all__ = [
     "LEVELS_ALL",
     "METHODS",
+    "SMALL_SETS",
     "ClientData",
     "Context",
     "Method",
@@ -29,6 +30,9 @@ __all__ = [
     "check_support",
     "load_plugins",
 ]
+
+SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
+"""What methods need that work on the small sets of the clients, whose size the scale decides."""
 
 LEVELS_ALL = frozenset({"class", "client"})
 """For methods that serve every level of request."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from torch import nn
 
 from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo, sample_clients
+from quickdrop_bench.federation.federation import Federation, PhaseResult, sample_clients
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 
@@ -41,17 +43,12 @@ class PlannedPhase:
 class CountingFederation(Federation):
     """A federation whose phases change nothing and are written down in ``phases``."""
 
-    phases: list[PlannedPhase]
+    def __init__(self, fabric: Fabric, model: nn.Module) -> None:
+        super().__init__(fabric, model)
+        self.phases: list[PlannedPhase] = []
 
     def run(
-        self,
-        state: State,
-        data: Mapping[int, LabelledSet],
-        phase: Phase,
-        seed: int,
-        *,
-        on_round: Callable[[RoundInfo], object] | None = None,
-        **options: Any,
+        self, state: State, data: Mapping[int, LabelledSet], phase: Phase, seed: int, **options: Any
     ) -> PhaseResult:
         """The phase's cost at most, and the state as it was."""
         sizes = {client: len(z) for client, z in sorted(data.items()) if len(z)}
@@ -66,8 +63,5 @@ class CountingFederation(Federation):
             upload_bytes=per_client * count * phase.rounds,
         )
         most = max(steps.values(), default=0)
-        self.phases = [
-            *getattr(self, "phases", []),
-            PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost),
-        ]
+        self.phases.append(PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost))
         return PhaseResult(state, cost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from quickdrop_bench import artifacts
 from quickdrop_bench.cost import Cost
@@ -26,16 +25,15 @@ from quickdrop_bench.errors import BadInput, Missing
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import write_atomically
+from quickdrop_bench.files import HEADER, file_size, open_tensors, sha256, write_atomically
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.harness.experiment import PRESET
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.harness.training import build_federation, training_phase
+from quickdrop_bench.harness.training import build_federation, build_model, training_phase
 from quickdrop_bench.methods import METHODS, Context, Method
-from quickdrop_bench.methods.base import ClientData, StageResult, check_support
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult, check_support
 from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, locked, read_log, write_log
 from quickdrop_bench.serving.planned import CountingFederation, PlannedPhase
 
@@ -44,7 +42,6 @@ __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
 SECTIONS = {"class": "table2", "client": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
 
-SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
 ORIGINALS = frozenset({"forget-data", "retain-data"})
 """What methods need of the data that the federation was trained on."""
 
@@ -123,6 +120,11 @@ class TrainedRun:
         self.data_dir = data_dir
         self.trained = trained if self.fabric.device.type == "cpu" else artifacts.load(folder, self.fabric.device)
         self.log = read_log(folder)
+        if "seed" not in self.trained.spec:
+            raise BadInput("RUN", folder, "config.yaml does not say the seed")
+        with torch.device("meta"):  # shapes without memory: the spec may be anybody's
+            expected = dict(build_model(self.spec, self.info).named_parameters())
+        artifacts.check_state(self.trained.state, expected, folder)
 
     @property
     def info(self) -> DataInfo:
@@ -138,7 +140,10 @@ class TrainedRun:
     def spec(self) -> FederationSpec:
         """With which the federation was trained."""
         known = {field.name for field in fields(FederationSpec)}
-        return FederationSpec(**{name: value for name, value in self.trained.spec.items() if name in known})
+        try:
+            return FederationSpec(**{name: value for name, value in self.trained.spec.items() if name in known})
+        except (TypeError, ValueError) as error:
+            raise BadInput("RUN", self.folder, f"config.yaml describes no federation ({error})") from error
 
     @property
     def current(self) -> int:
@@ -170,26 +175,30 @@ class TrainedRun:
         version = self._version(version)
         if not version:
             return self.trained.state
-        path = _file(self.folder, version)
+        path, known = self.file(version), self.trained.state
+        name = f"{VERSIONS}/{path.name}"
         try:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != self.log[version - 1].sha256:
-                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} does not match {LOG}")
-            state = load_file(path, device=str(self.fabric.device))
-            known = self.trained.state
-            if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in known.items()}:
-                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} holds another model")
-            if not is_finite(state):
-                raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} holds values that are not finite")
+            if file_size(path) > HEADER + sum(value.nbytes for value in known.values()) + 8:
+                raise BadInput("RUN", self.folder, f"{name} is larger than the model")
+            if sha256(path) != self.log[version - 1].sha256:
+                raise BadInput("RUN", self.folder, f"{name} does not match {LOG}")
+            with open_tensors(path, str(self.fabric.device)) as tensors:
+                state: State = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} is missing or damaged") from error
+            raise BadInput("RUN", self.folder, f"{name} is missing or damaged") from error
+        if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in known.items()}:
+            raise BadInput("RUN", self.folder, f"{name} holds another model")
+        if not is_finite(state):
+            raise BadInput("RUN", self.folder, f"{name} holds values that are not finite")
         return state
 
-    def model(self, version: int | None = None) -> ConvNet:
+    def file(self, version: int) -> Path:
+        """Where the parameters of a version from 1 are kept."""
+        return self.folder / VERSIONS / f"{version:04d}.safetensors"
+
+    def model(self, version: int | None = None) -> nn.Module:
         """A version as a module on the CPU; it takes images normalised with ``info.mean`` and ``info.std``."""
-        channels, size, _ = self.info.image_shape
-        model = ConvNet(
-            channels, size, len(self.info.class_names), self.spec.width, self.spec.depth, self.spec.norm
-        ).eval()
+        model = self.federation.scratch_model().cpu().eval()
         model.load_state_dict({name: value.cpu() for name, value in self.state(version).items()})
         return model
 
@@ -427,7 +436,7 @@ class TrainedRun:
                 cost=_costs(stages),
                 before=before,
                 after=None,
-                sha256=_save(_file(self.folder, parent + 1), last.state),
+                sha256=_save(self.file(parent + 1), last.state),
                 absent=tuple(sorted(absent)),
                 provenance={k: v for k, v in provenance(self.fabric, "").items() if k != "preset"},
             )
@@ -513,10 +522,6 @@ def _name(method: Method) -> str:
     return next(name for name in METHODS if METHODS[name] is type(method))
 
 
-def _file(folder: Path, version: int) -> Path:
-    return folder / VERSIONS / f"{version:04d}.safetensors"
-
-
 def _save(path: Path, state: State) -> str:
     """Write a version's parameters, and return the file's checksum; a file that no log names is moved aside.
 
@@ -530,6 +535,6 @@ def _save(path: Path, state: State) -> str:
         if path.exists():
             path.rename(path.with_name(f"{path.stem}.unlogged-{int(path.stat().st_mtime)}.safetensors"))
         write_atomically(path, lambda temporary: save_file(own, temporary))
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except (OSError, SafetensorError) as error:
         raise BadInput("RUN", path.parent.parent, f"it cannot be written ({error})") from error

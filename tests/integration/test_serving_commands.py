@@ -311,7 +311,9 @@ def test_the_readmes_commands_run_as_they_stand(tmp_path: Path) -> None:
 
 def test_extras_that_the_readme_names_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(re.findall(r"quickdrop-bench\[(\w+)\]", README)) <= project["optional-dependencies"].keys()
+    named = set(re.findall(r"'\.\[(\w+)\]'", README))
+    assert named == {"dashboard", "onnx"}
+    assert named <= project["optional-dependencies"].keys()
 
 
 # For other programs ------------------------------------------------------------------------------------------

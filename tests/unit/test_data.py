@@ -424,8 +424,8 @@ def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert cache_dir() == Path(".cache/quickdrop-bench")
-    monkeypatch.setattr("os.path.expanduser", lambda path: "/home/me")
-    assert cache_dir() == Path("/home/me/.cache/quickdrop-bench")
+    monkeypatch.setattr("os.path.expanduser", lambda path: str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache/quickdrop-bench"
 
 
 # Views and requests -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -835,6 +836,46 @@ def test_a_damaged_version_is_refused_in_one_sentence(
 
 
 Tensors = dict[str, torch.Tensor]
+
+
+def test_a_version_that_is_no_file_is_refused_without_reading_it(history: Path, run: Run) -> None:
+    path = history / "versions/0002.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    code, _, err = run("export", str(history))
+    assert (code, "0002.safetensors is missing or damaged" in err) == (2, True)
+
+
+def test_a_version_that_is_too_large_is_refused_without_reading_it(history: Path, run: Run) -> None:
+    with (history / "versions/0002.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    code, _, err = run("export", str(history))
+    assert (code, "0002.safetensors is larger than the model" in err) == (2, True)
+
+
+SPEC_DAMAGE = {
+    "no seed": ("seed: 1", "other: 1", "does not say the seed"),
+    "no number": ("width: 4", "width: four", "describes no federation"),
+    "another model": ("width: 4", "width: 8", "and the model has"),
+    "a giant model": ("width: 4", "width: 9999999", "and the model has"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), SPEC_DAMAGE.values(), ids=SPEC_DAMAGE.keys())
+def test_a_spec_that_is_not_the_models_is_refused(folder: Path, run: Run, old: str, new: str, sentence: str) -> None:
+    config, manifest = folder / "config.yaml", folder / "manifest.json"
+    entry = {"bytes": config.stat().st_size, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()}
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    changed = {"bytes": config.stat().st_size, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()}
+    values = json.loads(manifest.read_text())
+    assert values["files"]["config.yaml"] == entry
+    values["files"]["config.yaml"] = changed
+    manifest.write_text(json.dumps(values))
+    code, _, err = run("export", str(folder))
+    assert (code, "Traceback" in err, sentence in err) == (2, False, True)
+
+
 MODEL_DAMAGE: dict[str, Callable[[Tensors], Tensors]] = {
     "not finite": lambda state: {name: value * float("nan") for name, value in state.items()},
     "other shapes": lambda state: {name: value[:1].clone() for name, value in state.items()},

@@ -1,0 +1,63 @@
+"""A checkpoint is used as a whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from quickdrop_bench.cost import Cost
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
+from quickdrop_bench.harness.training import Checkpoint
+from quickdrop_bench.seeding import generator
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture
+def synthetic(toy_clients: dict[int, LabelledSet]) -> dict[int, SyntheticSet]:
+    return {i: initial_synthetic_set(data, 4, generator(0)) for i, data in toy_clients.items()}
+
+
+def changed(synthetic: dict[int, SyntheticSet]) -> dict[int, SyntheticSet]:
+    return {i: replace(s, images=s.images + 1, velocity=s.velocity + 2) for i, s in synthetic.items()}
+
+
+def test_it_fills_in_every_set(fabric: Fabric, synthetic: dict[int, SyntheticSet], tmp_path: Path) -> None:
+    checkpoint, later = Checkpoint(tmp_path / "training.ckpt"), changed(synthetic)
+    checkpoint.save(fabric, {"w": torch.ones(2)}, Cost(rounds=3), later, [{"round": 3}])
+    found = checkpoint.load(fabric, synthetic)
+    assert found is not None
+    assert (found[0].cost.rounds, found[1]) == (3, [{"round": 3}])
+    for i, own in synthetic.items():
+        assert own.images.equal(later[i].images)
+        assert own.velocity.equal(later[i].velocity)
+
+
+@pytest.mark.parametrize("field", ["images", "velocity"])
+def test_one_set_of_another_shape_leaves_all_as_they_were(
+    fabric: Fabric, synthetic: dict[int, SyntheticSet], tmp_path: Path, field: str
+) -> None:
+    checkpoint, later = Checkpoint(tmp_path / "training.ckpt"), changed(synthetic)
+    last = max(later)
+    later[last] = replace(later[last], **{field: getattr(later[last], field)[:1, :, :1, :1]})
+    checkpoint.save(fabric, {}, Cost(), later, [])
+    before = {i: s.images.clone() for i, s in synthetic.items()}
+    assert checkpoint.load(fabric, synthetic) is None
+    assert all(own.images.equal(before[i]) for i, own in synthetic.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02."])
+def test_a_damaged_file_is_left_aside(
+    fabric: Fabric, synthetic: dict[int, SyntheticSet], tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "training.ckpt"
+    path.write_bytes(content)
+    assert Checkpoint(path).load(fabric, synthetic) is None
