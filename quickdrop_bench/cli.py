@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -94,9 +96,20 @@ def _name(kind: str, number: int, numbers: Sequence[int]) -> str:
 def train(args: Namespace, argv: Sequence[str]) -> int:
     """Train federations and save their artifacts."""
     experiment = _without_methods("train", args, args.precision)
+    if args.resume:
+        _check_begun(experiment, args.artifacts_dir)
     with tracking(args) as tracker:
         _train(*make_session(args, experiment, tracker))
     return 0
+
+
+def _check_begun(experiment: Experiment, artifacts_dir: Path) -> None:
+    """Raise :class:`BadInput` unless one of the federations was begun: else an option is another one than then."""
+    before_fine_tuning = replace(experiment.federation, fine_tune=0)
+    folders = [artifacts_dir / experiment.federation_hash(seed, before_fine_tuning) for seed in experiment.seeds]
+    if not any(folder.is_dir() for folder in folders):
+        allowed = "no training with these options was begun; give those of the training, or leave --resume out"
+        raise BadInput("--resume", artifacts_dir, allowed)
 
 
 def _train(session: Session, display: ProgressDisplay) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "add_run_options",
     "add_sweep_options",
     "add_table_options",
+    "add_train_options",
     "federation_spec",
     "make_fabric",
     "methods_of",
@@ -87,6 +88,12 @@ def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
     parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team (default: your own)")
     parser.add_argument("--wandb-images", action="store_true", help="upload synthetic images too; they may reveal data")
+
+
+def add_train_options(parser: ArgumentParser) -> None:
+    """What training needs."""
+    add_run_options(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with what was begun; refuse to begin anew")
 
 
 def _method_options(parser: ArgumentParser) -> None:

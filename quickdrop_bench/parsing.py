@@ -25,9 +25,9 @@ from quickdrop_bench.options import (
     add_report_options,
     add_request_options,
     add_run_name,
-    add_run_options,
     add_sweep_options,
     add_table_options,
+    add_train_options,
 )
 
 __all__ = ["COMMANDS", "PROGRAM", "method_defaults", "options_of", "parse"]
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], str]] = {
     "table": (add_table_options, "measure and render a table of the paper"),
     "figure": (add_figure_options, "measure and draw a figure of the paper"),
     "sweep": (add_sweep_options, "measure and draw over scales, alphas, clients, data sets"),
-    "train": (add_run_options, "train a federation and save its artifacts"),
+    "train": (add_train_options, "train a federation and save its artifacts"),
     "unlearn": (add_request_options, "forget a class or a client on a trained federation"),
     "relearn": (add_request_options, "learn again what was forgotten"),
     "evaluate": (add_evaluate_options, "accuracies of a trained federation's model"),
@@ -63,7 +63,7 @@ WITHOUT_PRESET = (
     add_run_name,
     add_export_options,
 )
-FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish")
+FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish", "--resume")
 """Options without a value."""
 
 

@@ -427,7 +427,8 @@ class Tracker(Logger):
         import wandb  # its import takes a second, which commands without it need not pay
         from lightning.pytorch.loggers import WandbLogger
 
-        wandb.setup(wandb.Settings(silent=True))  # before a run begins, its own settings do not count
+        # Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
+        wandb.setup(wandb.Settings(silent=True, mode=self._mode))  # type: ignore[arg-type]
         settings = wandb.Settings(**SETTINGS, **about.pop("settings", {}))
         start = {
             "project": self._project,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.harness.training import CHECKPOINT_SECONDS, Checkpoint, check_writable, train_federation
+from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, train_federation
 
 __all__ = ["fine_tuned_federation"]
 
@@ -45,19 +44,30 @@ def fine_tuned_federation(
     folder = folder_of(spec)
     if not spec.fine_tune:
         return train_federation(spec, federation, data, seed, folder)
-    fabric = federation.fabric
-    if artifacts.is_complete(folder):
-        return artifacts.load(folder, fabric.device)
+    if not artifacts.is_complete(folder):
+        with alone_in(folder):
+            if not artifacts.is_complete(folder):
+                return _fine_tune(spec, federation, data, seed, folder_of)
+    return load_trained(spec, federation, data, seed, folder)
+
+
+def _fine_tune(
+    spec: FederationSpec,
+    federation: Federation,
+    data: ImageData,
+    seed: int,
+    folder_of: Callable[[FederationSpec], Path],
+) -> TrainedFederation:
+    fabric, folder = federation.fabric, folder_of(spec)
     done = next((f for f in range(spec.fine_tune - 1, 0, -1) if artifacts.is_complete(_at(spec, f, folder_of))), 0)
     start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
     clients = {i: LabelledSet(data.train.images, data.train.labels, kept.rows) for i, kept in start.clients.items()}
-    check_writable(folder)
     checkpoint = Checkpoint(folder / "fine_tuning.ckpt")
     cost, progress = start.fine_tuning, {"done": done, "gradients": start.fine_tuning_gradients}
     if resumed := checkpoint.load(fabric, synthetic):
         cost, progress = resumed[0].cost, resumed[1][0]
-    model, saved_at, images = federation.scratch_model(), time.monotonic(), federation.distillation
+    model, images = federation.scratch_model(), federation.distillation
     assert images is not None
     for k in range(progress["done"], spec.fine_tune):
         clock = Clock(fabric.device)
@@ -69,9 +79,7 @@ def fine_tuned_federation(
         distance = sum(r.matching_distance for r in results) / max(len(results), 1)
         progress = {"done": k + 1, "gradients": progress["gradients"] + sum(r.gradients for r in results)}
         fabric.call("on_initialisation_end", done=k + 1, of=spec.fine_tune, distance=distance)
-        if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-            checkpoint.save(fabric, {}, cost, synthetic, [progress])
-            saved_at = time.monotonic()
+        checkpoint.save_if_due(fabric, {}, cost, synthetic, [progress])
     if not all(own.images.isfinite().all() for own in synthetic.values()):
         raise ArithmeticError(
             f"fine-tuning diverged: synthetic images are not finite; lower --image-lr {spec.image_lr:g}"

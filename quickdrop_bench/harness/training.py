@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 
 from quickdrop_bench import artifacts
@@ -38,20 +41,24 @@ from quickdrop_bench.models import ConvNet
 from quickdrop_bench.seeding import generator
 
 __all__ = [
-    "CHECKPOINT_SECONDS",
+    "SAVING_SHARE",
     "Checkpoint",
+    "alone_in",
     "build_federation",
     "build_model",
-    "check_writable",
     "client_rows",
+    "load_trained",
     "train_federation",
     "training_phase",
 ]
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 30.0
-"""Least time between two checkpoints of a training in progress."""
+SAVING_SHARE = 0.02
+"""Most of a training's time that goes into its checkpoints: every round has one, unless rounds are very short."""
+
+LOCK = ".training.lock"
+"""Name of the lock of a federation in training."""
 
 EVALUATED_ROUNDS = 5
 """Last rounds of a training that are evaluated class by class, outside the clock (Figure 2)."""
@@ -92,7 +99,7 @@ def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[n
     return partition(labels.cpu().numpy(), spec.clients, alpha, min_client_size=spec.min_client_size, seed=seed)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoint:
     """Where a training in progress is kept, as a Fabric checkpoint.
 
@@ -100,6 +107,22 @@ class Checkpoint:
     """
 
     path: Path
+    _not_before: float = -math.inf
+
+    def save_if_due(
+        self,
+        fabric: Fabric,
+        state: State,
+        cost: Cost,
+        synthetic: Mapping[int, SyntheticSet],
+        history: list[dict[str, Any]],
+    ) -> None:
+        """:meth:`save`, unless that would take more than :data:`SAVING_SHARE` of the time since the last one."""
+        began = time.monotonic()
+        if began >= self._not_before:
+            self.save(fabric, state, cost, synthetic, history)
+            now = time.monotonic()
+            self._not_before = now + (now - began) / SAVING_SHARE
 
     def save(
         self,
@@ -146,7 +169,8 @@ def train_federation(
 ) -> TrainedFederation:
     """Train with in-situ distillation (Algorithm 2) and save the artifacts, or load them if they are there.
 
-    A training that was interrupted goes on from its last checkpoint.
+    A training that was interrupted goes on from its last checkpoint. While another process trains the same federation,
+    this waits, and takes what it trained.
 
     Args:
         spec: the federation.
@@ -162,26 +186,32 @@ def train_federation(
         ``class_<c>_accuracy``.
 
     Raises:
-        BadInput: the partition is impossible, or the folder cannot be written or is damaged.
+        BadInput: the partition is impossible, or the folder cannot be written, is damaged, or holds another federation.
         ArithmeticError: training diverged.
     """
+    if not artifacts.is_complete(folder):
+        parts = client_rows(spec, data.train.labels, seed)
+        with alone_in(folder):
+            if not artifacts.is_complete(folder):
+                return _train(spec, federation, data, seed, folder, parts)
+    return load_trained(spec, federation, data, seed, folder)
+
+
+def _train(
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, parts: list[np.ndarray]
+) -> TrainedFederation:
     fabric = federation.fabric
-    if artifacts.is_complete(folder):
-        return artifacts.load(folder, fabric.device)
-    rows = {i: torch.from_numpy(r).to(fabric.device) for i, r in enumerate(client_rows(spec, data.train.labels, seed))}
+    rows = {i: torch.from_numpy(part).to(fabric.device) for i, part in enumerate(parts)}
     clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
     starts = {i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items()}
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if spec.distill else {}
     recorder = UpdateRecorder(folder / artifacts.UPDATES, spec.rounds, spec.record_every) if spec.record_every else None
     checkpoint = Checkpoint(folder / "training.ckpt")
-    check_writable(folder)
     resumed = checkpoint.load(fabric, synthetic)
     initial: State = federation.fresh_state(seed, "init")
     start, history = resumed or (None, [])
-    saved_at = time.monotonic()
 
     def on_round(info: RoundInfo) -> None:
-        nonlocal saved_at
         line: dict[str, Any] = {
             "round": info.round + 1,
             "loss": info.loss,
@@ -196,9 +226,7 @@ def train_federation(
             federation.load(info.state)
             line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
         history.append(line)
-        if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-            checkpoint.save(fabric, info.state, info.cost, synthetic, history)
-            saved_at = time.monotonic()
+        checkpoint.save_if_due(fabric, info.state, info.cost, synthetic, history)
 
     phase = training_phase(spec)
     result = federation.run(
@@ -239,10 +267,44 @@ def _client_artifacts(
     return ClientArtifacts(rows, start.as_labelled(), start.origin, concatenate(extra), extra.rows, synthetic)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise :class:`BadInput` now rather than after hours of work."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process train in this folder meanwhile; the lock goes when its holder ends, however that may be.
+
+    Raises:
+        BadInput: the folder cannot be written, which is better known now than after hours of work.
+    """
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", lambda temporary: temporary.touch())
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process trains %s; this one waits for it", folder)
+            lock.acquire()
     except OSError as error:
         raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_trained(
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
+) -> TrainedFederation:
+    """:func:`quickdrop_bench.artifacts.load`, once it is sure that this is the federation asked for.
+
+    Raises:
+        BadInput: the folder is damaged or holds another federation.
+    """
+    trained = artifacts.load(folder, federation.fabric.device)
+    own, asked = dict(trained.spec), {**spec.resolved(), "seed": seed}
+    for name in asked:
+        if own.get(name) != asked[name]:
+            difference = f"{name} {own.get(name)} instead of {asked[name]}"
+            raise BadInput("--artifacts-dir", folder, f"it holds another federation ({difference}); move it away")
+    if replace(trained.data, name=data.name) != data.info:
+        raise BadInput("--artifacts-dir", folder, "it was trained on other data; move it away")
+    artifacts.check_state(trained.state, federation.read(), folder)
+    return trained

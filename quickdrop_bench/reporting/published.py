@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -57,9 +58,13 @@ class Published:
 
     def value(self, method: str, stage: str, metric: str) -> float | None:
         """One number, in the unit of the rows; None if the paper does not give it."""
-        v = self.values
-        chosen = v[(v["method"] == method) & (v["stage"] == stage) & (v["metric"] == metric)]
-        return float(chosen["value"].iloc[0]) if len(chosen) else None
+        return self._known.get((method, stage, metric))
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str, str], float]:
+        v = self.values.drop_duplicates(["method", "stage", "metric"])
+        keys = zip(v["method"], v["stage"], v["metric"], strict=True)
+        return dict(zip(keys, v["value"].astype(float), strict=True))
 
 
 def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -162,7 +164,7 @@ def test_training_that_diverges_says_so(run: Run) -> None:
 def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     more = [*TINY[:2], "--rounds", "4", *TINY[4:]]
     run("train", *more, "--artifacts-dir", "through")
-    monkeypatch.setattr("quickdrop_bench.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)
 
     from quickdrop_bench.progress import ProgressDisplay
 
@@ -186,6 +188,30 @@ def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch:
     for name in ("global.safetensors", *(f"clients/000{i}.safetensors" for i in range(3))):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     assert not (folders[1] / "training.ckpt").exists()
+
+
+def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None:
+    code, out, err = run("train", *TINY, "--resume")
+    assert (code, out) == (2, "")
+    assert err.startswith("quickdrop-bench: --resume artifacts: no training with these options was begun")
+    assert not Path("artifacts").exists()
+    first = run("train", *TINY)[1]
+    assert run("train", *TINY, "--resume")[:2] == (0, first)
+    assert run("train", *TINY, "--rounds", "3", "--resume")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "named"), [("--lr", "lr 0.3 instead of 0.1"), ("--width", "width 8 instead of 4")], ids=["lr", "width"]
+)
+def test_another_federation_under_the_same_name_is_refused(run: Run, option: str, named: str) -> None:
+    usual, other = ([*TINY, "--lr", "0.1", *more] for more in ([], [option, named.split()[1]]))
+    own, foreign = (Path(run("train", *argv)[1].split()[0]) for argv in (usual, other))
+    shutil.rmtree(own)
+    foreign.rename(own)
+    code, out, err = run("train", *usual)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert str(own) in err
 
 
 def test_train_writes_the_partition_and_everything_the_manifest_lists(run: Run) -> None:

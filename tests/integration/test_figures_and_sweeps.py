@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -292,7 +293,7 @@ def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> Non
 
 def test_interrupted_fine_tuning_continues_to_the_same_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ["--fine-tune", "3", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3", "--record-every", "0"]
-    monkeypatch.setattr("quickdrop_bench.harness.fine_tuning.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)
 
     def interrupt(display: object, done: int, of: int, distance: float) -> None:
         if done == 3:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +16,8 @@ from lightning.fabric import Fabric
 from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
-from quickdrop_bench.harness.training import Checkpoint
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.harness.training import Checkpoint, alone_in
 from quickdrop_bench.seeding import generator
 
 
@@ -61,3 +66,53 @@ def test_a_damaged_file_is_left_aside(
     path = tmp_path / "training.ckpt"
     path.write_bytes(content)
     assert Checkpoint(path).load(fabric, synthetic) is None
+
+
+def test_saving_takes_its_share_of_the_time_at_most(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], []
+
+    def save(self: Checkpoint, fabric: Fabric, state: object, *others: object) -> None:
+        saved.append(now[0])
+        now[0] += 1.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Checkpoint, "save", save)
+    checkpoint = Checkpoint(tmp_path / "training.ckpt")
+    for _ in range(12):
+        now[0] += 10.0
+        checkpoint.save_if_due(fabric, {}, Cost(), {}, [])
+    assert saved == [10.0, 61.0, 112.0]  # a second of saving is paid by 50 of training
+    now[0] = 1000.0
+    checkpoint = Checkpoint(tmp_path / "training.ckpt")
+    for _ in range(3):
+        now[0] += 100.0
+        checkpoint.save_if_due(fabric, {}, Cost(), {}, [])
+    assert saved[3:] == [1100.0, 1201.0, 1302.0]  # rounds that take long are all saved
+
+
+def test_a_second_training_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held, order = threading.Event(), []
+
+    def first() -> None:
+        with alone_in(tmp_path / "run"):
+            held.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with caplog.at_level(logging.WARNING), alone_in(tmp_path / "run"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "another process trains" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(BadInput, match="it cannot be written"), alone_in(tmp_path / "run"):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -379,7 +380,7 @@ def test_a_training_that_is_killed_continues_to_the_same_model(run: Run, monkeyp
     _, _, err = run("train", *more, "--artifacts-dir", "through")
     assert " late" in err
     assert " rejected" in err
-    monkeypatch.setattr("quickdrop_bench.harness.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)
     shown = ProgressDisplay.on_round_end
 
     def interrupt(self: ProgressDisplay, federation: Federation, info: RoundInfo) -> None:
