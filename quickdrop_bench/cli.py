@@ -15,6 +15,7 @@ from rich.table import Table
 
 from quickdrop_bench import serve
 from quickdrop_bench.allocator import keep_freed_memory
+from quickdrop_bench.commands import PROGRAM
 from quickdrop_bench.dashboard import definition, publish
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
@@ -29,7 +30,7 @@ from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.options import federation_spec, seeds_of
-from quickdrop_bench.parsing import PROGRAM, parse
+from quickdrop_bench.parsing import parse
 from quickdrop_bench.produce import capabilities, make_session, produce
 from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting.distribution import write_distribution

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench import __version__
+from quickdrop_bench.commands import SUMMARIES, top_parser
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.methods import METHODS
@@ -30,28 +30,26 @@ from quickdrop_bench.options import (
     add_train_options,
 )
 
-__all__ = ["COMMANDS", "PROGRAM", "method_defaults", "options_of", "parse"]
+__all__ = ["COMMANDS", "method_defaults", "options_of", "parse"]
 
-PROGRAM = "quickdrop-bench"
-
-COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], str]] = {
-    "table": (add_table_options, "measure and render a table of the paper"),
-    "figure": (add_figure_options, "measure and draw a figure of the paper"),
-    "sweep": (add_sweep_options, "measure and draw over scales, alphas, clients, data sets"),
-    "train": (add_train_options, "train a federation and save its artifacts"),
-    "unlearn": (add_request_options, "forget a class or a client on a trained federation"),
-    "relearn": (add_request_options, "learn again what was forgotten"),
-    "evaluate": (add_evaluate_options, "accuracies of a trained federation's model"),
-    "show": (add_run_name, "what a trained federation is, and what it forgot"),
-    "export": (add_export_options, "write a model as safetensors, TorchScript or ONNX"),
-    "distribution": (add_common_options, "show who holds which classes"),
-    "report": (add_report_options, "write one HTML page over all rows"),
-    "dashboard": (add_dashboard_options, "write a W&B workspace with panels for all runs"),
-    "methods": (add_no_options, "list the unlearning methods"),
-    "datasets": (add_no_options, "list the data sets"),
-    "presets": (add_no_options, "list the presets"),
+COMMANDS: dict[str, Callable[[ArgumentParser], None]] = {
+    "table": add_table_options,
+    "figure": add_figure_options,
+    "sweep": add_sweep_options,
+    "train": add_train_options,
+    "unlearn": add_request_options,
+    "relearn": add_request_options,
+    "evaluate": add_evaluate_options,
+    "show": add_run_name,
+    "export": add_export_options,
+    "distribution": add_common_options,
+    "report": add_report_options,
+    "dashboard": add_dashboard_options,
+    "methods": add_no_options,
+    "datasets": add_no_options,
+    "presets": add_no_options,
 }
-"""Options and help by command."""
+"""What adds the options of a command."""
 
 WITH_METHODS = (add_table_options, add_figure_options, add_sweep_options)
 WITHOUT_PRESET = (
@@ -99,12 +97,11 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         artefact: whose section of the preset counts; None takes the artefact that the command line names.
         defaults: in place of the preset's, for commands that have none.
     """
-    parser = Parser(
-        prog=PROGRAM, description="Benchmarks of federated unlearning.", version=__version__, allow_abbrev=False
-    )
+    parser = top_parser(Parser)
     chosen: str | None = None
     commands = parser.add_subcommands(required=True, dest="command")
-    for name, (options, text) in COMMANDS.items():
+    for name, options in COMMANDS.items():
+        text = SUMMARIES[name]
         sub = Parser(description=text, allow_abbrev=False)
         if argv and argv[0] == name:  # building the options of all commands takes seconds
             options(sub)

@@ -240,7 +240,7 @@ def base(command: str) -> list[str]:
 def options(command: str) -> dict[str, str]:
     """The command's options and the kind of their values, ``None`` for flags."""
     parser = Parser()
-    COMMANDS[command][0](parser)
+    COMMANDS[command](parser)
     skipped = {"-h", "--help", "--config", "--print_config"}
     actions = {a.option_strings[0]: a for a in parser._actions if a.option_strings}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from quickdrop_bench.cli import FIGURES, TABLES, main
+from quickdrop_bench.cli import COMMANDS, FIGURES, TABLES, main
+from quickdrop_bench.commands import SUMMARIES
 from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import federation_spec, methods_of, split
+from quickdrop_bench.parsing import COMMANDS as OPTIONS
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.rows import LAST
 from tests.conftest import TINY, Run
@@ -188,6 +191,18 @@ def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch:
     for name in ("global.safetensors", *(f"clients/000{i}.safetensors" for i in range(3))):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     assert not (folders[1] / "training.ckpt").exists()
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_waits_for_no_large_library(option: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "quickdrop_bench", option]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "quickdrop" in done.stdout
+    assert not re.search(r"\| +(torch|lightning|pandas|matplotlib|wandb)$", done.stderr, re.MULTILINE)
+
+
+def test_every_command_has_a_summary_options_and_a_function() -> None:
+    assert list(SUMMARIES) == list(OPTIONS) == list(COMMANDS)
 
 
 def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None:
