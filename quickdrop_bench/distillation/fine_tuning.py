@@ -94,7 +94,8 @@ def fine_tune(
     """
     own_labels = data.own_labels().cpu()
     classes = sorted(set(synthetic.labels.tolist()) - synthetic.fixed_classes)
-    by_class = [p for c in classes if len(p := torch.nonzero(own_labels == c).flatten())]
+    positions = {c: torch.nonzero(own_labels == c).flatten() for c in classes}
+    by_class = {c: p for c, p in positions.items() if len(p)}
     if not by_class or not images.image_steps:
         return FineTuningResult(0, 0, 0.0, 0)
     real_stream, matching_stream, training_stream = (
@@ -106,15 +107,17 @@ def fine_tune(
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
     used = second_order = 0
     distances = []
+    sizes = [min(len(p), settings.batch_size) for p in by_class.values()]
     for step in range(settings.steps):
-        picks = [torch.randperm(len(p), generator=real_stream)[: settings.batch_size] for p in by_class]
-        batch = torch.cat([p[pick] for p, pick in zip(by_class, picks, strict=True)])
+        picks = [torch.randperm(len(p), generator=real_stream)[: settings.batch_size] for p in by_class.values()]
+        batch = torch.cat([p[pick] for p, pick in zip(by_class.values(), picks, strict=True)])
         real_images, real_labels = data.take(batch.to(data.rows.device))
         with gradients.recording():
             F.cross_entropy(model(real_images), real_labels).backward()
+        targets = gradients.split(sizes)
         optimizer.zero_grad()
         used += len(batch)
-        result = match(gradients, synthetic, own_labels[batch], images, matching_stream)
+        result = match(gradients, targets, list(by_class), synthetic, images, matching_stream)
         second_order += result.samples
         distances.append(result.distance)
         if step < settings.steps - 1:

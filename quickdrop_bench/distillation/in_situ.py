@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.functional.matching import ClassGradients, matching_distance
+from quickdrop_bench.functional.matching import ClassGradients
 
 __all__ = ["Distillation", "MatchingResult", "SyntheticSet", "augmentation_positions", "initial_synthetic_set", "match"]
 
@@ -106,51 +107,48 @@ def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator
 
 def match(
     gradients: ClassGradients,
+    targets: Sequence[Tensor],
+    batch_classes: Sequence[int],
     synthetic: SyntheticSet,
-    batch_labels: Tensor,
     settings: Distillation,
     generator: torch.Generator,
-    loss_scale: float = 1.0,
 ) -> MatchingResult:
-    """Algorithm 2, lines 14 and 15: move the synthetic images towards the recorded real gradients.
+    """Algorithm 2, lines 14 and 15: move the synthetic images towards the gradients of a real batch.
 
     Matching is class-wise: each class of the batch is compared with that class's synthetic images at the same
     θ, the distances are summed, and one optimizer step moves the images of all those classes. The gradient of
     the real batch is the one that the model's own step uses; nothing is computed on real data here.
 
     Args:
-        gradients: of the model at θ_{k,t}, in float32 and outside any autocast, with the batch B_D recorded.
-            The model's parameters and their ``.grad`` are not touched.
+        gradients: of the model at θ_{k,t}, in float32 and outside any autocast. The model's parameters and their
+            ``.grad`` are not touched.
+        targets: from ``gradients.split``, one (K, ...) per weight.
+        batch_classes: the K classes of the batch B_D.
         synthetic: S_i, updated in place.
-        batch_labels: (B,) labels of B_D.
         settings: ς_S, η_S, momentum and |B_S|.
         generator: draws B_S where a class has more synthetic images than fit.
-        loss_scale: see :meth:`ClassGradients.real`.
     """
     own_labels = synthetic.labels.cpu()
-    batch_labels = batch_labels.cpu()
-    classes, rows = [], []
-    for c in batch_labels.unique().tolist():
+    chosen, classes, rows = [], [], []
+    for k, c in enumerate(batch_classes):
         positions = torch.nonzero(own_labels == c).flatten()
         if c in synthetic.fixed_classes or not len(positions):
             continue
         if len(positions) > settings.batch_size:
             positions = positions[torch.randperm(len(positions), generator=generator)[: settings.batch_size]]
+        chosen.append(k)
         classes.append(c)
         rows.append(positions.to(synthetic.images.device))
     if not classes or not settings.image_steps:
         return MatchingResult(synthetic.images.new_zeros(()), 0)
-    device = synthetic.images.device
-    batch_rows = [torch.nonzero(batch_labels == c).flatten().to(device) for c in classes]
-    targets = gradients.real(batch_rows, len(batch_labels), loss_scale)
-    first_distance = None
+    if len(chosen) < len(batch_classes):
+        targets = [target[chosen] for target in targets]
+    sizes, moved = [len(r) for r in rows], torch.cat(rows)
+    distances = []
     for _ in range(settings.image_steps):
-        images = [synthetic.images[r].requires_grad_() for r in rows]
-        distance = matching_distance(targets, gradients.synthetic(images, classes))
-        first_distance = distance.detach() if first_distance is None else first_distance
-        image_gradients = torch.autograd.grad(distance, images)
+        distance, image_gradients = gradients.distance(targets, synthetic.images[moved], sizes, classes)
+        distances.append(distance)
         synthetic.velocity.mul_(settings.image_momentum)
-        synthetic.velocity.index_add_(0, torch.cat(rows), torch.cat(image_gradients))
+        synthetic.velocity.index_add_(0, moved, image_gradients)
         synthetic.images.sub_(synthetic.velocity, alpha=settings.image_lr)
-    assert first_distance is not None
-    return MatchingResult(first_distance, sum(len(r) for r in rows) * settings.image_steps)
+    return MatchingResult(distances[0], len(moved) * settings.image_steps)

@@ -88,7 +88,7 @@ def batches(size: int, batch_size: int, steps: int, generator: torch.Generator) 
 class LocalDistiller:
     """Runs Algorithm 2's image update beside the local steps of one client.
 
-    It draws from a generator of its own, so the model's training is the same with and without it.
+    It draws from a generator of its own, so the model's training is, up to rounding, the same with and without it.
     """
 
     def __init__(
@@ -97,14 +97,26 @@ class LocalDistiller:
         self._synthetic = synthetic
         self._settings = settings
         self._generator = generator
+        self._classes: list[int] = []
+        self._targets: list[Tensor] = []
         self.gradients = ClassGradients(model)
         self.samples = 0
         self.distance = 0.0
         self.matched_steps = 0
 
-    def step(self, labels: Tensor, loss_scale: float) -> None:
-        """Match the batch that was just recorded."""
-        result = match(self.gradients, self._synthetic, labels, self._settings, self._generator, loss_scale)
+    def split(self, labels: Tensor, loss_scale: float) -> None:
+        """Complete the gradient of the batch that was just recorded, class by class; the step needs it anyway.
+
+        Args:
+            labels: (B,), sorted.
+            loss_scale: factor by which its loss was multiplied.
+        """
+        classes, sizes = labels.cpu().unique_consecutive(return_counts=True)
+        self._classes, self._targets = classes.tolist(), self.gradients.split(sizes.tolist(), loss_scale)
+
+    def step(self) -> None:
+        """Match that batch."""
+        result = match(self.gradients, self._targets, self._classes, self._synthetic, self._settings, self._generator)
         self.samples += result.samples
         if result.samples:
             self.distance += float(result.distance)
@@ -133,7 +145,8 @@ def train_locally(
         generator: draws the batches.
         clock: runs while the client computes.
         distiller: updates the client's synthetic set at each step.
-        distillation_clock: runs, within ``clock``, while the distiller does.
+        distillation_clock: runs, within ``clock``, during what training without distillation would not do. The
+            class-wise gradients of the batch take the place of its weight gradients, so they count as training.
     """
     for group in optimizer.param_groups:
         group["lr"], group["maximize"] = phase.lr, phase.ascend
@@ -152,14 +165,17 @@ def train_locally(
                     break
                 fabric.backward(loss)
             else:
+                order = labels.argsort(stable=True)
+                images, labels = images[order], labels[order]
                 with distiller.gradients.recording():
                     loss = F.cross_entropy(model(images), labels)
                     fabric.backward(loss)
                 used += len(labels)
                 losses.append(loss.detach())
+                distiller.split(labels, _loss_scale(fabric))
                 assert distillation_clock is not None
                 with distillation_clock.running():
-                    distiller.step(labels, _loss_scale(fabric))
+                    distiller.step()
             optimizer.step()
     mean_loss = float(torch.stack(losses).mean())
     if distiller is None:

@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["ClassGradients", "matched_weights", "matching_distance"]
+from quickdrop_bench.functional.second_order import (
+    EPSILON,
+    distance_and_image_gradient,
+    is_small,
+    is_supported,
+    summed_products,
+)
 
-EPSILON = 1e-6
-"""Added to the product of the norms, as in the published code of the distance."""
+__all__ = ["ClassGradients", "matched_weights", "matching_distance"]
 
 
 def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -54,7 +60,7 @@ class ClassGradients:
 
     A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping
     both for every convolution and linear layer therefore gives each class's gradient by summing over its own
-    samples only. The passes may be those of the model's own training step (:meth:`recording`, :meth:`real`) or
+    samples only. The passes may be those of the model's own training step (:meth:`recording`, :meth:`split`) or
     made here on synthetic images (:meth:`synthetic`); neither costs a pass per class.
 
     Args:
@@ -67,6 +73,8 @@ class ClassGradients:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        sequence: Sequence[nn.Module] = getattr(model, "sequence", ())
+        self._sequence = sequence if is_supported(sequence) else ()
         self._layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         known = {id(layer.weight) for layer in self._layers}
         for name, weight in matched_weights(model).items():
@@ -77,22 +85,33 @@ class ClassGradients:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record one forward and backward pass of the model made inside the block."""
+        """Record one forward and backward pass of the model made inside the block, on a batch sorted by class.
+
+        The backward pass leaves out the parameters of convolutions and linear layers; :meth:`split` makes up for it.
+        """
         with self._watching() as (inputs, outputs):
 
             def keep(index: int, gradient: Tensor) -> None:
                 self._output_gradients[index] = gradient
 
             def watch(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                if not output.requires_grad:  # the first layer's
+                    output.requires_grad_()
                 output.register_hook(partial(keep, len(outputs) - 1))
 
             handles = [layer.register_forward_hook(watch) for layer in self._layers]
             self._output_gradients = [torch.empty(0)] * len(self._layers)
+            # All of them: for a bias alone, a convolution's backward pass would compute its weight's gradient too.
+            parameters = [p for layer in self._layers for p in layer.parameters()]
+            for parameter in parameters:
+                parameter.requires_grad_(False)
             try:
                 yield
             finally:
                 for handle in handles:
                     handle.remove()
+                for parameter in parameters:
+                    parameter.requires_grad_()
         self._inputs = [x.detach() for x in inputs]
 
     @contextmanager
@@ -112,28 +131,29 @@ class ClassGradients:
             for handle in handles:
                 handle.remove()
 
-    def real(self, rows: Sequence[Tensor], batch_size: int, loss_scale: float = 1.0) -> list[Tensor]:
+    def split(self, sizes: Sequence[int], loss_scale: float = 1.0) -> list[Tensor]:
         """Class-wise gradients of the recorded batch, whose loss was the mean over its B samples.
 
-        Σ_c (B_c/B)·g_c is the batch gradient itself (class split of one batch, Algorithm 2 lines 13 and 17).
+        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17), so
+        that it is put where the backward pass would have put it, into the weights' ``.grad``.
 
         Args:
-            rows: for each class, (B_c,) int64 rows of the batch.
-            batch_size: B.
-            loss_scale: factor by which the recorded loss was multiplied (float16 scaling).
+            sizes: B_c, samples per class in the batch's order; their sum is B.
+            loss_scale: factor by which the recorded loss was multiplied (float16 scaling); ``.grad`` keeps it.
 
         Returns:
             One detached float32 tensor (K, ...) per weight: ∇ of the class's mean loss.
         """
-        order, sizes = torch.cat(list(rows)), [len(r) for r in rows]
-        # Recorded rows carry 1/B; a class mean needs 1/B_c.
-        factors = torch.tensor([batch_size / (size * loss_scale) for size in sizes], device=order.device)
+        factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes])
         gradients = []
-        for index, layer in enumerate(self._layers):
-            x = self._inputs[index][order].float()
-            g = self._output_gradients[index][order].float()
-            stacked = _weight_gradients(layer, x, g, sizes)
-            gradients.append(stacked * factors.view(-1, *[1] * (stacked.dim() - 1)))
+        for layer, x, g in zip(self._layers, self._inputs, self._output_gradients, strict=True):
+            x, g = x.to(layer.weight.dtype), g.to(layer.weight.dtype)
+            parts = _weight_gradients(layer, x, g, list(sizes))
+            layer.weight.grad = parts.sum(0)
+            if layer.bias is not None:
+                layer.bias.grad = g.sum([d for d in range(g.dim()) if d != 1])
+            # What is recorded carries 1/B; a class mean needs 1/B_c.
+            gradients.append(parts.float() * factors.to(parts.device).view(-1, *[1] * (parts.dim() - 1)))
         return gradients
 
     def synthetic(self, images: Sequence[Tensor], labels: Sequence[int]) -> list[Tensor]:
@@ -157,6 +177,29 @@ class ClassGradients:
         passes = zip(self._layers, inputs, output_gradients, strict=True)
         return [_weight_gradients(layer, x, g, sizes) for layer, x, g in passes]
 
+    def distance(
+        self, targets: Sequence[Tensor], images: Tensor, sizes: Sequence[int], labels: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """D between given class-wise gradients and those of synthetic images, and its gradient at the images.
+
+        It is written out for models that list their layers in an attribute ``sequence``, if all are known to
+        :mod:`~quickdrop_bench.functional.second_order`, and left to autograd for others.
+
+        Args:
+            targets: one (K, ...) per weight.
+            images: (M, C, H, W) float32, sorted by class.
+            sizes: images of each class.
+            labels: the K classes.
+
+        Returns:
+            A detached scalar and (M, C, H, W).
+        """
+        if self._sequence:
+            return distance_and_image_gradient(self._sequence, images, sizes, labels, targets)
+        leaf = images.detach().requires_grad_()
+        distance = matching_distance(targets, self.synthetic(leaf.split(list(sizes)), labels))
+        return distance.detach(), torch.autograd.grad(distance, leaf)[0]
+
 
 def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes: list[int]) -> Tensor:
     """(K, *weight.shape) from layer inputs and output gradients whose rows are sorted by class."""
@@ -164,4 +207,9 @@ def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes:
     if isinstance(layer, nn.Linear):
         return torch.stack([b.T @ a for a, b in parts])
     shape, options = layer.weight.shape, (layer.stride, layer.padding, layer.dilation, layer.groups)
+    if is_supported([layer]) and is_small(layer, x):
+        window: tuple[Any, ...] = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        columns = F.unfold(x, *window)
+        index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(x.device)
+        return summed_products(columns, g, index).view(-1, *shape)
     return torch.stack([conv2d_weight(a, shape, b, *options) for a, b in parts])

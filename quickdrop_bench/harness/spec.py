@@ -22,6 +22,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 TRAINING_SOURCES = (
     "functional/aggregation.py",
     "functional/matching.py",
+    "functional/pooling.py",
+    "functional/second_order.py",
     "models",
     "data",
     "distillation",

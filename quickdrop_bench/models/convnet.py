@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.functional.pooling import HalvingPool
 
 __all__ = ["NORMS", "ConvNet", "prunable_layers"]
 
@@ -59,10 +60,15 @@ class ConvNet(nn.Module):
                 nn.Conv2d(width if block else channels, width, 3, padding=padding),
                 _norm(norm, width),
                 nn.ReLU(),
-                nn.AvgPool2d(2),
+                nn.AvgPool2d(2) if (side >> block) % 2 else HalvingPool(),
             ]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (side >> depth) ** 2, classes)
+
+    @property
+    def sequence(self) -> tuple[nn.Module, ...]:
+        """The layers in the order in which they run."""
+        return (*self.features, nn.Flatten(), self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) float32 normalised images to (B, classes) logits."""

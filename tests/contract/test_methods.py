@@ -259,7 +259,8 @@ def test_retraining_without_a_forget_set_is_the_original_training(
     initial = federation.fresh_state(1, "init")
     monkeypatch.setattr(federation, "fresh_state", lambda *a: initial)
     monkeypatch.setattr("quickdrop_bench.methods.retrain.replace", lambda phase, **changes: phase)
-    assert equal(METHODS["retrain-or"]().unlearn(nothing).state, context.state)
+    # Up to rounding: a step that distils sums its gradient class by class.
+    torch.testing.assert_close(METHODS["retrain-or"]().unlearn(nothing).state, context.state, rtol=1e-4, atol=1e-6)
 
 
 # Costs, against formulas ------------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ def test_who_drops_out_computes_nothing(make_federation: Make, toy_clients: Clie
     synthetic, untouched = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
     clients = {**toy_clients, 0: Guarded(toy_clients[0], set(range(45)))}
     result, seen = train(federation, clients, synthetic=synthetic)
-    others, _ = train(make_federation(), {i: toy_clients[i] for i in (1, 2)})
+    present = {i: toy_clients[i] for i in (1, 2)}
+    others, _ = train(make_federation(), present, synthetic=synthetic_sets(present))
     assert equal(result.state, others.state)
     assert torch.equal(synthetic[0].images, untouched[0].images)
     assert {(i.participants, i.dropped, i.late, i.rejected) for i in seen} == {((1, 2), (0,), (), ())}

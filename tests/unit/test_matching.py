@@ -42,12 +42,16 @@ def model() -> nn.Module:
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    return torch.randn(11, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 3, 3, 3, 0, 2, 3, 3])
+    return torch.randn(11, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 3, 3, 3, 0, 2, 3, 3]).sort().values
 
 
 def rows_of(labels: Tensor) -> tuple[list[int], list[Tensor]]:
     classes = labels.unique().tolist()
     return classes, [torch.nonzero(labels == c).flatten() for c in classes]
+
+
+def sizes_of(rows: list[Tensor]) -> list[int]:
+    return [len(r) for r in rows]
 
 
 def record(model: nn.Module, images: Tensor, labels: Tensor) -> ClassGradients:
@@ -85,22 +89,39 @@ def test_one_dimensional_parameters_do_not_count(model: nn.Module) -> None:
 def test_class_gradients_of_the_recorded_batch(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     classes, rows = rows_of(labels)
-    gradients = record(model, images, labels).real(rows, len(labels))
+    gradients = record(model, images, labels).split(sizes_of(rows))
     expected = reference_gradients(model, [images[r] for r in rows], classes)
     for ours, theirs in zip(gradients, expected, strict=True):
         # the recorder returns float32 by design
         torch.testing.assert_close(ours, theirs.detach().float(), rtol=1e-5, atol=1e-7)
 
 
-def test_class_split_sums_to_the_batch_gradient(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def test_class_split_leaves_the_batch_gradient_as_a_plain_backward_pass_does(
+    model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
     images, labels = batch
+    F.cross_entropy(model(images), labels).backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
     _, rows = rows_of(labels)
-    gradients = record(model, images, labels).real(rows, len(labels))
+    gradients = record(model, images, labels).split(sizes_of(rows))
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad
+        torch.testing.assert_close(parameter.grad, expected[name])
     shares = torch.tensor([len(r) / len(labels) for r in rows])
     for ours, parameter in zip(gradients, matched_weights(model).values(), strict=True):
         assert parameter.grad is not None
-        total = torch.tensordot(shares, ours, dims=1)
-        torch.testing.assert_close(total, parameter.grad.float(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(torch.tensordot(shares, ours, dims=1), parameter.grad.float(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_first_layer_without_bias_is_recorded_too(batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.Flatten(), nn.Linear(108, 4, bias=False)).double()
+    F.cross_entropy(model(images), labels).backward()
+    expected = [p.grad for p in model.parameters()]
+    record(model, images, labels).split(sizes_of(rows_of(labels)[1]))
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_loss_scale_is_taken_out(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -109,8 +130,8 @@ def test_loss_scale_is_taken_out(model: nn.Module, batch: tuple[Tensor, Tensor])
     gradients = ClassGradients(model)
     with gradients.recording():
         (1024 * F.cross_entropy(model(images), labels)).backward()
-    scaled = gradients.real(rows, len(labels), loss_scale=1024)
-    for a, b in zip(scaled, record(model, images, labels).real(rows, len(labels)), strict=True):
+    scaled = gradients.split(sizes_of(rows), loss_scale=1024)
+    for a, b in zip(scaled, record(model, images, labels).split(sizes_of(rows)), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -129,7 +150,7 @@ def test_image_gradient_of_the_distance_against_finite_differences(
 ) -> None:
     images, labels = batch
     classes, rows = rows_of(labels)
-    targets = [t.double() for t in record(model, images, labels).real(rows, len(labels))]
+    targets = [t.double() for t in record(model, images, labels).split(sizes_of(rows))]
     torch.manual_seed(3)
     start = [torch.randn(2, 2, 8, 8, dtype=torch.float64) for _ in classes]
     gradients = ClassGradients(model)
@@ -155,9 +176,9 @@ def test_matching_leaves_the_model_untouched(model: nn.Module, batch: tuple[Tens
     images, labels = batch
     classes, rows = rows_of(labels)
     gradients = record(model, images, labels)
+    targets = [t.double() for t in gradients.split(sizes_of(rows))]
     before = {n: (p.detach().clone(), p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None}
     leaves = [torch.randn(1, 2, 8, 8, dtype=torch.float64, requires_grad=True) for _ in classes]
-    targets = [t.double() for t in gradients.real(rows, len(labels))]
     torch.autograd.grad(matching_distance(targets, gradients.synthetic(leaves, classes)), leaves)
     assert len(before) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
