@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m quickdrop_bench
 OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep report
+.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep report speed
 .PHONY: test test-slow check format clean
 
 help: ## show this help
@@ -64,6 +64,9 @@ sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,1
 
 report: install ## one HTML page over all rows
 	@$(RUN) report $(ARGS)
+
+speed: install ## how fast the engine is; takes half an hour on two idle cores
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 test: install ## run the tests that take seconds
 	@$(BIN)/python -m pytest -q $(ARGS)
