@@ -445,8 +445,8 @@ def step_page(part: pd.DataFrame) -> Iterable[str]:
     """Section (a)."""
     yield from table(part, "plain loop")
     yield ""
-    yield "The limit is the step's floating-point operations at the rate of the best large matrix product. The library's"
-    yield "convolutions may do better, with fewer operations (Winograd) than are counted."
+    yield "The limit is the step's floating-point operations at the rate of the best large matrix product. Convolutions"
+    yield "of the library may do better, with fewer operations (Winograd) than are counted."
 
 
 def distillation_page(part: pd.DataFrame) -> Iterable[str]:
