@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.functional.pooling import SMALL, HalvingPool
 from quickdrop_bench.models import ConvNet
 
 
@@ -30,3 +31,16 @@ def test_no_coupling_between_samples() -> None:
 def test_bad_options(options: dict[str, object], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         ConvNet(1, 8, 3, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (40, 16, 32, 32)], ids=["small", "large"])
+def test_halving_pool_is_average_pooling(shape: tuple[int, ...]) -> None:
+    """In its values and in both derivatives."""
+    torch.manual_seed(0)
+    images = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert (images.numel() > SMALL) == (shape[0] == 40)
+    pooled = [pool(images) for pool in (HalvingPool(), torch.nn.AvgPool2d(2))]
+    gradients = [torch.autograd.grad((p**3).sum(), images, create_graph=True)[0] for p in pooled]
+    curvatures = [torch.autograd.grad((g**2).sum(), images)[0] for g in gradients]
+    for ours, theirs in (pooled, gradients, curvatures):
+        torch.testing.assert_close(ours, theirs)
