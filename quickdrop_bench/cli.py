@@ -200,10 +200,17 @@ def dashboard(args: Namespace, argv: Sequence[str]) -> int:
 
 
 def list_methods(args: Namespace, argv: Sequence[str]) -> int:
-    """List the methods with what they can do and need."""
-    header = ("method", "requests", "relearns", "needs at request time", "what it does")
+    """List the methods with what they can do and need, and the package that each comes from."""
+    header = ("method", "requests", "relearns", "needs at request time", "what it does", "from")
     lines = [
-        (n, ", ".join(sorted(m.levels)), "yes" if m.can_relearn else "no", ", ".join(sorted(m.needs)), m.summary)
+        (
+            n,
+            ", ".join(sorted(m.levels)),
+            "yes" if m.can_relearn else "no",
+            ", ".join(sorted(m.needs)),
+            m.summary,
+            m.__module__.partition(".")[0],
+        )
         for n, m in ((name, METHODS[name]) for name in METHODS)
     ]
     return _print_list(header, lines)

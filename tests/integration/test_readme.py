@@ -55,6 +55,10 @@ def test_a_method_of_your_own(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr("quickdrop_bench.methods.base.entry_points", lambda group: [Plugin()])
     assert main(["table", "2", *TINY, "--methods", "retrain-or,noise", "--noise.sigma", "0.2"]) == 0
     assert "noise" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["methods"]) == 0
+    listed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line[0] != " "}
+    assert (listed["noise"], listed["quickdrop"]) == ("noise", "quickdrop_bench")
 
 
 def test_results_are_those_of_the_rows() -> None:
