@@ -13,7 +13,16 @@ from typing import Any
 
 from safetensors import safe_open
 
-__all__ = ["HEADER", "file_size", "open_tensors", "read_bytes", "sha256", "write_atomically", "write_text"]
+__all__ = [
+    "HEADER",
+    "file_size",
+    "open_tensors",
+    "read_bytes",
+    "remove_unfinished",
+    "sha256",
+    "write_atomically",
+    "write_text",
+]
 
 HEADER = 2**20
 """Bytes of a safetensors header that is still read; thousands of tensors fit."""
@@ -43,6 +52,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below; no writer may be at work there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for path in folder.rglob(".*.tmp*"):
+        path.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:

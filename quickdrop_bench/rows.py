@@ -91,11 +91,11 @@ class RowFile:
             self._read()
             hashes = {row["spec_hash"] for row in new}
             kept = [row for row in self.rows if row["spec_hash"] not in hashes]
-            if len(kept) < len(self.rows):
+            if self._torn or len(kept) < len(self.rows):
                 write_text(self.path, "".join(map(_line, [*kept, *new])))
             else:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(("\n" if self._torn else "") + "".join(map(_line, new)))
+                    file.write("".join(map(_line, new)))
                     file.flush()
                     os.fsync(file.fileno())
             self._torn = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -21,6 +23,9 @@ os.environ["WANDB_MODE"] = "disabled"
 Run = Callable[..., tuple[int, str, str]]
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 """Options of a federation that trains in a moment."""
+
+NEVER_EQUAL = ("seconds", "overhead_percent")
+"""Metrics, or ends of their names, that differ from run to run."""
 
 # Tiny tensors gain nothing from threads, and lose much where another process wants the cores.
 torch.set_num_threads(1)
@@ -42,6 +47,17 @@ def toy_images(count: int, classes: int = 3, size: int = 8, seed: int = 0) -> tu
     labels = torch.arange(count) % classes
     noise = torch.randn(count, 1, size, size, generator=stream)
     return 1.5 * templates[labels] + noise, labels
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+
+
+def facts(rows: pd.DataFrame) -> set[tuple[object, ...]]:
+    """Everything but times and provenance."""
+    same = rows[~rows["metric"].str.endswith(NEVER_EQUAL)].fillna(-1.0)
+    keys = ["dataset", "clients", "distribution", "method", "seed", "request", "scale", "stage", "metric", "value"]
+    return set(same[keys].itertuples(index=False, name=None))
 
 
 class Guarded(LabelledSet):

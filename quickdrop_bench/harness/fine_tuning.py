@@ -12,6 +12,7 @@ from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.files import remove_unfinished
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, train_federation
 
@@ -59,6 +60,7 @@ def _fine_tune(
     folder_of: Callable[[FederationSpec], Path],
 ) -> TrainedFederation:
     fabric, folder = federation.fabric, folder_of(spec)
+    remove_unfinished(folder)  # whoever wrote here was killed: this process is alone
     done = next((f for f in range(spec.fine_tune - 1, 0, -1) if artifacts.is_complete(_at(spec, f, folder_of))), 0)
     start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}

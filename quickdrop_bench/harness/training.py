@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.files import write_atomically
+from quickdrop_bench.files import remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
@@ -200,6 +200,7 @@ def train_federation(
 def _train(
     spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, parts: list[np.ndarray]
 ) -> TrainedFederation:
+    remove_unfinished(folder)  # whoever wrote here was killed: this process is alone
     fabric = federation.fabric
     rows = {i: torch.from_numpy(part).to(fabric.device) for i, part in enumerate(parts)}
     clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
@@ -307,4 +308,7 @@ def load_trained(
     if replace(trained.data, name=data.name) != data.info:
         raise BadInput("--artifacts-dir", folder, "it was trained on other data; move it away")
     artifacts.check_state(trained.state, federation.read(), folder)
+    with suppress(OSError):  # the folder may be read-only
+        for checkpoint in folder.glob("*.ckpt"):
+            checkpoint.unlink(missing_ok=True)  # of a training that was killed once all else was done
     return trained

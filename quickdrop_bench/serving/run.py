@@ -25,7 +25,7 @@ from quickdrop_bench.errors import BadInput, Missing
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import HEADER, file_size, open_tensors, sha256, write_atomically
+from quickdrop_bench.files import HEADER, file_size, open_tensors, remove_unfinished, sha256, write_atomically
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.harness.experiment import PRESET
@@ -530,8 +530,7 @@ def _save(path: Path, state: State) -> str:
     """
     own: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
-        for stray in path.parent.glob(".*.tmp*"):
-            stray.unlink(missing_ok=True)  # of a writer that was killed; the lock says that none is at work
+        remove_unfinished(path.parent)  # the lock says that no writer is at work
         if path.exists():
             path.rename(path.with_name(f"{path.stem}.unlogged-{int(path.stat().st_mtime)}.safetensors"))
         write_atomically(path, lambda temporary: save_file(own, temporary))

@@ -215,6 +215,20 @@ def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None
     assert run("train", *TINY, "--rounds", "3", "--resume")[0] == 2
 
 
+def test_a_training_clears_away_what_killed_ones_left(run: Run) -> None:
+    folder = Path(run("train", *TINY)[1].split()[0])
+    unfinished = [folder / ".training.99.tmp.ckpt", folder / "updates/0000/.0000.99.tmp.safetensors"]
+    for path in unfinished:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "manifest.json").unlink()
+    assert run("train", *TINY)[0] == 0
+    assert not any(path.exists() for path in unfinished)
+    (folder / "training.ckpt").touch()  # killed between the manifest and the checkpoint's removal
+    assert run("train", *TINY)[0] == 0
+    assert not (folder / "training.ckpt").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "named"), [("--lr", "lr 0.3 instead of 0.1"), ("--width", "width 8 instead of 4")], ids=["lr", "width"]
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import pandas as pd
 import pytest
 
 from quickdrop_bench.methods import METHODS
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Run, read_rows
 
 
 def rows_of(name: str) -> pd.DataFrame:
-    path = Path("results/quick") / name / "rows.jsonl"
-    return pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+    return read_rows(Path("results/quick") / name / "rows.jsonl")
 
 
 def value(rows: pd.DataFrame, **where: object) -> float:

@@ -69,7 +69,7 @@ def test_rows_survive_a_torn_line(tmp_path: Path) -> None:
     assert [r["value"] for r in again.rows] == [1.0, 2.0]
     again.write([row(3.0, spec_hash="c")])
     assert [r["value"] for r in RowFile(path).rows] == [1.0, 2.0, 3.0]
-    for line in path.read_bytes().splitlines()[:2]:
+    for line in path.read_bytes().splitlines():
         json.loads(line)
 
 

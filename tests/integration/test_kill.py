@@ -1,0 +1,380 @@
+"""Commands that are killed at any moment and resumed end with what an unbroken run leaves.
+
+The environment may say how many kills there are: ``KILLS=10`` makes ten times as many as usual, at moments that
+``KILLS_SEED`` draws (0 unless given).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from quickdrop_bench import artifacts
+from quickdrop_bench.cli import main
+from quickdrop_bench.harness import training
+from quickdrop_bench.rows import KEY
+from tests.conftest import NEVER_EQUAL, TINY, facts, read_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+
+KILLS = int(os.environ.get("KILLS", "1"))
+SEED = os.environ.get("KILLS_SEED", "0")
+ROOT = Path(__file__).resolve().parents[2]
+
+TRAIN = ["train", *TINY, "--rounds", "12", "--local-steps", "4", "--record-every", "1"]
+COMMANDS = {
+    "train": TRAIN,
+    "fine-tuning": [
+        *TRAIN,
+        "--rounds",
+        "6",
+        "--fine-tune",
+        "2",
+        "--fine-tune-batch-size",
+        "4",
+        "--fine-tune-steps",
+        "5",
+    ],
+    "table": [
+        "table",
+        "2",
+        *TINY,
+        "--rounds",
+        "8",
+        "--record-every",
+        "1",
+        "--methods",
+        "retrain-or,federaser,quickdrop",
+    ],
+    "sweep": ["sweep", *TINY, "--rounds", "8", "--scales", "1,10"],
+}
+
+
+# In the process that is killed -------------------------------------------------------------------------------
+
+
+def begun() -> bool:
+    """Whether anything of a federation is there that a training can go on from."""
+    return any(Path("artifacts").rglob("*.safetensors")) or any(Path("artifacts").rglob("*.ckpt"))
+
+
+def train(argv: list[str]) -> int:
+    """Resume what was begun, else begin."""
+    nothing = not begun()
+    code = main([*argv, "--resume"])
+    return main(argv) if code == 2 and nothing else code
+
+
+def each_round_saved() -> None:
+    training.SAVING_SHARE = math.inf
+
+
+@dataclass(frozen=True)
+class WriteSteps:
+    """Watches what this process writes: says so in a file, and dies right before a step.
+
+    Attributes:
+        told: the file, outside the folder that is written.
+        last: number of the step; 0 for none.
+    """
+
+    told: Path
+    last: int = 0
+
+    def __call__(self) -> None:
+        each_round_saved()
+        here, file, seen = os.getcwd(), self.told.open("w"), 0
+        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+        def watch(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event not in ("os.mkdir", "os.rename", "os.remove") and not (event == "open" and args[2] & writing):
+                return
+            path = os.path.abspath(str(args[1 if event == "os.rename" else 0]))
+            if not path.startswith(here):
+                return
+            seen += 1
+            if seen == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            print(event, os.path.relpath(path), file=file, flush=True)
+
+        sys.addaudithook(watch)
+
+
+def run_command(place: Path, argv: list[str], log: Path, prepare: Callable[[], None] | None) -> None:
+    place.mkdir(exist_ok=True)
+    os.chdir(place)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    if prepare:
+        prepare()
+    sys.exit((train if argv[0] == "train" else main)(argv))
+
+
+# In the test -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_server() -> None:
+    """Processes are forked from one that has run the commands: a kill finds them at work, not at importing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")  # threads do not survive a fork
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        multiprocessing.set_forkserver_preload(["tests.integration.warmed"])
+        server = multiprocessing.get_context("forkserver").Process(target=begun)
+        server.start()
+        server.join()
+        assert server.exitcode == 0
+
+
+@dataclass
+class Command:
+    """A command line in a folder of its own.
+
+    Attributes:
+        place: the folder.
+        argv: the command line.
+        prepare: what the process does first.
+    """
+
+    place: Path
+    argv: list[str]
+    prepare: Callable[[], None] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What its processes said, one after the other."""
+        return self.place.with_suffix(".log")
+
+    def start(self, prepare: Callable[[], None] | None = None, log: Path | None = None) -> ForkServerProcess:
+        arguments = (self.place, self.argv, log or self.log, prepare or self.prepare)
+        process = multiprocessing.get_context("forkserver").Process(target=run_command, args=arguments)
+        process.start()
+        return process
+
+    def finish(self) -> dict[str, object]:
+        """Run it to its end; what that leaves."""
+        assert self.ended(self.start()) == 0, self.log.read_text()
+        return outcome(self.place)
+
+    def killed(self, moment: float) -> bool:
+        """Kill it after so many seconds; False where it had finished before."""
+        process = self.start()
+        process.join(moment)
+        process.kill()
+        code = self.ended(process)
+        assert code in (0, -signal.SIGKILL), self.log.read_text()
+        return code != 0
+
+    @staticmethod
+    def ended(process: ForkServerProcess) -> int | None:
+        process.join(120)
+        return process.exitcode
+
+
+def without_seconds(csv: Path) -> str:
+    """Tables of numbers, without what differs from run to run."""
+    table = pd.read_csv(csv)
+    if "metric" in table:
+        table = table[~table["metric"].str.endswith(NEVER_EQUAL)]
+    timed = [name for name in table if re.search(r"seconds|total_speedup_(mean|std)", str(name))]
+    return table.drop(columns=timed).to_csv()
+
+
+def without_costs(manifest: Path) -> object:
+    content = json.loads(manifest.read_text())
+    content["files"].pop("history.csv")
+    for cost in ("cost", "fine_tuning"):
+        content[cost] = {name: value for name, value in content[cost].items() if not name.endswith("seconds")}
+    return content
+
+
+def measured(rows: Path) -> object:
+    found = read_rows(rows)
+    return len(found), facts(found)
+
+
+COMPARED: dict[str, Callable[[Path], object]] = {
+    "history.csv": without_seconds,
+    "table.csv": without_seconds,
+    "figure.csv": without_seconds,
+    "manifest.json": without_costs,
+    "rows.jsonl": measured,
+    "table.md": lambda path: len(path.read_text().splitlines()),
+    "table.tex": lambda path: len(path.read_text().splitlines()),
+    "figure.svg": lambda path: path.read_bytes()[-7:],
+    "figure.png": lambda path: path.read_bytes()[-7:],
+}
+"""How files that hold seconds are compared; all others byte for byte."""
+
+
+def visible(place: Path) -> Iterator[Path]:
+    """Files but locks and what a killed writer left."""
+    return (path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def outcome(place: Path) -> dict[str, object]:
+    """What a command left, by file, as far as it is the same every time."""
+    return {str(p.relative_to(place)): COMPARED.get(p.name, Path.read_bytes)(p) for p in visible(place)}
+
+
+def check_equal(found: dict[str, object], whole: dict[str, object]) -> None:
+    assert sorted(found) == sorted(whole)
+    assert [name for name in whole if found[name] != whole[name]] == []
+
+
+def check_readable(place: Path, whole: dict[str, object]) -> None:
+    """What a killed command left is whole as far as it goes."""
+    for path in visible(place):
+        if path.name == artifacts.MANIFEST:
+            artifacts.load(path.parent, torch.device("cpu"))
+        elif path.name == "rows.jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+            assert all(set(KEY) <= row.keys() for row in rows)
+        elif path.suffix in (".csv", ".md", ".tex", ".svg", ".png"):
+            assert COMPARED.get(path.name, Path.read_bytes)(path) == whole[str(path.relative_to(place))]
+
+
+# At random ---------------------------------------------------------------------------------------------------
+
+AT_RANDOM: dict[str, tuple[str, Callable[[], None] | None, int]] = {
+    "train": ("train", None, 5),
+    "train, each round saved": ("train", each_round_saved, 5),
+    "train with fine-tuning": ("fine-tuning", each_round_saved, 5),
+    "table": ("table", None, 6),
+    "table, each round saved": ("table", each_round_saved, 5),
+    "sweep": ("sweep", None, 5),
+    "sweep, each round saved": ("sweep", each_round_saved, 5),
+}
+"""Command, how its processes are prepared, and how often it is killed."""
+
+
+def test_there_are_kills_enough() -> None:
+    assert sum(count for _, _, count in AT_RANDOM.values()) >= 30
+
+
+@pytest.mark.parametrize("name", AT_RANDOM)
+def test_killed_at_random_it_ends_as_if_unbroken(tmp_path: Path, name: str) -> None:
+    key, prepare, count = AT_RANDOM[name]
+    began = time.monotonic()
+    whole = Command(tmp_path / "whole", COMMANDS[key], prepare).finish()
+    life = time.monotonic() - began
+    count, draw = count * KILLS, random.Random(f"{SEED} {name}")
+    moments = [life * (k + draw.random()) / count for k in range(count)]  # spread from start to end
+    draw.shuffle(moments)
+    command, kills = Command(tmp_path / "killed", COMMANDS[key], prepare), 0
+    for moment in moments:
+        while not command.killed(moment):
+            check_equal(outcome(command.place), whole)
+            shutil.rmtree(command.place)
+            moment *= 0.9  # this machine may be faster than it was
+        kills += 1
+        check_readable(command.place, whole)
+    check_equal(command.finish(), whole)
+    assert kills == count
+    assert "Traceback" not in command.log.read_text()
+
+
+# At every kind of step ---------------------------------------------------------------------------------------
+
+AT_STEPS = {"train": r"artifacts/.*\.", "fine-tuning": "fine_tuning", "table": r"results/.*\."}
+"""Command, and which of its steps: others make folders, or are those of a training."""
+
+
+def steps_of_each_kind(told: str, pattern: str) -> list[int]:
+    """Numbers of the middle one of the steps that write alike; of all of them where many kills are asked for."""
+    kinds: dict[str, list[int]] = {}
+    for number, step in enumerate(told.splitlines(), start=1):
+        if ".tmp" not in step and re.search(pattern, step):  # a temporary file that goes or comes changes nothing
+            kinds.setdefault(re.sub(r"[0-9a-f]{16}|\d+", "#", step), []).append(number)
+    return sorted(n for numbers in kinds.values() for n in (numbers if KILLS > 1 else [numbers[len(numbers) // 2]]))
+
+
+@pytest.mark.parametrize("key", AT_STEPS)
+def test_killed_at_a_step_it_ends_as_if_unbroken(tmp_path: Path, key: str) -> None:
+    told, argv = tmp_path / "steps", [*COMMANDS[key], "--rounds", "3"]
+    whole = Command(tmp_path / "whole", argv, WriteSteps(told)).finish()
+    command = Command(tmp_path / "killed", argv, each_round_saved)
+    steps = steps_of_each_kind(told.read_text(), AT_STEPS[key])
+    for step in steps:
+        assert command.ended(command.start(WriteSteps(told, step))) == -signal.SIGKILL, command.log.read_text()
+        check_readable(command.place, whole)
+        check_equal(command.finish(), whole)
+        shutil.rmtree(command.place)
+    assert len(steps) > 1
+
+
+def test_rows_cut_off_anywhere_are_measured_again(tmp_path: Path) -> None:
+    """A process that is killed while it appends rows leaves a part of them."""
+    command, draw = Command(tmp_path / "table", COMMANDS["table"]), random.Random(SEED)
+    whole, file = command.finish(), command.place / "results/quick/table2/rows.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    hashes = [json.loads(line)["spec_hash"] for line in lines]
+    firsts = [k for k, spec_hash in enumerate(hashes) if spec_hash not in hashes[:k]]
+    for k in [*firsts, *draw.sample(range(len(lines)), 2 * KILLS)]:
+        file.write_bytes(b"".join(lines[:k]) + lines[k][: draw.randrange(len(lines[k]))])
+        check_equal(command.finish(), whole)
+
+
+# Two at once -------------------------------------------------------------------------------------------------
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, object]:
+    return Command(tmp_path / "whole", TRAIN).finish()
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "first.log", tmp_path / "second.log"]
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def test_who_waits_goes_on_where_a_killed_training_ended(
+    tmp_path: Path, whole: dict[str, object], logs: list[Path]
+) -> None:
+    command = Command(tmp_path / "shared", TRAIN, each_round_saved)
+    first = command.start(log=logs[0])
+    wait_until(lambda: any(command.place.rglob("training.ckpt")))
+    os.kill(first.pid, signal.SIGSTOP)
+    second = command.start(log=logs[1])
+    wait_until(lambda: "this one waits for it" in logs[1].read_text())
+    first.kill()
+    assert [command.ended(process) for process in (first, second)] == [-signal.SIGKILL, 0]
+    assert "round 1/12" not in logs[1].read_text()
+    check_equal(outcome(command.place), whole)
+
+
+def test_two_at_once_train_once(tmp_path: Path, whole: dict[str, object], logs: list[Path]) -> None:
+    command = Command(tmp_path / "shared", TRAIN)
+    both = [command.start(log=log) for log in logs]
+    assert [command.ended(process) for process in both] == [0, 0]
+    assert sum(log.read_text().count("fl-training · round 12/12") for log in logs) == 1
+    check_equal(outcome(command.place), whole)
