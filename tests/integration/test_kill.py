@@ -278,14 +278,18 @@ def test_killed_at_random_it_ends_as_if_unbroken(tmp_path: Path, name: str) -> N
     whole = Command(tmp_path / "whole", COMMANDS[key], prepare).finish()
     life = time.monotonic() - began
     count, draw = count * KILLS, random.Random(f"{SEED} {name}")
-    moments = [life * (k + draw.random()) / count for k in range(count)]  # spread from start to end
+    moments = [(k + draw.random()) / count for k in range(count)]  # parts of a life, spread from start to end
     draw.shuffle(moments)
     command, kills = Command(tmp_path / "killed", COMMANDS[key], prepare), 0
     for moment in moments:
-        while not command.killed(moment):
+        while True:
+            began, afresh = time.monotonic(), not command.place.exists()
+            if command.killed(moment * life):
+                break
+            if afresh:
+                life = time.monotonic() - began  # the machine is faster than it was
             check_equal(outcome(command.place), whole)
             shutil.rmtree(command.place)
-            moment *= 0.9  # this machine may be faster than it was
         kills += 1
         check_readable(command.place, whole)
     check_equal(command.finish(), whole)
