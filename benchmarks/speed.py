@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from contenders import split_by_class
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -33,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.partition import partition
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import (
     Distillation,
@@ -90,12 +90,6 @@ def noise(count: int, channels: int = 3, side: int = 32) -> LabelledSet:
     stream = torch.Generator().manual_seed(1)
     images = torch.randn(count, channels, side, side, generator=stream)
     return LabelledSet.of(images, torch.arange(count) % CLASSES)
-
-
-def split_by_class(data: LabelledSet, clients: int, alpha: float = 0.1) -> dict[int, LabelledSet]:
-    """A Dirichlet partition, as in the paper."""
-    parts = partition(data.labels.numpy(), clients, alpha, min_client_size=1, seed=1)
-    return {i: data.subset(torch.from_numpy(part)) for i, part in enumerate(parts)}
 
 
 def plain_loop(model: nn.Module, data: LabelledSet, steps: int, lr: float) -> list[float]:
