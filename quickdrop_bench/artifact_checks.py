@@ -26,6 +26,8 @@ from quickdrop_bench.files import HEADER
 
 __all__ = [
     "LARGEST",
+    "MOST_IMAGES",
+    "NAMES",
     "Damage",
     "Header",
     "Layout",

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from quickdrop_bench.artifact_checks import (
     LARGEST,
+    NAMES,
     Damage,
     Layout,
     Listed,
@@ -55,6 +56,7 @@ __all__ = [
     "ClientArtifacts",
     "TrainedFederation",
     "check_state",
+    "check_updates",
     "is_complete",
     "load",
     "save",
@@ -188,7 +190,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
         state = load_file(folder / GLOBAL, device=str(device))
         check_finite(state)
     clients = _load_clients(folder, manifest, device)
-    _check_updates(folder, manifest, state, len(clients))
+    check_updates(folder, state, manifest.data, len(clients))
     with _blamed(folder, HISTORY):
         history = parse_history(read_bytes(folder / HISTORY, LARGEST[HISTORY]), manifest.data, len(clients))
     with _blamed(folder, CONFIG):
@@ -317,17 +319,36 @@ def _load_clients(folder: Path, manifest: Manifest, device: torch.device) -> dic
     return clients
 
 
-def _check_updates(folder: Path, manifest: Manifest, state: State, clients: int) -> None:
-    """The update history suits the model: by its headers, as reading all of it would take long."""
+def check_updates(folder: Path, state: Mapping[str, Tensor], data: DataInfo, clients: int) -> None:
+    """Raise unless the update history suits a model: by its headers, as reading all of it would take long.
+
+    Args:
+        folder: of the federation whose training kept it.
+        state: the model's parameters by name.
+        data: what the federation was trained on.
+        clients: how many there are.
+
+    Raises:
+        BadInput: a file is damaged, or it holds other tensors than an update of this model; the file is named.
+    """
     parameters: Layout = {name: ("F32", tuple(value.shape)) for name, value in state.items()}
-    for name in manifest.files:
-        if not name.startswith(f"{UPDATES}/"):
-            continue
+    for name in _updates_on_disk(folder):
         with _blamed(folder, name):
+            if not NAMES.fullmatch(name):
+                raise Damage("it belongs to no federation")
+            _ = _inside(folder, name)
             initial = Path(name).stem == "initial"
             check_layout(_header(folder, name), parameters if initial else {**parameters, "num_examples": ("I64", ())})
-            if not initial and int(Path(name).stem) >= clients:
-                raise Damage("there is no such client")
+            if not initial:
+                _check_update(folder / name, data, clients)
+
+
+def _check_update(path: Path, data: DataInfo, clients: int) -> None:
+    if int(path.stem) >= clients:
+        raise Damage("there is no such client")
+    with open_tensors(path) as file:
+        if not 1 <= int(file.get_tensor("num_examples")) <= data.train_images:
+            raise Damage("num_examples is out of range")
 
 
 def _updates_on_disk(folder: Path) -> list[str]:

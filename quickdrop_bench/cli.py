@@ -108,7 +108,7 @@ def _check_begun(experiment: Experiment, artifacts_dir: Path) -> None:
     """Raise :class:`BadInput` unless one of the federations was begun: else an option is another one than then."""
     before_fine_tuning = replace(experiment.federation, fine_tune=0)
     folders = [artifacts_dir / experiment.federation_hash(seed, before_fine_tuning) for seed in experiment.seeds]
-    if not any(folder.is_dir() for folder in folders):
+    if not any(os.path.isdir(folder) for folder in folders):
         allowed = "no training with these options was begun; give those of the training, or leave --resume out"
         raise BadInput("--resume", artifacts_dir, allowed)
 
@@ -167,7 +167,7 @@ def _title(experiment: Experiment, seed: int) -> str:
 
 def report(args: Namespace, argv: Sequence[str]) -> int:
     """Write one HTML page over all rows."""
-    if not args.results_dir.is_dir():
+    if not os.path.isdir(args.results_dir):
         raise BadInput("--results-dir", args.results_dir, "there is no such folder; run a table or figure first")
     names = [*(f"table{n}" for n in TABLES), *(f"figure{n}" for n in FIGURES), "sweep"]
     layouts = {name: artefact(name).LAYOUT for name in names}

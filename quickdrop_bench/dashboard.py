@@ -66,7 +66,8 @@ def workspace(entity: str, project: str) -> Workspace:
         BadInput: the package wandb-workspaces is missing, or a name is empty.
     """
     if not entity or not project:
-        raise BadInput("dashboard", f"{entity}/{project}", "the names of an entity and of a project are needed")
+        option = "--wandb-project" if entity else "--wandb-entity"
+        raise BadInput(option, "without a name", "the names of an entity and of a project are needed")
     _import_package()
     from wandb_workspaces.workspaces import Workspace, WorkspaceSettings
 

@@ -17,8 +17,14 @@ class BadInput(ValueError):
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(f"{option} {value}: {' '.join(allowed.split())}.")
+        super().__init__(f"{_line(f'{option} {value}')}: {_line(allowed)}.")
         self.option, self.value, self.allowed = option, value, allowed
+
+
+def _line(text: str) -> str:
+    """Text on one line, without surrogates and whatever else could not be printed or would command a terminal."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 class Unsupported(BadInput):
@@ -33,6 +39,6 @@ def positive(option: str, value: float, *, at_least: float | None = None, at_mos
     """Raise :class:`BadInput` unless value > 0 (or ≥ ``at_least``), finite and ≤ ``at_most``."""
     low = value >= at_least if at_least is not None else value > 0
     if not (low and value < float("inf") and (at_most is None or value <= at_most)):
-        bound = f"at least {at_least:g}" if at_least is not None else "above 0"
-        limit = f" and at most {at_most:g}" if at_most is not None else ""
+        bound = f"at least {at_least:.15g}" if at_least is not None else "above 0"
+        limit = f" and at most {at_most:.15g}" if at_most is not None else ""
         raise BadInput(option, value, f"a number {bound}{limit} is needed")

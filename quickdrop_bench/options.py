@@ -211,8 +211,8 @@ def seeds_of(args: Namespace) -> tuple[int, ...]:
     if "," not in text:
         positive("--seeds", numbers[0], at_least=1, at_most=10_000)
         return tuple(range(1, numbers[0] + 1))
-    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
-        raise BadInput("--seeds", text, "every seed must be at least 0 and given once")
+    if len(set(numbers)) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < 2**63:
+        raise BadInput("--seeds", text, "every seed must be at least 0, below 2^63 and given once")
     return tuple(numbers)
 
 

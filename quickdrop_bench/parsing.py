@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
-from typing import Any, NoReturn
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, get_args
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from quickdrop_bench.commands import SUMMARIES, top_parser
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import read_bytes
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import (
@@ -65,6 +71,18 @@ FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish
 """Options without a value."""
 
 
+LARGEST_CONFIG = 2**16
+"""Bytes of a configuration file that is still read; all options together need a tenth."""
+
+DEEPEST = 10
+"""Lists and mappings in each other; a section of a method's settings takes two."""
+
+ENDLESS = re.compile(r"[-+]?[0-9][0-9a-fA-FxX_:]{300,}")
+"""A whole number that is too large for floating point."""
+
+PLAIN = f"numbers of at most 300 digits and YAML of at most {DEEPEST} levels without aliases are needed"
+
+
 class Parser(ArgumentParser):
     """Errors become one sentence instead of usage and exit."""
 
@@ -75,9 +93,9 @@ class Parser(ArgumentParser):
 
 def _as_bad_input(message: str) -> BadInput:
     """Put a parser's message into the form of all others: option, value, what is allowed."""
-    if found := re.search(r'key "([\w.]+)": (.*?)\s*Got value: (.*)$', message):
+    if found := re.search(r'key "([\w.]+)": (.*?)\s*(?:Given value type: .*)?(?:Got|Given) value:\s*(.*)$', message):
         key, reason, value = found.groups()
-        kinds = re.findall(r"<class '(\w+)'>", reason)
+        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", reason)]
         allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
         return BadInput(f"--{key.replace('_', '-')}", value, allowed)
     if found := re.search(r'key "([\w.]+)": (.*)$', message):
@@ -97,8 +115,10 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         artefact: whose section of the preset counts; None takes the artefact that the command line names.
         defaults: in place of the preset's, for commands that have none.
     """
+    _check_texts(argv)
     parser = top_parser(Parser)
     chosen: str | None = None
+    used: Parser | None = None
     commands = parser.add_subcommands(required=True, dest="command")
     for name, options in COMMANDS.items():
         text = SUMMARIES[name]
@@ -106,12 +126,15 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         if argv and argv[0] == name:  # building the options of all commands takes seconds
             options(sub)
             sub.set_defaults(dict(defaults or {}))
+            used = sub
         if argv and argv[0] == name and options not in WITHOUT_PRESET:
             with_methods = options in WITH_METHODS
             section = artefact or (_named_artefact(argv) if with_methods else "")
             preset = _preset_defaults(argv, section, with_methods=with_methods)
             chosen = preset["preset"]
             sub.set_defaults(preset)
+            for path in _values(argv, "--config"):
+                _check_config(path)
         commands.add_subcommand(name, sub, help=text)
     try:
         args = parser.parse_args(list(argv))
@@ -119,7 +142,73 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         raise BadInput("--config", _peek(argv, "--config"), "it is no YAML file in UTF-8") from error
     if chosen is not None and args[args.command].preset != chosen:
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
+    if used is not None:
+        _check_values(used, args[args.command])
     return args
+
+
+def _check_texts(argv: Sequence[str]) -> None:
+    """Raise :class:`BadInput` where a value that would be read as YAML is not :func:`_is_plain`."""
+    for before, part in pairwise(("", *argv)):
+        option, _, value = part.partition("=") if part.startswith("--") else (before, "", part)
+        with suppress(yaml.YAMLError):
+            if not _is_plain(value):
+                raise BadInput(option if option.startswith("--") else "command line", value, PLAIN)
+
+
+def _is_plain(text: str, depth: int = 0) -> bool:
+    """Whether a YAML text can be read in little time, and so can texts in it, which may be read once more.
+
+    Aliases may repeat what they stand for beyond all bounds, and nested lists take long.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            return False
+        if not isinstance(event, yaml.ScalarEvent):
+            continue
+        if ENDLESS.fullmatch(event.value):
+            return False
+        if event.value != text:
+            with suppress(yaml.YAMLError):
+                if not _is_plain(event.value, depth + 1):
+                    return False
+    return True
+
+
+def _check_config(name: str) -> None:
+    """Raise :class:`BadInput` unless a configuration file can be read; the parser itself would read anything."""
+    try:
+        text = read_bytes(Path(name), LARGEST_CONFIG).decode("utf-8")
+        if not _is_plain(text):
+            raise BadInput("--config", name, PLAIN)
+        values = yaml.safe_load(text)
+    except BadInput:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        shown = str(error) if isinstance(error, yaml.YAMLError) else getattr(error, "strerror", None)
+        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({shown or type(error).__name__})") from error
+    if isinstance(values, dict) and "config" in values:
+        raise BadInput("--config", name, "it names another file, and only the command line does")
+
+
+def _check_values(parser: ArgumentParser, options: Namespace) -> None:
+    """Raise :class:`BadInput` where the parser lets pass what no option means: nothing, or text that is none."""
+    for action in parser._actions:
+        value = options.get(action.dest)
+        name = action.option_strings[0] if action.option_strings else action.dest.upper()
+        kinds = get_args(getattr(action, "_typehint", None))
+        if value is None and action.default not in (None, SUPPRESS) and NoneType not in kinds:
+            raise BadInput(name, "null", "a value is needed")
+        if action.nargs == 0 and action.default is False and not isinstance(value, bool):
+            raise BadInput(name, value, "true or false is needed")
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise BadInput(name, value, "no value holds a NUL character")
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadInput(name, value, "text in UTF-8 is needed")
 
 
 def options_of(argv: Sequence[str], section: str) -> Namespace:
@@ -185,10 +274,15 @@ def _flat(values: Mapping[str, Any], *, with_methods: bool) -> dict[str, Any]:
 
 def _peek(argv: Sequence[str], option: str) -> str | None:
     """The last value of an option, before the real parser reads it."""
-    value = None
+    return next(reversed(_values(argv, option)), None)
+
+
+def _values(argv: Sequence[str], option: str) -> list[str]:
+    """All values of an option, before the real parser reads them."""
+    values = []
     for position, part in enumerate(argv):
         if part == option and position + 1 < len(argv):
-            value = argv[position + 1]
+            values.append(argv[position + 1])
         elif part.startswith(f"{option}="):
-            value = part.split("=", 1)[1]
-    return value
+            values.append(part.split("=", 1)[1])
+    return values

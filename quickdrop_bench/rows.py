@@ -12,15 +12,21 @@ import pandas as pd
 from filelock import FileLock
 
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import write_text
+from quickdrop_bench.files import read_bytes, write_text
 
-__all__ = ["KEY", "LAST", "LOCK", "RowFile"]
+__all__ = ["KEY", "LAST", "LOCK", "RowFile", "is_row"]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
 """Columns that identify a value; of several rows with one key the last one counts."""
 
+WHOLE = ("clients", "seed")
+"""Those of them that are whole numbers; the others are text."""
+
 LAST = (("total", "diverged"), ("fl-training", "diverged"))
 """Stage and metric of the row that a run writes last; without it the run was cut off while writing."""
+
+LARGEST = 2**31
+"""Bytes of a file that is still read; a row has about one thousand."""
 
 LOCK = ".rows.lock"
 """Name of the lock of a results folder."""
@@ -30,9 +36,18 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def _is_flat(row: Mapping[str, Any]) -> bool:
-    """Whether columns hold single values; ``versions`` alone is a table of its own."""
-    return all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
+def is_row(row: object) -> bool:
+    """Whether a line's content can be a row: each column of the key has its type, and the value is a number or null.
+
+    ``versions`` alone is a table of its own; other columns hold single values.
+    """
+    return (
+        isinstance(row, dict)
+        and all(type(row.get(name)) is (int if name in WHOLE else str) for name in KEY)
+        and isinstance(row.get("value"), int | float | None)
+        and all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
+        and all(abs(value) < 2**63 for value in row.values() if type(value) is int)  # else pandas makes it an object
+    )
 
 
 class RowFile:
@@ -56,7 +71,8 @@ class RowFile:
 
     def _read(self) -> None:
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+            there = os.path.lexists(self.path)
+            text = read_bytes(self.path, LARGEST).decode("utf-8", errors="replace") if there else ""
         except OSError as error:
             folder = self.path.parent
             raise BadInput("--results-dir", folder, f"{self.path.name} cannot be read ({error.strerror})") from error
@@ -66,7 +82,7 @@ class RowFile:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue  # the line that an interrupted process left unfinished
-            if isinstance(row, dict) and all(name in row for name in KEY) and _is_flat(row):
+            if is_row(row):
                 self.rows.append(row)
         self._torn = bool(text) and not text.endswith("\n")
 

@@ -6,6 +6,7 @@ benchmarks/DEVIATIONS.md), and nothing else is done to the images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def _imagefolder(data_dir: Path, image_size: int | None, download: bool) -> RawData:
-    if not download and not data_dir.exists():
+    if not download and not os.path.exists(data_dir):
         raise Missing("--data-dir", data_dir, "it is not there")
     stored = load_folder(data_dir, image_size)
     scaled = stored.train_images.float().div_(255)

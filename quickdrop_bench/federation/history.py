@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from quickdrop_bench.files import write_atomically
+from quickdrop_bench.artifact_checks import MOST_IMAGES, Damage, check_finite
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["UpdateHistory", "UpdateRecorder", "retained_rounds"]
@@ -55,7 +58,9 @@ class UpdateRecorder:
 
 @dataclass(frozen=True)
 class UpdateHistory:
-    """Reads what an :class:`UpdateRecorder` wrote.
+    """Reads what an :class:`UpdateRecorder` wrote, or what somebody put in its place.
+
+    That names and shapes suit the model is for :func:`quickdrop_bench.artifacts.check_updates`.
 
     Attributes:
         folder: of the recorder.
@@ -76,13 +81,34 @@ class UpdateHistory:
         return found
 
     def initial(self) -> State:
-        """θ_0, before the first round."""
-        return load_file(self.folder / INITIAL, device=str(self.device))
+        """θ_0, before the first round.
+
+        Raises:
+            BadInput: the file is missing or damaged, or a value in it is not finite.
+        """
+        return self._read(self.folder / INITIAL)[0]
 
     def update(self, k: int, client: int) -> tuple[State, int]:
-        """U_i of a retained round, and |D_i|."""
-        tensors = load_file(_path(self.folder, k, client), device=str(self.device))
-        count = int(tensors.pop(COUNT))
+        """U_i of a retained round, and |D_i|.
+
+        Raises:
+            BadInput: the file is missing or damaged, or a value in it is out of range.
+        """
+        return self._read(_path(self.folder, k, client), counted=True)
+
+    def _read(self, path: Path, *, counted: bool = False) -> tuple[State, int]:
+        try:
+            with open_tensors(path, str(self.device)) as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            count = tensors.pop(COUNT).tolist() if counted else 1
+            if type(count) is not int or not 1 <= count <= MOST_IMAGES:
+                raise Damage(f"{COUNT} is out of range")
+            check_finite(tensors)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
+            name, trained = path.relative_to(self.folder.parent), self.folder.parent
+            allowed = f"{name} is missing or damaged ({reason or type(error).__name__})"
+            raise BadInput("--artifacts-dir", trained, f"{allowed}; delete this folder to train again") from error
         return tensors, count
 
     def stored_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,7 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
         raise BadInput("--preset", preset, f"use one of {', '.join(presets())}")
     folder = benchmarks_dir() / "presets"
     files = [folder / f"{preset}.yaml", folder / f"{preset}.{dataset}.yaml"]
-    return [path for path in files if path.is_file()]
+    return [path for path in files if os.path.isfile(path)]  # a data set's name may be too long for a file
 
 
 def preset_values(preset: str, dataset: str | None, artefact: str) -> list[dict[str, Any]]:

@@ -63,7 +63,9 @@ class Probe:
         spec = experiment.federation
         key = repr({**spec.resolved(), "rounds": 0, "clients": 0, "alpha": 0, "iid": 0})
         if key not in self._known:
-            session = Session(experiment, self._make_fabric(), self._artifacts_dir)
+            # One image step is timed, however many are asked for.
+            timed = replace(experiment, federation=replace(spec, image_steps=min(spec.image_steps, 1)))
+            session = Session(timed, self._make_fabric(), self._artifacts_dir)
             train = session.data.train
             largest = max(client_rows(spec, train.labels, experiment.seeds[0]), key=len)
             data = {0: LabelledSet(train.images, train.labels, train.rows[largest])}
@@ -73,7 +75,7 @@ class Probe:
             synthetic = {0: own} if spec.distill else None
             cost = session.federation.run(state, data, phase, 0, synthetic=synthetic).cost
             plain = cost.seconds - cost.distillation_seconds
-            self._known[key] = plain / PROBE_STEPS, cost.distillation_seconds / PROBE_STEPS
+            self._known[key] = plain / PROBE_STEPS, cost.distillation_seconds * max(spec.image_steps, 1) / PROBE_STEPS
         return self._known[key]
 
 

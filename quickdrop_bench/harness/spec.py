@@ -14,6 +14,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.fine_tuning import FineTuning
 from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.faults import Faults
+from quickdrop_bench.models.convnet import NORMS
 
 __all__ = ["PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
 
@@ -49,6 +50,30 @@ METHOD_SOURCES = (
 
 
 PROTOCOLS = ("preset", "paper", "tuned")
+
+WHOLE = {
+    "min_client_size": (0, 10**9),
+    "clients": (1, 10**6),
+    "width": (1, 4096),
+    "depth": (1, 10),
+    "rounds": (1, 10**6),
+    "local_steps": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "record_every": (0, 10**6),
+    "image_steps": (0, 1000),
+    "synthetic_batch_size": (1, 10**6),
+    "fine_tune": (0, 10**6),
+    "fine_tune_steps": (1, 10**6),
+    "fine_tune_epochs": (0, 10**6),
+    "fine_tune_batch_size": (1, 10**6),
+}
+"""Least and most of fields that count something; the most is far above all use, and below what breaks a machine."""
+
+MOST_RATE = 1e6
+"""A learning rate that float32 still takes in its products."""
+
+MOST_ALPHA = 1e6
+"""Here, Dirichlet parts are equal but for rounding."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -94,28 +119,28 @@ class FederationSpec:
 
     def __post_init__(self) -> None:
         for f in fields(self):
+            value = getattr(self, f.name)
             if isinstance(f.default, float):  # 100 and 100.0 are one spec
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        positive("--min-client-size", self.min_client_size, at_least=0)
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not type(f.default) and (f.default is not None or type(value) is not int):
+                raise BadInput(f"--{f.name.replace('_', '-')}", value, f"{f.type} is needed")
+        if self.norm not in NORMS:
+            raise BadInput("--norm", self.norm, f"use one of {', '.join(NORMS)}")
         if not self.iid:
-            positive("--alpha", self.alpha)
-        for name in ("clients", "width", "depth", "rounds", "local_steps", "batch_size", "synthetic_batch_size"):
-            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_least=1)
+            positive("--alpha", self.alpha, at_most=MOST_ALPHA)
+        for name, (least, most) in WHOLE.items():
+            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_least=least, at_most=most)
         if self.image_size is not None:
             positive("--image-size", self.image_size, at_least=1, at_most=1024)
-        positive("--lr", self.lr)
+        for name in ("lr", "fine_tune_lr"):
+            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_most=MOST_RATE)
         positive("--participation", self.participation, at_most=1)
         positive("--scale", self.scale, at_least=1)
-        positive("--record-every", self.record_every, at_least=0)
-        positive("--image-steps", self.image_steps, at_least=0)
-        positive("--image-lr", self.image_lr, at_least=0)
+        positive("--image-lr", self.image_lr, at_least=0, at_most=MOST_RATE)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
-        _ = self.faults
-        positive("--fine-tune", self.fine_tune, at_least=0)
-        if self.fine_tune:
-            _ = self.fine_tuning
-            if not self.distill:
-                raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
+        _ = self.faults, self.fine_tuning
+        if self.fine_tune and not self.distill:
+            raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
 
     @property
     def distribution(self) -> str:

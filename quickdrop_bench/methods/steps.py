@@ -10,7 +10,22 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import Context, StageResult
 
-__all__ = ["ASCENT_SEARCH", "LOCAL_STEPS", "RECOVERY_SEARCH", "Ascent", "Recovery", "Relearning", "check_steps"]
+__all__ = [
+    "ASCENT_SEARCH",
+    "LOCAL_STEPS",
+    "MOST_STEPS",
+    "RECOVERY_SEARCH",
+    "Ascent",
+    "Recovery",
+    "Relearning",
+    "check_steps",
+]
+
+MOST_STEPS = 10**6
+"""Rounds or local steps, far above all use; what is planned stays a number."""
+
+MOST_RATE = 1e6
+"""A learning rate that float32 still takes in its products."""
 
 LOCAL_STEPS = (1, 2, 5, 10, 50)
 """Local steps that the tuned protocol tries."""
@@ -36,11 +51,11 @@ def check_steps(settings: Any) -> None:
         if value is None:
             continue
         if name.endswith("_rounds"):
-            positive(name, value, at_least=0)
+            positive(name, value, at_least=0, at_most=MOST_STEPS)
         elif name.endswith(("_local_steps", "_local_epochs")):
-            positive(name, value, at_least=1)
+            positive(name, value, at_least=1, at_most=MOST_STEPS)
         elif name.endswith(("_lr", "_stop_loss")):
-            positive(name, value)
+            positive(name, value, at_most=MOST_RATE)
         elif name.endswith("_participation"):
             positive(name, value, at_most=1)
 

@@ -7,6 +7,7 @@ before the log names it, and the log is replaced as a whole: that one rename mak
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import write_text
+from quickdrop_bench.files import read_bytes, write_text
 
 __all__ = ["LOG", "VERSIONS", "Entry", "locked", "read_log", "write_log"]
 
@@ -90,11 +91,10 @@ def read_log(folder: Path) -> list[Entry]:
     path = folder / LOG
     try:
         versions = [int(p.stem) for p in (folder / VERSIONS).glob("[0-9]*.safetensors") if p.stem.isdigit()]
-        if not path.exists() and max(versions, default=0) <= 1:
+        if not os.path.lexists(path) and max(versions, default=0) <= 1:
             return []
-        if path.stat().st_size > LARGEST:
-            raise ValueError("too large")
-        entries = [_entry(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        content = read_bytes(path, LARGEST).decode("utf-8")
+        entries = [_entry(json.loads(line)) for line in content.split("\n") if line]
         if [entry.version for entry in entries] != list(range(1, len(entries) + 1)):
             raise ValueError("versions")
         if max(versions, default=0) > len(entries) + 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,14 +19,22 @@ from torch import Tensor, nn
 
 from quickdrop_bench import artifacts
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.datasets import load_dataset
+from quickdrop_bench.data.datasets import DATASETS, load_dataset
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_classes
 from quickdrop_bench.errors import BadInput, Missing
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import HEADER, file_size, open_tensors, remove_unfinished, sha256, write_atomically
+from quickdrop_bench.files import (
+    HEADER,
+    file_size,
+    open_tensors,
+    read_bytes,
+    remove_unfinished,
+    sha256,
+    write_atomically,
+)
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.harness.experiment import PRESET
@@ -41,6 +50,9 @@ __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
 
 SECTIONS = {"class": "table2", "client": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
+
+LONGEST_NAME = 1000
+"""Bytes of a preset's name that are still read."""
 
 ORIGINALS = frozenset({"forget-data", "retain-data"})
 """What methods need of the data that the federation was trained on."""
@@ -59,14 +71,17 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
     for path in (Path(name), artifacts_dir / name):
         if artifacts.is_complete(path):
             return path
-    known = sorted(p for p in artifacts_dir.glob("*") if artifacts.is_complete(p)) if artifacts_dir.is_dir() else []
+    folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
+    known = sorted(path for path in folders if artifacts.is_complete(path))
     found = [path for path in known if str(name) and path.name.startswith(str(name))]
     if len(found) == 1:
         return found[0]
     if found:
         raise BadInput("RUN", name, f"several begin like this: {', '.join(p.name for p in found[:5])}")
     there = f"there are {', '.join(p.name for p in known[:5])}" if known else "train one first"
-    raise BadInput("RUN", name, f"no trained federation is there, nor in {artifacts_dir} under this name; {there}")
+    raise BadInput(
+        "RUN", name, f"no trained federation is there, nor in --artifacts-dir {artifacts_dir} under this name; {there}"
+    )
 
 
 @dataclass(frozen=True)
@@ -207,8 +222,11 @@ class TrainedRun:
         """The data set, if it lies in ``data_dir``; nothing is downloaded.
 
         Raises:
-            BadInput: another data set lies there.
+            BadInput: another data set lies there, or there is no data set of this name.
         """
+        if self.spec.dataset not in DATASETS:
+            allowed = f"config.yaml tells of a data set {self.spec.dataset!r}, which is not known here"
+            raise BadInput("RUN", self.folder, allowed)
         try:
             data = load_dataset(self.spec.dataset, self.data_dir, self.spec.image_size, download=False)
         except Missing:
@@ -270,8 +288,10 @@ class TrainedRun:
     @property
     def preset(self) -> str | None:
         """Name of the preset that the federation was last trained or measured with, if it is known."""
-        path = self.folder / PRESET
-        name = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+        try:
+            name = read_bytes(self.folder / PRESET, LONGEST_NAME).decode("utf-8", errors="replace").strip()
+        except OSError:
+            return None
         return name if name in presets() else None
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
@@ -466,13 +486,15 @@ class TrainedRun:
     def _context(
         self, action: str, request: UnlearningRequest, gone: Sequence[UnlearningRequest], absent: Collection[int]
     ) -> Context:
-        updates = self._updates
+        updates, state = self._updates, self.state()
+        if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
+            artifacts.check_updates(updates.parent, state, self.info, self.spec.clients)
         forgotten = (*(gone if action == "unlearn" else _after(action, request, gone)), request)
         return Context(
             federation=self.federation,
             training=training_phase(self.spec),
             clients={i: c for i, c in self._clients().items() if i not in absent},
-            state=self.state(),
+            state=state,
             request=request,
             forgotten=forgotten,
             seed=self.seed,

@@ -431,13 +431,20 @@ def test_checksums_need_little_memory(tmp_path: Path) -> None:
 
 
 def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path) -> None:
-    for name, tensors in {"0000": {"w": torch.zeros(4)}, "0009": {"w": torch.zeros(3)}, "0001": {}}.items():
+    suits, five = {"w": torch.zeros(3)}, torch.tensor(5)
+    for name, tensors, count in (
+        ("0000", {"w": torch.zeros(4)}, five),
+        ("0001", {}, five),
+        ("0002", suits, torch.tensor(0)),
+        ("0003", suits, torch.tensor(2**62)),
+        ("0009", suits, five),
+    ):
         folder = tmp_path / name
         recorder = UpdateRecorder(folder / UPDATES, rounds=1, every=1)
         recorder(0, int(name), 5, {"w": torch.zeros(3)}, {"w": torch.ones(3)})
         save(trained, folder)
         update = folder / UPDATES / "0000" / f"{name}.safetensors"
-        save_file({**tensors, "num_examples": torch.tensor(5)}, update)
+        save_file({**tensors, "num_examples": count}, update)
         seal(folder)
         with pytest.raises(BadInput, match=rf"updates/0000/{name}\.safetensors"):
             load(folder, CPU)

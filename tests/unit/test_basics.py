@@ -54,7 +54,7 @@ def test_clock_counts_only_what_runs_inside(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def row(value: float, **changes: object) -> dict[str, object]:
-    return {**dict.fromkeys(KEY, "x"), "value": value, **changes}
+    return {**dict.fromkeys(KEY, "x"), "clients": 3, "seed": 1, "value": value, **changes}
 
 
 def test_rows_survive_a_torn_line(tmp_path: Path) -> None:

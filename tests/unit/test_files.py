@@ -33,6 +33,16 @@ def test_a_link_in_the_way_is_not_written_through(tmp_path: Path) -> None:
     assert not (tmp_path / "x.txt").is_symlink()
 
 
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="no regular file"):
+            write_text(tmp_path / name, "")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize("path", ["", "/", "a\0b/x"])
 def test_what_is_no_file_name_is_an_error_of_the_file_system(path: str) -> None:
     with pytest.raises(OSError, match="no name of a file"):

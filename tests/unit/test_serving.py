@@ -857,7 +857,8 @@ SPEC_DAMAGE = {
     "no seed": ("seed: 1", "other: 1", "does not say the seed"),
     "no number": ("width: 4", "width: four", "describes no federation"),
     "another model": ("width: 4", "width: 8", "and the model has"),
-    "a giant model": ("width: 4", "width: 9999999", "and the model has"),
+    "a giant model": ("width: 4", "width: 4096", "and the model has"),
+    "an impossible model": ("width: 4", "width: 9999999", "describes no federation"),
 }
 
 
