@@ -22,7 +22,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.files import write_text
+from quickdrop_bench.files import check_replaceable, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.sheets import synthetic_pairs
@@ -175,6 +175,7 @@ def report(args: Namespace, argv: Sequence[str]) -> int:
     page = render_report(args.results_dir, layouts, paper_values(), capabilities(), presets(), today)
     path = args.output or args.results_dir / "report.html"
     try:
+        check_replaceable(path)
         write_report(path, page)
     except OSError as error:
         option = "--output" if args.output else "--results-dir"
@@ -190,6 +191,7 @@ def dashboard(args: Namespace, argv: Sequence[str]) -> int:
     if args.publish and not entity:
         raise BadInput("--publish", "needs --wandb-entity", "name the user or team that the project belongs to")
     try:
+        check_replaceable(args.output)
         write_text(args.output, definition(entity, project))
     except OSError as error:
         raise BadInput("--output", args.output, f"it cannot be written ({error.strerror})") from error

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 __all__ = [
     "HEADER",
+    "check_replaceable",
     "file_size",
     "open_tensors",
     "read_bytes",
@@ -32,13 +33,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and rename it.
 
     Raises:
-        OSError: the folder cannot be created or written, or a device or pipe lies there; an existing ``path`` is left
-            as it was.
+        OSError: the folder cannot be created or written; an existing ``path`` is left as it was.
     """
     if not path.name or "\0" in str(path):
         raise OSError(errno.EINVAL, "this is no name of a file", str(path))
-    if os.path.exists(path) and not os.path.isdir(path):
-        file_size(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -50,6 +48,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise :class:`OSError` if a device or pipe lies where a user wants a file, as /dev/full: others may need it."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        file_size(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,8 +69,8 @@ WHOLE = {
 }
 """Least and most of fields that count something; the most is far above all use, and below what breaks a machine."""
 
-MOST_RATE = 1e6
-"""A learning rate that float32 still takes in its products."""
+MOST_RATE = 3e38
+"""The largest learning rate that float32 holds; with most of them, training says that it diverged."""
 
 MOST_ALPHA = 1e6
 """Here, Dirichlet parts are equal but for rounding."""

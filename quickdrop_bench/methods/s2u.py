@@ -21,7 +21,7 @@ from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery
 __all__ = ["S2U"]
 
 MOST_ALPHA = 1e6
-"""A factor that float32 still takes in its products."""
+"""A factor far above all use, which float32 still holds."""
 
 
 @METHODS.register("s2u")

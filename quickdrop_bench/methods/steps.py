@@ -24,8 +24,8 @@ __all__ = [
 MOST_STEPS = 10**6
 """Rounds or local steps, far above all use; what is planned stays a number."""
 
-MOST_RATE = 1e6
-"""A learning rate that float32 still takes in its products."""
+MOST_RATE = 3e38
+"""The largest learning rate that float32 holds; with most of them, training says that it diverged."""
 
 LOCAL_STEPS = (1, 2, 5, 10, 50)
 """Local steps that the tuned protocol tries."""

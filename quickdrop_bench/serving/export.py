@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import write_atomically
+from quickdrop_bench.files import check_replaceable, write_atomically
 from quickdrop_bench.serving.run import TrainedRun
 
 __all__ = ["FORMATS", "export"]
@@ -61,6 +61,7 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
     try:
+        check_replaceable(path)
         write_atomically(path, lambda temporary: FORMATS[form](run, temporary, version))
     except BadInput:
         raise

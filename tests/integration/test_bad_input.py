@@ -211,6 +211,7 @@ BASES: dict[str, list[str]] = {
     "show": ["show", "@"],
     "export": ["export", "@"],
     "report": ["report"],
+    "dashboard": ["dashboard", "--output", "drawn.json"],
     "methods": ["methods"],
     "datasets": ["datasets"],
     "presets": ["presets"],
@@ -660,11 +661,33 @@ LONG = "a" * 3000
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+ALIASES = f"[{BOMB.replace(chr(10), ',').replace('a: &a', '&a', 1)}]"
 SINGLE: dict[str, tuple[str, list[str], str]] = {
     "more clients than memory": ("distribution", ["--clients", "999999999"], "--clients"),
     "filters beyond all bounds": ("train", ["--width", "99999999999999999999"], "--width"),
     "more filters than memory": ("train", ["--width", "1000000000"], "--width"),
     "batch beyond all bounds": ("train", ["--batch-size", "99999999999999999999"], "--batch-size"),
+    "rate beyond float32": ("train", ["--lr", "1e39"], "--lr"),
+    "image rate beyond float32": ("train", ["--image-lr", "1e39"], "--image-lr"),
+    "rate of a method beyond float32": ("unlearn", ["--quickdrop.unlearn-lr", "1e39"], "--quickdrop.unlearn-lr"),
+    "factor beyond float32": ("table", ["--s2u.alpha", "1e39"], "--s2u.alpha"),
+    "steps beyond all bounds": ("unlearn", ["--quickdrop.recover-local-steps", "1" * 20], "local-steps"),
+    "alpha beyond all bounds": ("distribution", ["--alpha", "1e308"], "--alpha"),
+    "whole number beyond floating point": ("distribution", ["--alpha", "9" * 400], "--alpha"),
+    "swept number beyond floating point": ("sweep", ["--scales", "9" * 400], "--scale"),
+    "seed beyond 64 bits": ("train", ["--seeds", "99999999999999999999,"], "--seeds"),
+    "aliases in a value": ("distribution", ["--seeds", ALIASES], "--seeds"),
+    "aliases in a text of a file": ("distribution", ["--config", "text.yaml"], "--config"),
+    "lists in lists": ("distribution", ["--alpha", "[" * 50_000], "--alpha"),
+    "lists in lists of a file": ("distribution", ["--config", "deep.yaml"], "--config"),
+    "a file that names another": ("distribution", ["--config", "other.yaml"], "--config"),
+    "a file without end": ("distribution", ["--config", "/dev/zero"], "--config"),
+    "a flag that is no truth value": ("distribution", ["--config", "flag.yaml"], "--iid 3"),
+    "text that is none": ("dashboard", ["--wandb-entity", "\udcff"], "--wandb-entity"),
+    "a pipe to be replaced": ("export", ["--output", "pipe"], "--output pipe"),
+    "a pipe to be replaced by a report": ("report", ["--output", "pipe"], "--output pipe"),
+    "a pipe to be replaced by a dashboard": ("dashboard", ["--output", "pipe", "--wandb-entity", "x"], "--output pipe"),
+    "a dashboard of nobody": ("dashboard", ["--wandb-entity", ""], "--wandb-entity"),
     "image steps of a plan": ("sweep", ["--image-steps", "1000000000"], "--image-steps"),
     "aliases of aliases": ("distribution", ["--config", "bomb.yaml"], "--config"),
     "results folder with NUL": ("table", ["--config", "results.yaml"], "--results-dir"),
@@ -689,8 +712,14 @@ def test_single_cases_are_refused_at_once(
 ) -> None:
     monkeypatch.setitem(globals(), "PATIENCE", 2)
     files = {"bomb": BOMB, "results": 'results_dir: "a\\0b"\n', "artifacts": 'artifacts_dir: "a\\0b"\n'}
-    files |= {"data": 'dataset: imagefolder\ndata_dir: "a\\0b"\n'}
+    files |= {"data": 'dataset: imagefolder\ndata_dir: "a\\0b"\n', "text": f"seeds: '{ALIASES}'\n"}
+    files |= {"deep": "[" * 50_000, "other": "config: mine.yaml\n", "flag": "iid: 3\n"}
     for name, text in files.items():
         Path(f"{name}.yaml").write_text(text)
-    with bounded_memory(2**28):
-        check([*base(command), *argv], [named])
+    os.mkfifo("pipe")
+    try:
+        with bounded_memory(2**28):
+            check([*base(command), *argv], [named])
+        assert Path("pipe").is_fifo()
+    finally:
+        Path("pipe").unlink()

@@ -9,7 +9,15 @@ import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
-from quickdrop_bench.files import HEADER, file_size, open_tensors, read_bytes, write_atomically, write_text
+from quickdrop_bench.files import (
+    HEADER,
+    check_replaceable,
+    file_size,
+    open_tensors,
+    read_bytes,
+    write_atomically,
+    write_text,
+)
 
 
 def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
@@ -33,14 +41,15 @@ def test_a_link_in_the_way_is_not_written_through(tmp_path: Path) -> None:
     assert not (tmp_path / "x.txt").is_symlink()
 
 
-def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_not_to_be_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
-    for name in ("pipe", "link"):
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
         with pytest.raises(OSError, match="no regular file"):
-            write_text(tmp_path / name, "")
-    assert (tmp_path / "pipe").is_fifo()
-    assert (tmp_path / "link").is_symlink()
+            check_replaceable(path)
+    (tmp_path / "file").touch()
+    for name in ("file", "new", ".", "a" * 300):
+        check_replaceable(tmp_path / name)
 
 
 @pytest.mark.parametrize("path", ["", "/", "a\0b/x"])
