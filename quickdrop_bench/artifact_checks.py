@@ -27,7 +27,6 @@ from quickdrop_bench.files import HEADER
 __all__ = [
     "LARGEST",
     "MOST_IMAGES",
-    "NAMES",
     "Damage",
     "Header",
     "Layout",

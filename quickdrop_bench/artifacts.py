@@ -26,7 +26,6 @@ from torch import Tensor
 
 from quickdrop_bench.artifact_checks import (
     LARGEST,
-    NAMES,
     Damage,
     Layout,
     Listed,
@@ -181,9 +180,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
     Raises:
         BadInput: a file is missing, does not match the manifest, or holds what no training writes; the file is named.
     """
-    with _blamed(folder, MANIFEST):
-        manifest = parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST[MANIFEST]), FORMAT)
-        check_sizes(manifest)
+    manifest = _read_manifest(folder)
     _check_files(folder, manifest.files)
     with _blamed(folder, GLOBAL):
         check_parameters(_header(folder, GLOBAL))
@@ -264,6 +261,13 @@ def _blamed(folder: Path, name: str) -> Iterator[None]:
         raise _damaged(folder, name, reason or type(error).__name__) from error
 
 
+def _read_manifest(folder: Path) -> Manifest:
+    with _blamed(folder, MANIFEST):
+        manifest = parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST[MANIFEST]), FORMAT)
+        check_sizes(manifest)
+    return manifest
+
+
 def _damaged(folder: Path, name: str, reason: str) -> BadInput:
     allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
     return BadInput("--artifacts-dir", folder, allowed)
@@ -331,11 +335,12 @@ def check_updates(folder: Path, state: Mapping[str, Tensor], data: DataInfo, cli
     Raises:
         BadInput: a file is damaged, or it holds other tensors than an update of this model; the file is named.
     """
+    on_disk = _updates_on_disk(folder)
+    if {*on_disk} != {name for name in _read_manifest(folder).files if name.startswith(f"{UPDATES}/")}:
+        raise _damaged(folder, UPDATES, f"its files are not those in {MANIFEST}")
     parameters: Layout = {name: ("F32", tuple(value.shape)) for name, value in state.items()}
-    for name in _updates_on_disk(folder):
+    for name in on_disk:
         with _blamed(folder, name):
-            if not NAMES.fullmatch(name):
-                raise Damage("it belongs to no federation")
             _ = _inside(folder, name)
             initial = Path(name).stem == "initial"
             check_layout(_header(folder, name), parameters if initial else {**parameters, "num_examples": ("I64", ())})

@@ -177,9 +177,10 @@ class Session:
                     raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
         self._trained[seed] = trained
         before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
-        if e.federation.fine_tune and e.federation.record_every:  # that folder need not have been loaded
+        updates = before_fine_tuning / artifacts.UPDATES
+        if e.federation.fine_tune and updates.is_dir():  # that folder need not have been loaded
             artifacts.check_updates(before_fine_tuning, trained.state, data.info, e.federation.clients)
-        history = UpdateHistory(before_fine_tuning / artifacts.UPDATES, self.fabric.device)
+        history = UpdateHistory(updates, self.fabric.device)
         return Context(
             federation=federation,
             training=training_phase(e.federation),

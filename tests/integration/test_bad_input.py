@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -22,7 +23,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from quickdrop_bench.cli import main
 from quickdrop_bench.harness.training import client_rows
@@ -34,9 +35,6 @@ pytestmark = pytest.mark.slow
 
 RUN = [*TINY, "--methods", "quickdrop"]
 NO_NUMBER = ("abc", "", "1,2", "ü☃", "[1,2]", "{a: 1}", "nan", "-inf", "inf", "-1", "1e400", "1e", "--3", "½")
-IRRELEVANT = "--fine-tune-"
-"""Options that are not looked at unless another one is set."""
-
 PATIENCE = 30
 """Seconds after which a command hangs; the tiny ones here take a fraction of one."""
 
@@ -211,7 +209,7 @@ BASES: dict[str, list[str]] = {
     "show": ["show", "@"],
     "export": ["export", "@"],
     "report": ["report"],
-    "dashboard": ["dashboard", "--output", "drawn.json"],
+    "dashboard": ["dashboard", "--output", "drawn.json", "--wandb-entity", "somebody"],
     "methods": ["methods"],
     "datasets": ["datasets"],
     "presets": ["presets"],
@@ -232,7 +230,7 @@ def options(command: str) -> dict[str, str]:
     """The command's options and the kind of their values, ``None`` for flags."""
     parser = Parser()
     COMMANDS[command](parser)
-    skipped = {"-h", "--help", "--config", "--print_config"}
+    skipped = {"-h", "--help", "--config", "--print_config", "--publish"}  # nothing is sent anywhere
     actions = {a.option_strings[0]: a for a in parser._actions if a.option_strings}
     return {
         name: "None" if action.nargs == 0 else str(action._typehint)
@@ -244,7 +242,7 @@ def options(command: str) -> dict[str, str]:
 def numeric(command: str) -> list[str]:
     """Options that take one number."""
     kinds = options(command).items()
-    return [n for n, kind in kinds if "str" not in kind and ("int" in kind or "float" in kind) and IRRELEVANT not in n]
+    return [n for n, kind in kinds if "str" not in kind and ("int" in kind or "float" in kind)]
 
 
 def culprit(option: str) -> list[str]:
@@ -505,6 +503,43 @@ def test_versions_are_read_within_bounds(at_home: Path, monkeypatch: pytest.Monk
             path.symlink_to("/dev/zero")
         with bounded_memory(2**28):
             judge(call(base("evaluate")), [damage], ["versions/0001.safetensors"], codes=(2,))
+
+
+UPDATES: dict[str, Callable[[Path], object]] = {
+    "infinite": lambda path: change(path, lambda value: value + math.inf),
+    "of another shape": lambda path: change(path, lambda value: value[:1]),
+    "of no client's images": lambda path: save_file({**load_file(path), "num_examples": torch.tensor(-1)}, path),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": Path.unlink,
+}
+
+
+def change(path: Path, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(path)
+    save_file({n: how(v).contiguous() if v.dim() else v for n, v in tensors.items()}, path)
+
+
+@pytest.fixture(scope="module")
+def recorded(home: Path) -> Path:
+    """A folder with a federation that kept its updates, and one that was fine-tuned from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        tuned = ["--fine-tune", "1", "--fine-tune-steps", "1", "--fine-tune-epochs", "0"]
+        assert call(["train", *TINY, "--record-every", "1", "--artifacts-dir", "recorded", *tuned]).code == 0
+    return home / "recorded"
+
+
+@pytest.mark.parametrize("damage", cases(UPDATES))
+@pytest.mark.parametrize("tuned", [False, True])
+def test_damaged_updates_are_refused_by_file(at_home: Path, recorded: Path, *, damage: Any, tuned: bool) -> None:
+    folders = {(path / "updates").is_dir(): path for path in recorded.iterdir()}
+    base, asked = folders[True], folders[not tuned]
+    argv = ["unlearn", str(asked), "--class", "3", "--method", "federaser"]
+    with kept(base), kept(asked) if tuned else contextlib.nullcontext():
+        damage(min((base / "updates" / "0000").glob("*.safetensors")))
+        seal(base)
+        judge(call(argv), argv, ["updates/0000/0000.safetensors", "updates is missing or damaged"], codes=(2,))
 
 
 @contextlib.contextmanager
