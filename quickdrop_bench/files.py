@@ -93,12 +93,11 @@ def read_bytes(path: Path, at_most: int) -> bytes:
     Raises:
         OSError: it is missing, larger or no regular file.
     """
-    file_size(path)
-    with path.open("rb") as file:
-        content = file.read(at_most + 1)
-    if len(content) > at_most:
+    size = file_size(path)
+    if size > at_most:
         raise OSError(errno.EFBIG, f"it is larger than {at_most} bytes", str(path))
-    return content
+    with path.open("rb") as file:
+        return file.read(size)  # memory for as many bytes is taken at once
 
 
 def sha256(path: Path) -> str:

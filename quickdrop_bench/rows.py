@@ -14,7 +14,7 @@ from filelock import FileLock
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import read_bytes, write_text
 
-__all__ = ["KEY", "LAST", "LOCK", "RowFile", "is_row"]
+__all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_row"]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
 """Columns that identify a value; of several rows with one key the last one counts."""

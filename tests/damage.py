@@ -275,8 +275,6 @@ def result_damages(draw: st.DrawFn) -> Damage:
     line, column, value = draw(st.integers(0, 10**4)), draw(st.sampled_from(COLUMNS)), draw(TREES)
     content, position = draw(st.binary(max_size=60)), draw(st.floats(0, 0.999))
     everywhere = draw(st.booleans())
-    if column in KEY and not isinstance(value, str | list | dict):
-        value = str(value)  # other kinds have a test of their own
 
     def insert(path: Path) -> None:
         lines = path.read_bytes().split(b"\n")
@@ -309,10 +307,14 @@ def result_damages(draw: st.DrawFn) -> Damage:
         path.unlink()
         path.mkdir()
 
+    def into_pipe(path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path)
+
     def binary(path: Path) -> None:
         path.write_bytes(content)
 
-    kind = draw(st.sampled_from([insert, edit, edit, edit, drop, cut, nest, into_folder, binary]))
+    kind = draw(st.sampled_from([insert, edit, edit, edit, drop, cut, nest, into_folder, into_pipe, binary]))
 
     def damage(path: Path) -> None:
         if path.is_file():

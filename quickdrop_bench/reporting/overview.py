@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from typing import Any
 
 import pandas as pd
 
+from quickdrop_bench.files import read_bytes
 from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.layout import EMPTY, ORACLE, ORIGINAL, method_name
 from quickdrop_bench.reporting.measured import SETTING, complete, latest, without_training
 from quickdrop_bench.reporting.points import VARIED
-from quickdrop_bench.rows import KEY
+from quickdrop_bench.rows import KEY, LARGEST
 
 __all__ = [
     "Found",
@@ -43,6 +45,8 @@ PER_ROUND = ("phase", "round")
 """What tells values of single rounds apart."""
 MOST_NUMBERS = 300
 """Lines of a picture's numbers that the page shows."""
+LARGEST_PICTURE = 2**26
+"""Bytes of a picture, or of its numbers, that are still read."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ def _found(folder: Path, results_dir: Path) -> Found:
 def _read(path: Path) -> tuple[pd.DataFrame, str]:
     """Rows, the last of each key, and what could not be read."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        there = os.path.lexists(path)
+        lines = read_bytes(path, LARGEST).decode("utf-8", errors="replace").splitlines() if there else []
     except OSError as error:
         return pd.DataFrame(), f"cannot be read ({error.strerror})"
     rows = [row for row in map(_row, lines) if row]
@@ -198,7 +203,7 @@ def _pictures(folder: Path) -> tuple[Picture, ...]:
     pictures = []
     for stem, path in sorted(best.items()):
         try:
-            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            content = base64.b64encode(read_bytes(path, LARGEST_PICTURE)).decode("ascii")
             pictures.append(Picture(path.name, f"data:{IMAGES[path.suffix]};base64,{content}", _numbers(folder, stem)))
         except OSError:
             continue
@@ -210,7 +215,7 @@ def _numbers(folder: Path, stem: str) -> Listing | None:
     if not path.exists():
         return None
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path, LARGEST_PICTURE).decode("utf-8", errors="replace")
         lines = [line for line in csv.reader(io.StringIO(text)) if line]
     except (OSError, csv.Error):
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +14,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from quickdrop_bench.files import write_text
+from quickdrop_bench.errors import BadInput
+from quickdrop_bench.files import read_bytes, write_text
 from quickdrop_bench.reporting.layout import Column, Layout
 from quickdrop_bench.reporting.measured import SETTING, derive, latest, setting_of
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.sections import Line, Section, sections
 from quickdrop_bench.reporting.sheets import latex, markdown
 from quickdrop_bench.reporting.slots import Slot
-from quickdrop_bench.rows import LOCK
+from quickdrop_bench.rows import LARGEST, LOCK
 
 __all__ = [
     "SETTING",
@@ -89,13 +92,21 @@ def write_trials(path: Path, trials: Sequence[Mapping[str, object]]) -> None:
     Args:
         path: a CSV file; it need not exist.
         trials: one per setting tried, with the columns of :data:`SETTING`, ``seed`` and ``method``.
+
+    Raises:
+        BadInput: the file is there and cannot be read; it is left as it was.
     """
     keys = [*SETTING, "seed", "method"]
     new = pd.DataFrame(trials)
     with FileLock(path.with_name(LOCK)):
-        if path.exists():
-            old = pd.read_csv(path)
-            repeated = old[keys].astype(str).agg("|".join, axis=1).isin(new[keys].astype(str).agg("|".join, axis=1))
+        if os.path.lexists(path):
+            try:
+                old = pd.read_csv(io.BytesIO(read_bytes(path, LARGEST)))
+                known = old[keys].astype(str).agg("|".join, axis=1)
+            except (OSError, ValueError, KeyError) as error:
+                allowed = f"{path.name} cannot be read ({type(error).__name__}); move it away"
+                raise BadInput("--results-dir", path.parent, allowed) from error
+            repeated = known.isin(new[keys].astype(str).agg("|".join, axis=1))
             new = pd.concat([old[~repeated], new], ignore_index=True)
         write_text(path, new.to_csv(index=False, float_format="%.6g"))
 

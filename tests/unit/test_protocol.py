@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from quickdrop_bench.cost import Cost, Storage
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
@@ -19,6 +21,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, _Judge, as_in_the_paper, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
+from quickdrop_bench.reporting.tables import SETTING, write_trials
 
 Make = Callable[..., Federation]
 OUTCOMES = {
@@ -189,3 +192,13 @@ def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make
     assert retain >= 0.75
     assert tuned.cost.sample_gradients > 0
     assert tune(context, METHODS["retrain-or"](), classes=3).trials == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b'"'])
+def test_earlier_searches_that_cannot_be_read_are_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "search.csv"
+    path.write_bytes(content)
+    trial = {**dict.fromkeys(SETTING, "x"), "seed": 1, "method": "m"}
+    with pytest.raises(BadInput, match=r"--results-dir .*search\.csv cannot be read"):
+        write_trials(path, [trial])
+    assert path.read_bytes() == content
