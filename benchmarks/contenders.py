@@ -72,7 +72,7 @@ class Run:
 
 def split_by_class(data: LabelledSet, clients: int, alpha: float = 0.1) -> dict[int, LabelledSet]:
     """A Dirichlet partition, as in the paper."""
-    parts = partition(data.labels.numpy(), clients, alpha, min_client_size=1, seed=1)
+    parts = partition(data.own_labels().numpy(), clients, alpha, min_client_size=1, seed=1)
     return {i: data.subset(torch.from_numpy(part)) for i, part in enumerate(parts)}
 
 
