@@ -59,7 +59,7 @@ class ConvNet(nn.Module):
             layers += [
                 nn.Conv2d(width if block else channels, width, 3, padding=padding),
                 _norm(norm, width),
-                nn.ReLU(),
+                nn.ReLU(inplace=norm != "none"),  # behind a convolution alone it would overwrite what is recorded
                 nn.AvgPool2d(2) if (side >> block) % 2 else HalvingPool(),
             ]
         self.features = nn.Sequential(*layers)
