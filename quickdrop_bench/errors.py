@@ -17,14 +17,13 @@ class BadInput(ValueError):
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(f"{_line(f'{option} {value}')}: {_line(allowed)}.")
+        super().__init__(f"{_printable(f'{option} {value}')}: {_printable(' '.join(allowed.split()))}.")
         self.option, self.value, self.allowed = option, value, allowed
 
 
-def _line(text: str) -> str:
-    """Text on one line, without surrogates and whatever else could not be printed or would command a terminal."""
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+def _printable(text: str) -> str:
+    """Text on one line: line breaks, surrogates and what would command a terminal are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Unsupported(BadInput):

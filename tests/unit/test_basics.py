@@ -27,6 +27,11 @@ def test_registry_names_the_option_and_the_nearest_name() -> None:
         registry.register("red")
 
 
+def test_a_sentence_has_one_line() -> None:
+    error = BadInput("--x", "a\nb\x1b[2J\u2028\udcff ", "one of\n  two")
+    assert str(error) == r"--x a\nb\x1b[2J\u2028\udcff : one of two."
+
+
 def test_seeds_differ_by_purpose() -> None:
     seeds = {derive_seed(s, *p) for s in (1, 2) for p in (("a",), ("b",), ("a", 1), ("a", 2), ("a", 1, 2), ("a", 12))}
     assert len(seeds) == 12
