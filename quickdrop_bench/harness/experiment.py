@@ -195,7 +195,6 @@ class Session:
 
     def prepare(self, seed: int) -> Context:
         """:meth:`context`, and the callbacks hear of it."""
-        _ = self.federation  # it decides the threads, which are part of the device's name
         run = self.run(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
         context = self.context(seed)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,6 @@ log = logging.getLogger(__name__)
 SAVING_SHARE = 0.02
 """Most of a training's time that goes into its checkpoints: every round has one, unless rounds are very short."""
 
-TINY_STEP = 2**18
-"""Activations behind the first convolution of a local step, up to which one thread does all of it."""
-
 LOCK = ".training.lock"
 """Name of the lock of a federation in training."""
 
@@ -88,25 +84,13 @@ def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
 
 
 def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
-    """The model, the constants and the faults of a spec on a Fabric; PyTorch gets the threads that pay for it.
+    """The model, the constants and the faults of a spec on a Fabric.
 
     Raises:
         BadInput: as :func:`build_model`.
     """
-    torch.set_num_threads(_threads_that_pay(spec, data))
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
     return Federation(fabric, build_model(spec, data), settings, spec.faults)
-
-
-@cache
-def _all_threads() -> int:
-    return torch.get_num_threads()
-
-
-def _threads_that_pay(spec: FederationSpec, data: ImageData | DataInfo) -> int:
-    """One for tiny steps: several are no faster there, and far slower where anything else wants the cores."""
-    _, height, width = data.image_shape
-    return 1 if spec.batch_size * spec.width * height * width <= TINY_STEP else _all_threads()
 
 
 def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[np.ndarray]:
