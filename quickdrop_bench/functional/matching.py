@@ -135,7 +135,7 @@ class ClassGradients:
         """Class-wise gradients of the recorded batch, whose loss was the mean over its B samples.
 
         Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17), so
-        that it is put where the backward pass would have put it, into the weights' ``.grad``.
+        that it is put where the backward pass would have put it, into ``.grad``; so are the biases'.
 
         Args:
             sizes: B_c, samples per class in the batch's order; their sum is B.
@@ -180,7 +180,7 @@ class ClassGradients:
     def distance(
         self, targets: Sequence[Tensor], images: Tensor, sizes: Sequence[int], labels: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """D between given class-wise gradients and those of synthetic images, and its gradient at the images.
+        """The distance d of synthetic images to given class-wise gradients, and its gradient at the images.
 
         It is written out for models that list their layers in an attribute ``sequence``, if all are known to
         :mod:`~quickdrop_bench.functional.second_order`, and left to autograd for others.

@@ -43,7 +43,7 @@ class _Layer:
     """One layer in the four passes; it keeps what later ones need."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Y."""
+        """The output y."""
         raise NotImplementedError
 
     def keep(self, g: Tensor) -> None:
@@ -300,7 +300,7 @@ def _layer(module: nn.Module, x: Tensor, classes: _Classes) -> _Layer:
 
 
 def _direction(real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
-    """D over all rows of one weight, and ∂d/∂synthetic."""
+    """The distance d over all rows of one weight, and ∂d/∂synthetic."""
     a, b = real.flatten(2), synthetic.flatten(2)
     a_norm, b_norm = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     product, norms = (a * b).sum(-1, keepdim=True), a_norm * b_norm + EPSILON
@@ -318,7 +318,7 @@ def distance_and_image_gradient(
     labels: Sequence[int],
     targets: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """D of the class-wise weight gradients to given ones, and its gradient with respect to the images.
+    """The distance d of the class-wise weight gradients to given ones, and its gradient with respect to the images.
 
     Args:
         sequence: a model's layers, as :func:`is_supported`; the last one gives logits.
