@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.partition import partition
+from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.models import ConvNet, draw_parameters
 from quickdrop_bench.seeding import derive_seed, generator
 
@@ -128,15 +129,17 @@ def train_locally(model: nn.Module, data: LabelledSet, work: Workload, k: int, c
 
 
 def quickdrop(work: Workload, workers: int) -> Run:
-    """This project's engine: clients in turn, in one process."""
+    """This project's engine: clients in turn, in one process or in each of several."""
     from lightning.fabric import Fabric
 
     from quickdrop_bench.allocator import keep_freed_memory
     from quickdrop_bench.federation.federation import Federation
     from quickdrop_bench.federation.local import Phase
+    from quickdrop_bench.federation.ranks import ClientParallel
 
     keep_freed_memory()
-    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    strategy = ClientParallel() if workers > 1 else "auto"
+    fabric = Fabric(accelerator="cpu", devices=workers, strategy=strategy, precision="32-true")
     fabric.launch()
     federation, parts = Federation(fabric, new_model(work)), client_data(work)
     phase = Phase(PHASE, work.rounds, work.steps, work.batch, work.lr)
@@ -386,6 +389,9 @@ OURS = "quickdrop-bench"
 
 CONTENDERS = {
     OURS: Contender(quickdrop, False, "one process, clients in turn, all threads", ("quickdrop-bench", "lightning")),
+    f"{OURS}, a process a core": Contender(
+        quickdrop, True, "`--devices`: Fabric starts the processes", ("quickdrop-bench", "lightning")
+    ),
     "Flower, one actor": Contender(
         flower, False, "`client_resources` of all cores (its default on two), no federated evaluation", ("flwr", "ray")
     ),
@@ -416,7 +422,7 @@ def main(name: str, workload: str, workers: str, file: str) -> None:
     """Run one contender; of several processes, only the one that ``file`` is for writes it."""
     contender = CONTENDERS[name]
     run = contender.run(Workload(**json.loads(workload)), int(workers))
-    if file:
+    if file and is_first():
         saved = {"began": run.began, "ends": run.ends, "state": run.state, "versions": contender.versions()}
         torch.save(saved, file)
 

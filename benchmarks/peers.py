@@ -150,9 +150,11 @@ def disagreement(frame: pd.DataFrame) -> float:
 
 
 def verdict(part: pd.DataFrame, metric: str, what: str) -> str:
-    """Who beats ours, in words."""
+    """Who beats the better of our settings, in words."""
     values = medians(part)[metric]
-    faster = [f"{name} ({values[OURS] / values[name]:.2f}×)" for name in values.index if values[name] < values[OURS]]
+    is_ours = values.index.str.startswith(OURS)
+    best = values[is_ours].min()
+    faster = [f"{name} ({best / value:.2f}×)" for name, value in values[~is_ours].items() if value < best]
     return f"{what}: " + (f"ours loses to {', '.join(faster)}." if faster else "none is faster than ours.")
 
 
@@ -214,7 +216,7 @@ def main() -> None:
         for name, work in WORKLOADS.items()
     }
     wanted = options.contenders.lower().split(",")
-    names = [name for name in CONTENDERS if name == OURS or any(part in name.lower() for part in wanted)]
+    names = [name for name in CONTENDERS if name.startswith(OURS) or any(part in name.lower() for part in wanted)]
     path = FOLDER / "peers.csv"
     known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["section"])
     for chosen in options.only.split(","):

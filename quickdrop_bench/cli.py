@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.federation.ranks import is_first, rank
 from quickdrop_bench.files import check_replaceable, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
@@ -40,6 +43,9 @@ from quickdrop_bench.tracking import project_of, tracking
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
+LONGEST_END = 30.0
+"""Seconds that the first process may take to end after an error that all have met."""
+
 TABLES = (1, 2, 3, 4, 5, 6)
 FIGURES = (2, 3, 4, 5, 6)
 
@@ -56,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     argv = sys.argv[1:] if argv is None else argv
+    if not is_first():
+        return _follow(argv)
     try:
-        load_plugins()
-        args = parse(argv)
-        return COMMANDS[args.command](args[args.command], argv)
+        return _run(argv)
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
@@ -71,6 +77,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         then = "what was finished is kept" if served else "the same command continues from here"
         print(f"{PROGRAM}: interrupted; {then}", file=sys.stderr)
         return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    load_plugins()
+    args = parse(argv)
+    return COMMANDS[args.command](args[args.command], argv)
+
+
+def _follow(argv: Sequence[str]) -> int:
+    """Run one command beside the first process, which does all the talking.
+
+    Returns:
+        0, also where the command ends otherwise: the first process says so. 1 if this process alone cannot go on,
+        which Fabric's launcher, torchrun and SLURM take as a reason to end the others.
+    """
+    started_by = os.getppid()
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            _run(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        patience = time.monotonic() + LONGEST_END
+        while time.monotonic() < patience:
+            if os.getppid() != started_by:
+                return 1  # the first process has met the same, or was killed
+            time.sleep(0.1)
+        print(f"{PROGRAM}: process {rank()}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def table(args: Namespace, argv: Sequence[str]) -> int:
@@ -99,6 +133,11 @@ def train(args: Namespace, argv: Sequence[str]) -> int:
     experiment = _without_methods("train", args, args.precision)
     if args.resume:
         _check_begun(experiment, args.artifacts_dir)
+    if not is_first():
+        session, _ = make_session(args, experiment, None)
+        for seed in experiment.seeds:
+            session.prepare(seed)
+        return 0
     with tracking(args) as tracker:
         _train(*make_session(args, experiment, tracker))
     return 0

@@ -20,6 +20,9 @@ class BadInput(ValueError):
         super().__init__(f"{_printable(f'{option} {value}')}: {_printable(' '.join(allowed.split()))}.")
         self.option, self.value, self.allowed = option, value, allowed
 
+    def __reduce__(self) -> tuple[type[BadInput], tuple[str, object, str]]:
+        return type(self), (self.option, self.value, self.allowed)  # exceptions alone would hand on their message
+
 
 def _printable(text: str) -> str:
     """Text on one line: line breaks, surrogates and what would command a terminal are escaped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.fabric.loggers.logger import Logger
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput, positive
+from quickdrop_bench.federation.ranks import ClientParallel, is_first
 from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS, Method
@@ -38,6 +40,7 @@ __all__ = [
     "make_fabric",
     "methods_of",
     "numbers_of",
+    "processes_of",
     "requests_of",
     "rules_of",
     "seeds_of",
@@ -46,6 +49,9 @@ __all__ = [
 
 AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune": "fine_tunes"}
 """Options of a federation that can be swept, and the option that lists their values."""
+
+MOST_NODES = 10_000
+"""Machines, above all use."""
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -81,7 +87,10 @@ def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     add_common_options(parser, skip)
     parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations go")
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
-    parser.add_argument("--devices", type=int, default=1, help="number of devices")
+    started = "default: 1, or what torchrun or srun started"
+    devices = f"devices per machine, with a process each that simulates its share of the clients ({started})"
+    parser.add_argument("--devices", type=int | None, default=None, help=devices)
+    parser.add_argument("--num-nodes", type=int | None, default=None, help=f"machines ({started})")
     parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
     modes = "auto (online where an API key is configured), online, offline or disabled"
     parser.add_argument("--wandb", type=str, default="auto", help=f"mirror runs into W&B: {modes}")
@@ -186,7 +195,6 @@ def add_dashboard_options(parser: ArgumentParser) -> None:
 def _add_machine_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
     parser.add_argument("--accelerator", type=str, default="cpu", help="auto, cpu or cuda, as Fabric calls them")
-    parser.add_argument("--devices", type=int, default=1, help="number of devices")
     precisions = f"one of {', '.join(PRECISIONS)} (default: the training's)"
     parser.add_argument("--precision", type=str | None, default=None, help=precisions)
 
@@ -268,16 +276,22 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     return built
 
 
-def make_fabric(args: Namespace, callbacks: Sequence[Any] = (), loggers: Sequence[Logger] = ()) -> Fabric:
-    """A launched Fabric.
+def make_fabric(
+    args: Namespace, callbacks: Sequence[Any] = (), loggers: Sequence[Logger] = (), *, alone: bool = False
+) -> Fabric:
+    """A launched Fabric, with a process for each of ``--devices`` on each of ``--num-nodes`` where these are given.
+
+    Args:
+        args: with ``accelerator``, ``precision`` and, if there may be several processes, ``devices, num_nodes``.
+        callbacks: of the first process; the others get none.
+        loggers: likewise.
+        alone: one process, whatever the options say.
 
     Raises:
         BadInput: the accelerator, the number of devices or the precision cannot be had.
     """
     if args.precision not in PRECISIONS:
         raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
-    if args.devices != 1:
-        raise BadInput("--devices", args.devices, "one device is supported")
     known = ("auto", "cpu", "cuda", "gpu", "mps")
     if args.accelerator not in known:
         raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
@@ -287,12 +301,53 @@ def make_fabric(args: Namespace, callbacks: Sequence[Any] = (), loggers: Sequenc
         raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
     if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
         raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
+    devices, nodes = (1, 1) if alone else processes_of(args)
+    for name in [name for name in os.environ if name.startswith("LT_")]:
+        del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     fabric = Fabric(
         accelerator=args.accelerator,
-        devices=1,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=ClientParallel() if devices * nodes > 1 else "auto",
         precision=args.precision,
-        callbacks=list(callbacks),
-        loggers=list(loggers),
+        callbacks=list(callbacks) if is_first() else [],
+        loggers=list(loggers) if is_first() else [],
     )
     fabric.launch()
     return fabric
+
+
+def processes_of(args: Namespace) -> tuple[int, int]:
+    """``--devices`` and ``--num-nodes``; one each for commands that have no such options.
+
+    Raises:
+        BadInput: so many cannot be had, or torchrun or SLURM started another number of processes.
+    """
+    started = _started()
+    per_node, everywhere = started or (1, 1)
+    devices, nodes = args.get("devices"), args.get("num_nodes")
+    devices = per_node if devices is None else devices
+    nodes = everywhere // per_node if nodes is None else nodes
+    on_gpu = torch.cuda.is_available() and args.accelerator != "cpu"
+    there = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    positive("--devices", devices, at_least=1, at_most=there)
+    positive("--num-nodes", nodes, at_least=1, at_most=MOST_NODES)
+    if args.accelerator == "mps" and devices > 1:
+        raise BadInput("--devices", devices, "there is one MPS device")
+    if started and devices * nodes != everywhere:
+        allowed = f"with --num-nodes {nodes}, these have to be the {everywhere} processes that were started"
+        raise BadInput("--devices", devices, allowed)
+    return devices, nodes
+
+
+def _started() -> tuple[int, int] | None:
+    """Processes on this machine and on all, where torchrun or SLURM's srun started them."""
+    known = (
+        ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"),
+    )
+    for sign, here, everywhere in known:
+        if sign in os.environ:
+            total = int(os.environ[everywhere])
+            return int(os.environ.get(here, total)), total
+    return None

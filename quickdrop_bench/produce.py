@@ -20,13 +20,14 @@ from quickdrop_bench.cells import cells
 from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.harness.catalogue import artefact, paper_values
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
 from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.run import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.jobs import die_with_parent, run_processes
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.options import make_fabric
+from quickdrop_bench.options import make_fabric, processes_of
 from quickdrop_bench.parsing import options_of
 from quickdrop_bench.progress import ProgressDisplay, RoundAccuracy
 from quickdrop_bench.reporting import tables
@@ -71,6 +72,8 @@ def make_session(
 def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     """Measure what is missing of an artefact and render it; a sweep shows its plan first.
 
+    Of several processes that share the clients, all measure, and the first one does the rest.
+
     Args:
         name: e.g. ``table2``, ``figure4``, ``sweep``.
         args: the command's options.
@@ -82,11 +85,18 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     experiments = list(cells(name, args, argv, options_of))
     folder = args.results_dir / args.preset / name
     rows = RowFile(folder / "rows.jsonl")
+    devices, nodes = processes_of(args)
+    if not is_first():
+        for cell in experiments:
+            _measure_here(args, folder, rows, cell, None)
+        return 0
     rows.check_writable()
     jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
+    if jobs > 1 and devices * nodes > 1:
+        raise BadInput("--jobs", jobs, "either cells or, with --devices, clients run side by side; give one of them")
     if dry_run or name == "sweep":
-        probe = Probe(lambda: make_fabric(args), args.artifacts_dir)
+        probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir)
         files = [rows, *_siblings(args, folder)]
         planned = list(plan(experiments, files, args.artifacts_dir, probe, force=args.force))
         Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
@@ -149,7 +159,7 @@ def _mark(session: Session, rows: RowFile, methods: Sequence[str], seed: int, er
 
 
 def _write_trials(session: Session, folder: Path) -> None:
-    if trials := session.trials():
+    if is_first() and (trials := session.trials()):
         tables.write_trials(folder / "search.csv", trials)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
 from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
+from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.models import draw_parameters
 from quickdrop_bench.seeding import derive_seed, generator
@@ -118,6 +119,32 @@ class _Job:
     transform: Transform | None
     record: Record | None
 
+    def work(self, clients: Iterable[int]) -> dict[int, int]:
+        """Sample-gradients of each client's local steps in a round."""
+        sizes = {client: len(self.data[client]) for client in clients}
+        return {i: self.phase.steps(size) * min(size, self.phase.batch_size) for i, size in sizes.items()}
+
+    def synthetic_tensors(self, client: int) -> list[Tensor]:
+        """What distillation changes of a client; nothing for one without a synthetic set."""
+        own = self.synthetic.get(client)
+        return [] if own is None else [own.images, own.velocity]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What became of a client's part of a round.
+
+    Attributes:
+        result: of its local steps.
+        seconds, distillation_seconds: that it computed.
+        accepted: whether its update was finite; None if none arrived.
+    """
+
+    result: LocalResult
+    seconds: float
+    distillation_seconds: float
+    accepted: bool | None
+
 
 class _Patience:
     """Counts rounds without progress."""
@@ -138,8 +165,10 @@ class _Patience:
 class Federation:
     """A server and its simulated clients on one Fabric.
 
-    One working model visits the clients in turn. Every random stream is derived from (seed, phase, round,
-    client), so neither the order of the clients nor what else runs changes a result.
+    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of a
+    round's clients (:mod:`~quickdrop_bench.federation.ranks`), and all call the same methods and end with the same
+    results. Every random stream is derived from (seed, phase, round, client), so neither the order of the clients nor
+    where or beside what they run changes a result.
 
     Args:
         fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
@@ -164,7 +193,7 @@ class Federation:
         self.faults = faults or Faults()
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Put a state into the working model, e.g. to evaluate it."""
         with torch.no_grad():
             for name, parameter in self._inner.named_parameters():
@@ -213,7 +242,8 @@ class Federation:
             on_round: called after every round, before the Fabric callbacks.
             choose: picks the clients of a round, in place of ``phase.participation``.
             transform: changes what is averaged for a client; part of the method, so inside its time.
-            record: sees every update that arrives, outside the time.
+            record: sees every update that arrives, outside the time, in the process that simulates the client; so
+                does ``transform``.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
@@ -244,7 +274,7 @@ class Federation:
         return result
 
     @contextmanager
-    def held_at_zero(self, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def held_at_zero(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
         """Keep parameters that are zero at zero through any training inside the block.
 
         Args:
@@ -252,7 +282,7 @@ class Federation:
         """
         parameters = dict(self._inner.named_parameters())
 
-        def hold(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        def hold(mask: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda gradient: gradient * mask
 
         # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
@@ -266,38 +296,31 @@ class Federation:
     def _round(
         self, before: PhaseResult, fates: Mapping[int, Fate], k: int, job: _Job
     ) -> tuple[PhaseResult, RoundInfo]:
-        mean = RunningMean()
-        clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
-        results: dict[int, LocalResult] = {}
-        averaged: list[int] = []
-        rejected: list[int] = []
-        for client, fate in fates.items():
-            if fate is Fate.DROPPED:
-                continue
-            self.load(before.state)
-            results[client] = self._train(client, k, job, clock, distillation_clock)
-            if fate is Fate.LATE:
-                continue
-            update = self._received(client, fate, before.state, k, job, clock)
-            if is_finite(update):
-                mean.add(update, len(job.data[client]))
-                averaged.append(client)
-                continue
-            rejected.append(client)
-            if not self.faults.corrupt_rate:
-                break
+        mean = RunningMean(before.state)
+        computing = [client for client, fate in fates.items() if fate is not Fate.DROPPED]
+
+        def compute(client: int) -> _Report:
+            return self._client_round(client, fates[client], before.state, k, job, mean)
+
+        work = job.work(computing)
+        reports = spread(self.fabric, work, compute)
+        averaged, rejected = ([c for c, its in reports.items() if its.accepted is value] for value in (True, False))
+        add_up(self.fabric, list(mean.totals.values()))
+        mean.weight = sum(len(job.data[client]) for client in averaged)
+        if job.synthetic:
+            hand_round(self.fabric, work, job.synthetic_tensors)
         tolerated = rejected if self.faults.corrupt_rate else []
         diverged = rejected != tolerated or not averaged
         dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
         cost = before.cost + Cost(
-            seconds=clock.seconds,
-            distillation_seconds=distillation_clock.seconds,
+            seconds=sum(r.seconds for r in reports.values()),
+            distillation_seconds=sum(r.distillation_seconds for r in reports.values()),
             rounds=1,
-            sample_gradients=sum(r.sample_gradients for r in results.values()),
-            second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results.values()),
+            sample_gradients=sum(r.result.sample_gradients for r in reports.values()),
+            second_order_sample_gradients=sum(r.result.second_order_sample_gradients for r in reports.values()),
             upload_bytes=self._bytes * (len(averaged) + len(rejected)),
             dropouts=len(dropped),
-            stragglers=sum(client in results for client in late),
+            stragglers=len(late),
             rejected_updates=len(tolerated),
         )
         state = before.state if diverged else mean.result()
@@ -305,8 +328,8 @@ class Federation:
             phase=job.phase,
             round=k,
             participants=tuple(averaged),
-            loss=sum(len(job.data[c]) * results[c].loss for c in averaged) / max(mean.weight, 1),
-            matching_distance=sum(results[c].matching_distance for c in averaged) / max(len(averaged), 1),
+            loss=sum(len(job.data[c]) * reports[c].result.loss for c in averaged) / max(mean.weight, 1),
+            matching_distance=sum(reports[c].result.matching_distance for c in averaged) / max(len(averaged), 1),
             state=state,
             cost=cost,
             dropped=dropped,
@@ -314,6 +337,19 @@ class Federation:
             rejected=tuple(tolerated),
         )
         return PhaseResult(state, cost, diverged), info
+
+    def _client_round(self, client: int, fate: Fate, before: State, k: int, job: _Job, mean: RunningMean) -> _Report:
+        """One client's part of a round; what it sends is taken into ``mean`` if it is finite."""
+        clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
+        self.load(before)
+        result = self._train(client, k, job, clock, distillation_clock)
+        accepted = None
+        if fate is not Fate.LATE:
+            update = self._received(client, fate, before, k, job, clock)
+            accepted = is_finite(update)
+            if accepted:
+                mean.add(update, len(job.data[client]))
+        return _Report(result, clock.seconds, distillation_clock.seconds, accepted)
 
     def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
         """A client's local steps on the working model, and on its synthetic set if it has one."""

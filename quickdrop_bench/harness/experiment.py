@@ -198,8 +198,9 @@ class Session:
         run = self.run(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
         context = self.context(seed)
-        with suppress(OSError):  # a convenience for later requests; the folder may be read-only
-            write_text(self.folder(seed) / PRESET, self.experiment.preset)
+        if self.fabric.is_global_zero:
+            with suppress(OSError):  # a convenience for later requests; the folder may be read-only
+                write_text(self.folder(seed) / PRESET, self.experiment.preset)
         self.fabric.call(
             "on_federation_ready",
             run=run,

@@ -12,9 +12,10 @@ from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.ranks import hand_round, on_first, spread
 from quickdrop_bench.files import remove_unfinished
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, train_federation
+from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, save_finished, train_federation
 
 __all__ = ["fine_tuned_federation"]
 
@@ -45,9 +46,10 @@ def fine_tuned_federation(
     folder = folder_of(spec)
     if not spec.fine_tune:
         return train_federation(spec, federation, data, seed, folder)
-    if not artifacts.is_complete(folder):
-        with alone_in(folder):
-            if not artifacts.is_complete(folder):
+    fabric = federation.fabric
+    if not on_first(fabric, lambda: artifacts.is_complete(folder)):
+        with alone_in(folder, fabric):
+            if not on_first(fabric, lambda: artifacts.is_complete(folder)):
                 return _fine_tune(spec, federation, data, seed, folder_of)
     return load_trained(spec, federation, data, seed, folder)
 
@@ -60,8 +62,8 @@ def _fine_tune(
     folder_of: Callable[[FederationSpec], Path],
 ) -> TrainedFederation:
     fabric, folder = federation.fabric, folder_of(spec)
-    remove_unfinished(folder)  # whoever wrote here was killed: this process is alone
-    done = next((f for f in range(spec.fine_tune - 1, 0, -1) if artifacts.is_complete(_at(spec, f, folder_of))), 0)
+    on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
+    done = on_first(fabric, lambda: _done_before(spec, folder_of))
     start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
     clients = {i: LabelledSet(data.train.images, data.train.labels, kept.rows) for i, kept in start.clients.items()}
@@ -71,13 +73,19 @@ def _fine_tune(
         cost, progress = resumed[0].cost, resumed[1][0]
     model, images = federation.scratch_model(), federation.distillation
     assert images is not None
+    work = {i: len(own) for i, own in synthetic.items()}
     for k in range(progress["done"], spec.fine_tune):
-        clock = Clock(fabric.device)
-        results = []
-        for i, own in synthetic.items():
+
+        def refine(i: int, k: int = k) -> tuple[FineTuningResult, float]:
+            clock = Clock(fabric.device)
             with clock.running():
-                results.append(fine_tune(model, clients[i], own, spec.fine_tuning, images, seed, i, k))
-        cost += _cost(results, clock)
+                result = fine_tune(model, clients[i], synthetic[i], spec.fine_tuning, images, seed, i, k)
+            return result, clock.seconds
+
+        reports = spread(fabric, work, refine)
+        hand_round(fabric, work, lambda i: [synthetic[i].images, synthetic[i].velocity])
+        results = [result for result, _ in reports.values()]
+        cost += _cost(results, sum(seconds for _, seconds in reports.values()))
         distance = sum(r.matching_distance for r in results) / max(len(results), 1)
         progress = {"done": k + 1, "gradients": progress["gradients"] + sum(r.gradients for r in results)}
         fabric.call("on_initialisation_end", done=k + 1, of=spec.fine_tune, distance=distance)
@@ -92,18 +100,23 @@ def _fine_tune(
         fine_tuning=replace(cost, data_size=sum(len(clients[i]) for i in synthetic)),
         fine_tuning_gradients=progress["gradients"],
     )
-    artifacts.save(trained, folder)
-    checkpoint.path.unlink(missing_ok=True)
+    on_first(fabric, lambda: save_finished(trained, folder, checkpoint))
     return trained
+
+
+def _done_before(spec: FederationSpec, folder_of: Callable[[FederationSpec], Path]) -> int:
+    """The largest F below the spec's whose outcome is there."""
+    smaller = range(spec.fine_tune - 1, 0, -1)
+    return next((f for f in smaller if artifacts.is_complete(_at(spec, f, folder_of))), 0)
 
 
 def _at(spec: FederationSpec, initialisations: int, folder_of: Callable[[FederationSpec], Path]) -> Path:
     return folder_of(replace(spec, fine_tune=initialisations))
 
 
-def _cost(results: list[FineTuningResult], clock: Clock) -> Cost:
+def _cost(results: list[FineTuningResult], seconds: float) -> Cost:
     return Cost(
-        seconds=clock.seconds,
+        seconds=seconds,
         sample_gradients=sum(r.sample_gradients for r in results),
         second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results),
     )

@@ -21,6 +21,7 @@ import torch
 from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.seeding import generator
@@ -182,16 +183,23 @@ class _Judge:
         self.cost = Cost()
 
     def __call__(self, state: State) -> Judgement:
+        """How a state does, as the first process finds it: settings are to be chosen alike in all."""
+        self.cost, judgement = on_first(self._federation.fabric, lambda: self._judge(state))
+        return judgement
+
+    def _judge(self, state: State) -> tuple[Cost, Judgement]:
         self._federation.load(state)
         clock = Clock(self._federation.fabric.device)
         with clock.running():
             forgotten, retained = (
                 class_accuracy(self._federation.model, data, self._classes) for data in (self._forget, self._retain)
             )
-        self.cost += Cost(seconds=clock.seconds, sample_forwards=len(self._forget) + len(self._retain))
+        cost = Cost(seconds=clock.seconds, sample_forwards=len(self._forget) + len(self._retain))
         kept = retained.without(())
         # Nothing left to retain is nothing lost.
-        return Judgement(forgotten.without(()) - _expected(forgotten, retained), kept if len(self._retain) else 1.0)
+        return self.cost + cost, Judgement(
+            forgotten.without(()) - _expected(forgotten, retained), kept if len(self._retain) else 1.0
+        )
 
 
 def _expected(forgotten: ClassAccuracy, retained: ClassAccuracy) -> float:

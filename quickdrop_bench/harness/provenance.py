@@ -34,18 +34,19 @@ def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
         "git_dirty": dirty,
         "package_version": __version__,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "device": device_name(fabric.device),
+        "device": device_name(fabric.device, fabric.world_size),
         "precision": fabric.strategy.precision.precision,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def device_name(device: torch.device) -> str:
-    """A device in words; a CPU with the number of threads that computations use."""
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """A device in words, with the number of processes that have one each; a CPU with the threads of computations."""
+    several = f"{processes} × " if processes > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return several + torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s'[: threads != 1]}"
+    return f"{_processor()}, {several}{threads} thread{'s'[: threads != 1]}"
 
 
 @cache

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import RoundInfo
+from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.events import TRAINING, Run
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
@@ -58,16 +60,24 @@ def measure(
 
     Returns:
         Whether every run ended with a finite model.
+
+    On a Fabric of several processes all of them call this; the first one alone reads and writes rows.
     """
     e = session.experiment
     e.check(methods)
     ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
     chosen = e.seeds if seeds is None else seeds
-    for seed in chosen:
+
+    def missing_of(seed: int) -> list[str]:
         missing = [m for m in ordered if force or not _present(e, rows, siblings, m, seed)]
+        if missing:
+            rows.check_writable()
+        return missing
+
+    for seed in chosen:
+        missing = on_first(session.fabric, partial(missing_of, seed))
         if not missing:
             continue
-        rows.check_writable()
         began = time.monotonic()
         try:
             context = session.prepare(seed)
@@ -77,8 +87,8 @@ def measure(
         for method in missing:
             for served in _serve(session, context, method):
                 _write(session, rows, served)
-    runs = ((m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests)))
-    return not any(rows.marked(e.run_spec(*run).hash) for run in runs)
+    runs = [(m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests))]
+    return on_first(session.fabric, lambda: not any(rows.marked(e.run_spec(*run).hash) for run in runs))
 
 
 def mark_failed(session: Session, rows: RowFile, seed: int, error: Exception, began: float) -> None:
@@ -99,7 +109,9 @@ def mark_lost(session: Session, rows: RowFile, methods: Sequence[str], seed: int
 
 
 def _write(session: Session, rows: RowFile, served: Served) -> None:
-    """Write a run's rows, in the place of what an earlier attempt left."""
+    """Write a run's rows, in the place of what an earlier attempt left; the first process alone does."""
+    if not session.fabric.is_global_zero:
+        return
     run, began, values = served
     base = {
         **run.columns,

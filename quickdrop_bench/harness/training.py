@@ -33,6 +33,7 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.files import remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
@@ -48,6 +49,7 @@ __all__ = [
     "build_model",
     "client_rows",
     "load_trained",
+    "save_finished",
     "train_federation",
     "training_phase",
 ]
@@ -117,9 +119,9 @@ class Checkpoint:
         synthetic: Mapping[int, SyntheticSet],
         history: list[dict[str, Any]],
     ) -> None:
-        """:meth:`save`, unless that would take more than :data:`SAVING_SHARE` of the time since the last one."""
+        """:meth:`save` in the first process, unless that would take more than :data:`SAVING_SHARE` of the time."""
         began = time.monotonic()
-        if began >= self._not_before:
+        if fabric.is_global_zero and began >= self._not_before:
             self.save(fabric, state, cost, synthetic, history)
             now = time.monotonic()
             self._not_before = now + (now - began) / SAVING_SHARE
@@ -139,7 +141,9 @@ class Checkpoint:
             "synthetic": {i: {"images": s.images, "velocity": s.velocity} for i, s in synthetic.items()},
             "history": history,
         }
-        write_atomically(self.path, lambda temporary: fabric.save(temporary, content))
+        # Not fabric.save, which waits for processes that write nothing and cannot know when this one does.
+        saver = fabric.strategy.checkpoint_io
+        write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
 
     def load(
         self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
@@ -189,10 +193,11 @@ def train_federation(
         BadInput: the partition is impossible, or the folder cannot be written, is damaged, or holds another federation.
         ArithmeticError: training diverged.
     """
-    if not artifacts.is_complete(folder):
+    fabric = federation.fabric
+    if not on_first(fabric, lambda: artifacts.is_complete(folder)):
         parts = client_rows(spec, data.train.labels, seed)
-        with alone_in(folder):
-            if not artifacts.is_complete(folder):
+        with alone_in(folder, fabric):
+            if not on_first(fabric, lambda: artifacts.is_complete(folder)):
                 return _train(spec, federation, data, seed, folder, parts)
     return load_trained(spec, federation, data, seed, folder)
 
@@ -200,8 +205,8 @@ def train_federation(
 def _train(
     spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, parts: list[np.ndarray]
 ) -> TrainedFederation:
-    remove_unfinished(folder)  # whoever wrote here was killed: this process is alone
     fabric = federation.fabric
+    on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
     rows = {i: torch.from_numpy(part).to(fabric.device) for i, part in enumerate(parts)}
     clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
     starts = {i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items()}
@@ -248,13 +253,18 @@ def _train(
         history=pd.DataFrame(history),
         cost=result.cost,
         spec={**spec.resolved(), "seed": seed},
-        device=device_name(fabric.device),
+        device=device_name(fabric.device, fabric.world_size),
         data=data.info,
         precision=fabric.strategy.precision.precision,
     )
+    on_first(fabric, lambda: save_finished(trained, folder, checkpoint))
+    return trained
+
+
+def save_finished(trained: TrainedFederation, folder: Path, checkpoint: Checkpoint) -> None:
+    """Save a trained federation, in the place of its checkpoint."""
     artifacts.save(trained, folder)
     checkpoint.path.unlink(missing_ok=True)
-    return trained
 
 
 def _client_artifacts(
@@ -269,22 +279,28 @@ def _client_artifacts(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Let no other process train in this folder meanwhile; the lock goes when its holder ends, however that may be.
+def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """Let nobody else train in this folder meanwhile; the lock goes when its holder ends, however that may be.
+
+    Of several processes that train together, the first has the lock and the others wait for it.
 
     Raises:
         BadInput: the folder cannot be written, which is better known now than after hours of work.
     """
     lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def acquire() -> None:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process trains %s; this one waits for it", folder)
-            lock.acquire()
-    except OSError as error:
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.warning("another process trains %s; this one waits for it", folder)
+                lock.acquire()
+        except OSError as error:
+            raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({error.strerror})") from error
+
+    on_first(fabric, acquire)
     try:
         yield
     finally:

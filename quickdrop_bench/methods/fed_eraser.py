@@ -129,7 +129,8 @@ class _Replay:
         clients = self.choose(0, sorted(client for client, z in data.items() if len(z)))
         if not clients:
             return None
-        clock, mean, initial = Clock(device), RunningMean(), self._history.initial()
+        initial = self._history.initial()
+        clock, mean = Clock(device), RunningMean(initial)
         for client in clients:
             update, _ = self._history.update(self.rounds[0], client)
             with clock.running():

@@ -15,6 +15,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
 from quickdrop_bench.errors import BadInput, Unsupported, positive
 from quickdrop_bench.federation.faults import Fate
+from quickdrop_bench.federation.ranks import spread
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import (
     channel_activity,
@@ -190,18 +191,20 @@ def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) 
     """
     federation = context.federation
     federation.load(context.state)
-    clock = Clock(federation.fabric.device)
-    means, counts = [], []
     with torch.no_grad(), recorded_activity(federation.model.module) as activity:
         first = min(data)
         federation.model(data[first].take(torch.arange(min(len(data[first]), BATCH_SIZE), device=classes.device))[0])
-        # A fixed order, so that the sums round alike however the clients are listed.
-        for client in sorted(data):
+
+        def ask(client: int) -> tuple[Tensor, Tensor, float]:
+            clock = Clock(federation.fabric.device)
             with clock.running():
                 mean, count = _client_means(federation.model, activity, data[client], classes)
-            means.append(mean)
-            counts.append(count)
-    return pooled_means(means, counts), clock.seconds
+            return mean.cpu(), count.cpu(), clock.seconds
+
+        # A fixed order, so that the sums round alike however the clients are listed.
+        reports = spread(federation.fabric, {client: len(data[client]) for client in sorted(data)}, ask)
+    means, counts, seconds = zip(*reports.values(), strict=True)
+    return pooled_means(means, counts).to(classes.device), sum(seconds)
 
 
 @contextmanager

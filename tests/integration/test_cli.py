@@ -351,7 +351,7 @@ BAD = {
     "unknown accelerator": (["table", "2", "--accelerator", "abacus"], "--accelerator abacus"),
     "unknown precision": (["table", "2", "--precision", "8"], "--precision 8"),
     "half precision on a CPU": (["table", "2", "--precision", "16-mixed"], "--precision 16-mixed"),
-    "many devices": (["table", "2", "--devices", "2"], "--devices 2"),
+    "many devices": (["table", "2", "--devices", "9999"], "--devices 9999"),
     "seeds": (["table", "2", "--seeds", "one"], "--seeds one"),
     "no seeds": (["table", "2", "--seeds", "0"], "--seeds 0"),
     "seed twice": (["table", "2", "--seeds", "1,1"], "--seeds 1,1"),

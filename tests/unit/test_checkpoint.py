@@ -92,11 +92,13 @@ def test_saving_takes_its_share_of_the_time_at_most(
     assert saved[3:] == [1100.0, 1201.0, 1302.0]  # rounds that take long are all saved
 
 
-def test_a_second_training_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_training_waits_for_the_first(
+    fabric: Fabric, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     held, order = threading.Event(), []
 
     def first() -> None:
-        with alone_in(tmp_path / "run"):
+        with alone_in(tmp_path / "run", fabric):
             held.set()
             time.sleep(0.3)
             order.append("first")
@@ -104,7 +106,7 @@ def test_a_second_training_waits_for_the_first(tmp_path: Path, caplog: pytest.Lo
     thread = threading.Thread(target=first)
     thread.start()
     held.wait()
-    with caplog.at_level(logging.WARNING), alone_in(tmp_path / "run"):
+    with caplog.at_level(logging.WARNING), alone_in(tmp_path / "run", fabric):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
@@ -112,7 +114,7 @@ def test_a_second_training_waits_for_the_first(tmp_path: Path, caplog: pytest.Lo
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(fabric: Fabric, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(BadInput, match="it cannot be written"), alone_in(tmp_path / "run"):
+    with pytest.raises(BadInput, match="it cannot be written"), alone_in(tmp_path / "run", fabric):
         pass
