@@ -71,8 +71,8 @@ class Run:
 # What all have in common.
 
 
-def split_by_class(data: LabelledSet, clients: int, alpha: float = 0.1) -> dict[int, LabelledSet]:
-    """A Dirichlet partition, as in the paper."""
+def split_by_class(data: LabelledSet, clients: int, alpha: float | None = 0.1) -> dict[int, LabelledSet]:
+    """A Dirichlet partition, as in the paper, or an IID one if α is None."""
     parts = partition(data.own_labels().numpy(), clients, alpha, min_client_size=1, seed=1)
     return {i: data.subset(torch.from_numpy(part)) for i, part in enumerate(parts)}
 

@@ -179,12 +179,14 @@ def engine_round(
     side: int = 32,
     batch: int = BATCH,
     distinct: int | None = None,
+    alpha: float | None = 0.1,
 ) -> Callable[[], Numbers]:
     """(a, b, d) A round of ours, with distillation if there is a scale; with the process's peak memory."""
     keep_freed_memory()
     model = paper_model(width, 3, side)
     federation = Federation(fabric_of(), model, Distillation(1, 0.1, 0.5, synthetic_batch))
-    parts = split_by_class(noise(images, 3, side, distinct), clients)
+    data = noise(images, 3, side, distinct)
+    parts = split_by_class(data, clients, alpha)
     state = federation.fresh_state(0)
     sets: dict[int, SyntheticSet] = {}
     if scale is not None:
@@ -202,6 +204,7 @@ def engine_round(
             "wall_seconds": wall,
             "booked_as_distillation": cost.distillation_seconds,
             "synthetic_images_per_step": cost.second_order_sample_gradients / (clients * steps),
+            "data_bytes": data.images.nbytes + sum(s.images.nbytes + s.velocity.nbytes for s in sets.values()),
             "peak_bytes": memory,
         }
 
@@ -373,15 +376,16 @@ def request(repeats: int, threads: int) -> pd.DataFrame:
 
 
 def clients(repeats: int, threads: int) -> pd.DataFrame:
-    """(d) Cost against the number of clients (20 images each) and images per client."""
+    """(d) Cost against the number of clients (20 images each), images per client, and s."""
+    small = {"steps": 1, "width": 64, "batch": 32, "alpha": None}
+    points: list[tuple[int, int, float | None]] = [(n, 20, s) for n in (10, 30, 100, 300, 1000) for s in (None, 10.0)]
+    points += [(10, m, s) for m in (60, 200, 600, 2000) for s in (None, 10.0)]
+    points += [(10, 600, s) for s in (2.0, 50.0)]
     frames = []
-    small = {"steps": 1, "width": 64, "batch": 32}
-    points = [(n, 20) for n in (10, 30, 100, 300, 1000)] + [(10, m) for m in (60, 200, 600, 2000)]
-    for count, each in points:
-        for scale in (None, 10.0):
-            name = f"{count} clients, {each} images each" + (", distilling" if scale else "")
-            options = {**small, "clients": count, "images": count * each, "scale": scale}
-            frames.append(measure("clients", [(name, engine_round, options)], min(repeats, 3), threads))
+    for count, each, scale in points:
+        name = f"{count} clients, {each} images each" + (f", distilling at s = {scale:g}" if scale else "")
+        options = {**small, "clients": count, "images": count * each, "scale": scale}
+        frames.append(measure("clients", [(name, engine_round, options)], min(repeats, 3), threads))
     return pd.concat(frames)
 
 
@@ -479,10 +483,11 @@ def request_page(part: pd.DataFrame) -> Iterable[str]:
 def clients_page(part: pd.DataFrame) -> Iterable[str]:
     """Section (d)."""
     median = part[part["repeat"] > 0].groupby(["case", "metric"], sort=False)["value"].median().unstack()
-    yield "| | seconds | peak memory (MB) |"
-    yield "|---|--:|--:|"
+    yield "| | seconds | data and synthetic sets (MB) | peak memory of the process (MB) |"
+    yield "|---|--:|--:|--:|"
     for case in dict.fromkeys(part["case"]):
-        yield f"| {case} | {median.loc[case, 'seconds']:.3f} | {median.loc[case, 'peak_bytes'] / 1e6:.0f} |"
+        line = median.loc[case]
+        yield f"| {case} | {line['seconds']:.3f} | {line['data_bytes'] / 1e6:.0f} | {line['peak_bytes'] / 1e6:.0f} |"
 
 
 def evaluation_page(part: pd.DataFrame) -> Iterable[str]:
@@ -504,7 +509,7 @@ PAGES: dict[str, tuple[str, Callable[[pd.DataFrame], Iterable[str]]]] = {
         "(c) A QuickDrop request: 10 clients, s = 100, a step of ascent, two rounds of two steps of recovery",
         request_page,
     ),
-    "clients": ("(d) A round against clients and images per client: width 64, B = 32, one step", clients_page),
+    "clients": ("(d) A round against clients, images per client and s: width 64, B = 32, one step, IID", clients_page),
     "start-up": ("(e) Start-up", table),
     "evaluation": ("(f) Evaluation, per image", evaluation_page),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["HalvingPool"]
+__all__ = ["HalvingPool", "spread_over_squares"]
 
 SMALL = 2**19
 """Elements up to which one kernel of the library beats several."""
@@ -19,6 +22,31 @@ class HalvingPool(nn.Module):
         if images.device.type != "cpu" or images.numel() <= SMALL:
             pooled: Tensor = F.avg_pool2d(images, 2)
             return pooled
+        of_slices: Tensor = _Slices.apply(images)
+        return of_slices
+
+
+class _Slices(torch.autograd.Function):
+    """The sum of slices; autograd by itself would make a tensor of zeros for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         rows: Tensor = images.unflatten(2, (-1, 2))
         pairs = rows[:, :, :, 0] + rows[:, :, :, 1]
         return (pairs[..., ::2] + pairs[..., 1::2]) * 0.25
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return spread_over_squares(gradient)
+
+
+def spread_over_squares(gradient: Tensor) -> Tensor:
+    """The gradient of averaging 2×2 squares: (B, C, h, w) to (B, C, 2h, 2w), a quarter everywhere."""
+    b, c, h, w = gradient.shape
+    quarter = gradient * 0.25
+    rows = gradient.new_empty(b, c, h, 2, 2 * w)
+    first = rows[:, :, :, 0]
+    first[..., ::2] = quarter
+    first[..., 1::2] = quarter
+    rows[:, :, :, 1] = first
+    return rows.view(b, c, 2 * h, 2 * w)

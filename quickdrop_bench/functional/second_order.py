@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from quickdrop_bench.functional.pooling import HalvingPool
+from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
 
 __all__ = ["EPSILON", "distance_and_image_gradient", "is_small", "is_supported", "summed_products"]
 
@@ -73,9 +73,7 @@ class _Pool(_Layer):
         return y
 
     def back(self, g: Tensor) -> Tensor:
-        quarter = g * 0.25
-        pairs = torch.stack((quarter, quarter), -1).flatten(-2)
-        return pairs.unsqueeze(3).expand(-1, -1, -1, 2, -1).flatten(2, 3)
+        return spread_over_squares(g)
 
     def tangent(self, a: Tensor | None) -> Tensor | None:
         return None if a is None else self.forward(a)
