@@ -69,7 +69,7 @@ def markdown(frame: pd.DataFrame, dataset: str) -> str:
     lines = [
         "# What choices do to accuracy",
         "",
-        f"{dataset}, preset `small`, class 9 forgotten by QuickDrop, seeds {', '.join(map(str, seeds))} (means); ",
+        f"{dataset}, preset `small`, class 9 forgotten by QuickDrop, seeds {', '.join(map(str, seeds))} (means);",
         f"{first['device']}, commit {str(first['git_commit'])[:10]}. Written by `benchmarks/choices.py`.",
         "Accuracy before the request is the mean over all classes, the others are after recovery.",
         "",
@@ -89,9 +89,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--seeds", default="3", help="as for the program")
     options = parser.parse_args()
-    frame = pd.concat([measure(choice, options.dataset, options.data_dir, options.seeds) for choice in CHOICES])
-    write_text(FOLDER / "choices.csv", frame.to_csv(index=False, float_format="%.6g"))
-    write_text(FOLDER / "choices.md", markdown(frame, options.dataset))
+    frame = pd.DataFrame()
+    for choice in CHOICES:
+        frame = pd.concat([frame, measure(choice, options.dataset, options.data_dir, options.seeds)])
+        write_text(FOLDER / "choices.csv", frame.to_csv(index=False, float_format="%.6g"))
+        write_text(FOLDER / "choices.md", markdown(frame, options.dataset))
     print(markdown(frame, options.dataset))
 
 
