@@ -118,6 +118,7 @@ def _method_options(parser: ArgumentParser) -> None:
         "--patience", type=int | None, default=None, help="end descents after this many rounds without progress"
     )
     parser.add_argument("--force", action="store_true", help="measure again what was measured already")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds and cells at a time, each in a process of its own")
     for name in METHODS:
         _add_fields(parser, METHODS[name], f"{name}.")
 
@@ -138,7 +139,6 @@ def add_sweep_options(parser: ArgumentParser) -> None:
     parser.add_argument("--clients", type=int | str, default=10, help="number of clients N, or several as 10,20")
     parser.add_argument("--fine-tunes", type=str | None, default=None, help="fine-tuning F to sweep, as 0,10,20")
     parser.add_argument("--datasets", type=str | None, default=None, help="data sets to sweep, as digits,mnist")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in a process of its own")
     parser.add_argument("--dry-run", action="store_true", help="show the plan with an estimate of time, and stop")
 
 

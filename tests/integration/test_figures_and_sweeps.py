@@ -187,13 +187,15 @@ def test_a_report_into_a_folder_is_one_sentence(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_jobs_give_the_rows_of_one_process(run: Run) -> None:
-    chosen = ["--scales", "1,10", "--seeds", "1,2"]
-    assert run("sweep", *TINY, *chosen, "--results-dir", "one", "--artifacts-dir", "a")[0] == 0
-    code, _, err = run("sweep", *TINY, *chosen, "--results-dir", "two", "--artifacts-dir", "b", "--jobs", "2")
+@pytest.mark.parametrize(("command", "cells"), [(["sweep", "--scales", "1,10"], 4), (["table", "2"], 2)])
+def test_jobs_give_the_rows_of_one_process(run: Run, command: list[str], cells: int) -> None:
+    name = "".join(command[:2]) if command[0] == "table" else command[0]
+    chosen = [*command, *TINY, "--seeds", "1,2"]
+    assert run(*chosen, "--results-dir", "one", "--artifacts-dir", "a")[0] == 0
+    code, _, err = run(*chosen, "--results-dir", "two", "--artifacts-dir", "b", "--jobs", "2")
     assert code == 0
-    assert "4/4" in err
-    assert facts(rows_of("sweep", "one")) == facts(rows_of("sweep", "two"))
+    assert f"{cells}/{cells}" in err
+    assert facts(rows_of(name, "one")) == facts(rows_of(name, "two"))
 
 
 @pytest.mark.slow
