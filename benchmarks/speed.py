@@ -476,7 +476,7 @@ def distillation_page(part: pd.DataFrame) -> Iterable[str]:
 
 def request_page(part: pd.DataFrame) -> Iterable[str]:
     """Section (c)."""
-    yield "| | unlearning, ms: cold, warm | recovery, ms: cold, warm | sample-gradients | µs each | a training step's | ÷ |"
+    yield "| | unlearning, ms: cold, warm | recovery, ms: cold, warm | gradients | µs each | a training step's | ÷ |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for case in dict.fromkeys(part["case"]):
         wide = part[part["case"] == case].pivot_table(index="repeat", columns="metric", values="value")
