@@ -1,6 +1,7 @@
-"""Mirror runs into Weights & Biases, through Lightning's logger interface on Fabric. The only file that imports wandb.
+"""Mirror runs into Weights & Biases, through Lightning's logger interface on Fabric.
 
-Rows on disk are the truth: whatever goes wrong here is said once and ends the mirroring, never a measurement.
+What there is to say is collected here as plain data; :mod:`quickdrop_bench.mirror` makes W&B's calls in a process of
+its own. Rows on disk are the truth: whatever goes wrong is said once and ends the mirroring, never a measurement.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import os
 import re
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
@@ -37,8 +38,9 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.catalogue import paper_values
 from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.sheets import synthetic_pairs
+from quickdrop_bench.listener import listener
 from quickdrop_bench.methods import Context
-from quickdrop_bench.reporting.distribution import distribution_png
+from quickdrop_bench.mirror import AGENT, MODULE
 from quickdrop_bench.reporting.measured import against_oracle
 from quickdrop_bench.reporting.published import Published, beside, read_published
 
@@ -55,22 +57,7 @@ SWEEPS = ("sweep", "figure5", "figure6")
 STAGES = (TRAINING, "unlearning", "recovery", "relearning")
 """By index: the values of the axis ``stage``."""
 
-AXES = {"per_round/*": "round", "per_stage/*": "stage", "fine_tuning/*": "initialisation"}
-"""Metrics, and the one that they are drawn over."""
-
-SETTINGS: Mapping[str, Any] = {
-    "console": "off",
-    "disable_code": True,
-    "disable_git": True,  # the config has the commit
-    "init_timeout": 20.0,
-    "finish_timeout": 60.0,
-    "silent": True,
-    "x_disable_stats": True,  # sampling the machine would take part in what is timed
-    "x_save_requirements": False,  # the config has the versions
-}
-
-AGENT = {"sweep_id": "WANDB_SWEEP_ID", "run_id": "WANDB_RUN_ID", "sweep_param_path": "WANDB_SWEEP_PARAM_PATH"}
-"""How a sweep's agent tells the program which run it is to be."""
+ABOUT = "A federation trained by quickdrop_bench: the global model, and what was kept of the training."
 
 NO_KEY = "no API key is configured (wandb login sets one); runs are kept offline"
 
@@ -165,6 +152,7 @@ def tracking(args: Any) -> Iterator[Tracker | None]:
         status = "success"
     finally:
         tracker.finalize(status)
+        tracker.close()
         if tracker.runs:
             print(tracker.where(), file=sys.stderr)
 
@@ -174,17 +162,14 @@ def _mirrors(event: Callable[Concatenate[Tracker, P], None]) -> Callable[Concate
 
     @wraps(event)
     def guarded(self: Tracker, *args: P.args, **kwargs: P.kwargs) -> None:
+        self._hear()
         if not self.alive:
             return
         try:
             event(self, *args, **kwargs)
         except Exception as error:  # whatever it is, the benchmark goes on
-            self.alive = False
-            reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("W&B failed and is left out from here on; rows are complete without it: %s", reason)
             log.debug("where it failed", exc_info=error)
-            with suppress(Exception):
-                self.experiment.finish(exit_code=1)
+            self._give_up(str(error) or type(error).__name__)
 
     return guarded  # type: ignore[return-value]
 
@@ -209,17 +194,17 @@ class Tracker(Logger):
 
     def __init__(self, mode: str, project: str, entity: str | None = None, *, images: bool = False) -> None:
         self.alive = True
-        self.runs = 0
-        self._mode = mode
         self._project = project
-        self._entity = entity
         self._images = images
-        self.folder = Path()
+        self._mirror = listener(MODULE)
+        self._heard: Mapping[str, Any] = {"mode": mode, "runs": 0, "folder": "", "run": None}
+        self._begun = False
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._agent: dict[str, Any] = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
-        self._logger: Any = None
+        self._in_progress = False
         self._run: Run | None = None
         self._waiting: Run | None = None
-        self._federation: Any = None
+        self._has_federation = False
         self._accuracies: list[tuple[int, ClassAccuracy]] = []
         self._original: ClassAccuracy | None = None
         self._last: ClassAccuracy | None = None
@@ -228,6 +213,8 @@ class Tracker(Logger):
         self._staged = False
         self.accuracy: Callable[[Federation, RoundInfo], ClassAccuracy | None] = lambda federation, info: None
         """Of the state that a round ended with, where it is evaluated anyway."""
+        with suppress(ConnectionError):  # it is said when there is a run
+            self._tell("begin", mode=mode, project=project, entity=entity, argv=sys.argv[1:])
 
     @property
     def name(self) -> str:
@@ -236,30 +223,32 @@ class Tracker(Logger):
 
     @property
     def version(self) -> str | None:
-        """Id of the W&B run in progress."""
-        return self._logger.version if self._logger else None
+        """Id of the W&B run in progress, as far as it is known by now."""
+        run: str | None = self._heard["run"]
+        return run
+
+    @property
+    def runs(self) -> int:
+        """How many W&B runs there are, as far as it is known by now."""
+        return int(self._heard["runs"])
 
     @property
     def has_agent(self) -> bool:
         """Whether a sweep's agent waits for the artefact's run."""
         return bool(self._agent)
 
-    @property
-    def experiment(self) -> Any:
-        """The ``wandb.Run`` in progress, or None."""
-        return self._logger.experiment if self._logger else None
-
     @_mirrors
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the run in progress; called by ``fabric.log_dict``."""
-        if self._logger:
-            self._logger.log_metrics(dict(metrics), step)
+        if self._in_progress:
+            at = {"_timestamp": time.time()} | ({} if step is None else {"trainer/global_step": step})
+            self._tell("log", metrics={**metrics, **at})
 
     @_mirrors
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Put settings into the config of the run in progress."""
-        if self._logger:
-            self._logger.log_hyperparams(params, *args, **kwargs)
+        if self._in_progress:
+            self._tell("config", values=vars(params) if isinstance(params, Namespace) else params)
 
     @_mirrors
     def on_run_start(self, run: Run) -> None:
@@ -271,7 +260,7 @@ class Tracker(Logger):
         if run.step == 0:
             self._last = self._original
         if run.kind == TRAINING:
-            self._waiting, self._federation, self._original, self._last = run, None, None, None
+            self._waiting, self._has_federation, self._original, self._last = run, False, None, None
         else:
             self._begin(run)
 
@@ -291,7 +280,7 @@ class Tracker(Logger):
         """Log a round."""
         if info.phase.name == TRAINING:
             self._begin_training()
-        if not self._logger:
+        if not self._in_progress:
             return
         if self._phase[0] != info.phase.name:
             self._phase = info.phase.name, self._round
@@ -317,21 +306,17 @@ class Tracker(Logger):
         context.federation.load(trained.state)
         self._original = class_accuracy(context.federation.model, data.test, len(data.class_names))
         self._waiting = None
-        self._federation = self._artifact(run, trained, folder)
-        if not self._logger:
+        if self._in_progress:
+            self._tell_confusion("trained", self._original)
+        self._tell_federation(run, trained, folder)
+        self._has_federation = True
+        if not self._in_progress:
             return
-        self._log_confusion("trained", self._original)
-        self.experiment.log_artifact(self._federation, aliases=["latest", folder.name])
         rows = [client.original.rows.cpu().numpy() for _, client in sorted(context.clients.items())]
         counts = class_counts(data.train.labels.cpu().numpy(), rows, len(data.class_names))
-        png = distribution_png(counts, data.class_names, _name(run))
-        self._logger.log_image("partition", [Image.open(BytesIO(png))])
+        self._tell("partition", counts=counts.tolist(), class_names=list(data.class_names), title=_name(run))
         if self._images and trained.spec["distill"]:
-            real, synthetic, labels = synthetic_pairs(data, context.clients)
-            # An image in which nobody sees a change is a client's own.
-            changed = [k for k in range(len(real)) if 255 * abs(real[k] - synthetic[k]).max() >= artifacts.VISIBLE]
-            pictures = [(255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze() for k in changed]
-            self._logger.log_image("synthetic", pictures, caption=[labels[k] for k in changed])
+            self._tell_synthetic(data, context)
 
     @_mirrors
     def on_stage_end(self, run: Run, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy) -> None:
@@ -343,14 +328,14 @@ class Tracker(Logger):
     def on_run_end(self, run: Run, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]) -> None:
         """Write the run's line of the table into the summary, and finish it."""
         bad = any(row["metric"] in ("failed", "diverged") and row["value"] for row in rows)
-        if bad and not self._logger and run.step == 0:
+        if bad and not self._in_progress and run.step == 0:
             self._last = self._original
             self._begin(run)  # it failed before it could start
-        if not self._logger:
+        if not self._in_progress:
             return
         if run.kind == UNLEARNING and self._last and self._staged:
-            self._log_confusion("after", self._last)
-        self.experiment.summary.update(dict(_summary(run, rows, oracle)))
+            self._tell_confusion("after", self._last)
+        self._tell("summary", values=dict(_summary(run, rows, oracle)))
         self._finish(exit_code=int(bad))
 
     @_mirrors
@@ -371,12 +356,12 @@ class Tracker(Logger):
             settings=self._agent,
         )
         if (path := folder / "table.csv").exists():
-            self._logger.log_table("table", dataframe=pd.read_csv(path))
+            self._tell_table("table", pd.read_csv(path))
         if (path := folder / "figure.csv").exists():
             numbers = pd.read_csv(path)
-            self._logger.log_table("numbers", dataframe=numbers)
-            self._logger.log_image("figure", [str(path.with_suffix(".png"))])
-            self.experiment.summary.update(_headline(numbers))
+            self._tell_table("numbers", numbers)
+            self._tell("picture", key="figure", path=str(path.with_suffix(".png")))
+            self._tell("summary", values=_headline(numbers))
         self._finish()
 
     @_mirrors
@@ -384,13 +369,47 @@ class Tracker(Logger):
         """Finish what is in progress, as Lightning's loggers do."""
         self._finish(exit_code=int(status != "success"))
 
+    def close(self) -> None:
+        """Wait until all that was said is in W&B's files, or at its server."""
+        try:
+            self._mirror.close() if self._begun else self._mirror.abandon()
+        except OSError as error:
+            self._hear()
+            self._give_up(str(error))
+        self._hear()
+        if self._scratch:
+            self._scratch.cleanup()
+
     def where(self) -> str:
         """Where the runs of this command are, for people."""
-        runs = f"{self.runs} run{'s'[: self.runs != 1]}"
-        if self._mode == "online":
+        runs, folder = f"{self.runs} run{'s'[: self.runs != 1]}", self._heard["folder"]
+        if self._heard["mode"] == "online":
             return f"W&B: {runs} in project {self._project}"
-        folder = self.folder
         return f"W&B: {runs} kept offline; browse: wandb leet {folder}, upload: wandb sync {folder}/offline-run-*"
+
+    def _tell(self, event: str, **about: Any) -> None:
+        """Say something to the process that makes W&B's calls; its ``on_<event>`` says what."""
+        self._mirror.tell({"do": event, **about})
+
+    def _hear(self) -> None:
+        """Take note of what that process answered."""
+        for answer in self._mirror.answers():
+            self._heard = answer
+            for warning in self._heard["warnings"]:
+                log.warning("W&B %s", warning)
+            if self._heard["failure"]:
+                self._give_up(self._heard["failure"])
+
+    def _give_up(self, reason: str) -> None:
+        """Say once that W&B failed; the run in progress is a failed one."""
+        if not self.alive:
+            return
+        self.alive = False
+        reason = " ".join(reason.split())
+        log.warning("W&B failed and is left out from here on; rows are complete without it: %s", reason)
+        log.debug("what its process wrote: %s", self._mirror.errors)
+        with suppress(ConnectionError):
+            self._tell("finish", exit_code=1)
 
     def _parameters(self) -> dict[str, Any]:
         """What a sweep's agent chose; wandb itself looks for it only when it is set up."""
@@ -416,116 +435,76 @@ class Tracker(Logger):
             config={**c, "preset": run.settings["provenance"]["preset"], **run.settings},
         )
         self._run = run
-        if self._federation is not None:
-            _use(self.experiment, self._federation)
+        if self._has_federation:
+            self._tell("use")
         if self._last and run.kind == UNLEARNING:
             self._accuracies = [(0, self._last)]
-            self._log_confusion("before", self._last)
+            self._tell_confusion("before", self._last)
 
-    def _open(self, **about: Any) -> None:
-        """Start a W&B run; one that cannot be had online is kept offline, with all that follow."""
-        import wandb  # its import takes a second, which commands without it need not pay
-        from lightning.pytorch.loggers import WandbLogger
-
-        # Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
-        wandb.setup(wandb.Settings(silent=True, mode=self._mode))  # type: ignore[arg-type]
-        settings = wandb.Settings(**SETTINGS, **about.pop("settings", {}))
-        start = {
-            "project": self._project,
-            "entity": self._entity,
-            "settings": settings,
-            "reinit": "create_new",
-            **about,
-        }
-        try:
-            run = wandb.init(mode=self._mode, **start)  # type: ignore[arg-type]
-        except Exception as error:
-            if self._mode != "online":
-                raise
-            self._mode = "offline"
-            log.warning("W&B cannot be reached; runs are kept offline: %s", " ".join(str(error).split()))
-            run = wandb.init(mode="offline", **start)
-        self._logger = WandbLogger(project=self._project, experiment=run)
-        self.runs += 1
-        for metrics, axis in AXES.items():
-            run.define_metric(axis)
-            run.define_metric(metrics, step_metric=axis)
-        self.folder = Path(run.dir).parents[1]
-        wanted = Path(os.environ.get("WANDB_DIR") or ".").resolve()
-        if self.runs == 1 and not self.folder.resolve().is_relative_to(wanted):
-            log.warning("W&B cannot write into %s; its runs go to %s", wanted, self.folder)
+    def _open(self, *, settings: Mapping[str, Any] | None = None, **about: Any) -> None:
+        """Start a W&B run with settings of its own; the rest is for ``wandb.init``."""
+        self._begun = self._in_progress = True
+        self._tell("open", settings=settings or {}, **about)
 
     def _finish(self, exit_code: int = 0) -> None:
         """Log what is known at the end, and finish the W&B run in progress."""
-        if self._logger:
+        if self._in_progress:
             if len(self._accuracies) > 1:
-                self._log_curves(self._accuracies)
-            self.experiment.finish(exit_code=exit_code)
-        self._logger, self._run, self._waiting, self._accuracies = None, None, None, []
+                rounds, found = zip(*self._accuracies, strict=True)
+                self._tell("curves", rounds=rounds, accuracies=[one.accuracy for one in found])
+            self._tell("finish", exit_code=exit_code)
+        self._in_progress, self._run, self._waiting, self._accuracies = False, None, None, []
         self._phase, self._round, self._staged = ("", 0), 0, False
 
-    def _log_confusion(self, key: str, accuracy: ClassAccuracy) -> None:
-        """The confusion matrix on the test set, as W&B's own chart."""
-        import wandb
+    def _tell_confusion(self, key: str, accuracy: ClassAccuracy) -> None:
+        """The confusion matrix on the test set."""
+        title = f"Test images by class, {key}"
+        self._tell("confusion", key=f"confusion_matrix_{key}", title=title, counts=accuracy.confusion)
 
-        fields = ("Actual", "Predicted", "nPredictions")
-        cells: list[Any] = [
-            [str(a), str(p), n] for a, line in enumerate(accuracy.confusion) for p, n in enumerate(line)
-        ]
-        chart = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=list(fields), data=cells),
-            {name: name for name in fields},
-            {"title": f"Test images by class, {key}"},
-        )
-        self._logger.log_metrics({f"confusion_matrix_{key}": chart})
+    def _tell_table(self, key: str, frame: pd.DataFrame) -> None:
+        """A table; Python's own numbers keep the columns' types."""
+        self._tell("table", key=key, columns=list(frame), rows=frame.astype(object).to_numpy().tolist())
 
-    def _log_curves(self, accuracies: Sequence[tuple[int, ClassAccuracy]]) -> None:
-        """Accuracy by class over the rounds, in one chart."""
-        import wandb
-
-        classes = range(len(accuracies[0][1].confusion))
-        chart = wandb.plot.line_series(
-            xs=[round_ for round_, _ in accuracies],
-            ys=[[found.accuracy[c] for _, found in accuracies] for c in classes],
-            keys=[f"class {c}" for c in classes],
-            title="Test accuracy by class",
-            xname="round",
-        )
-        self._logger.log_metrics({"class_curves": chart})
-
-    def _artifact(self, run: Run, trained: TrainedFederation, folder: Path) -> Any:
-        """A trained federation as a W&B artifact: its files, but none with a client's data."""
-        import wandb
-
+    def _tell_federation(self, run: Run, trained: TrainedFederation, folder: Path) -> None:
+        """A trained federation as an artifact: its files, but none with a client's data."""
         c = run.columns
         name = f"federation-{c['dataset']}-{c['clients']}-clients-{c['distribution']}-s{c['scale']:g}"
         name += f"-f{c['fine_tuning']}" if c["fine_tuning"] else ""
-        artifact = wandb.Artifact(
-            re.sub(r"[^\w.-]+", "-", f"{name}-seed{run.seed}"),
-            type="federation",
-            description="A federation trained by quickdrop_bench: the global model, and what was kept of the training.",
-            metadata={**trained.spec, "federation_hash": folder.name, "device": trained.device},
-        )
-        for file in artifacts.PUBLIC:
-            artifact.add_file(str(folder / file), name=file)
-        for path in sorted((folder / artifacts.CLIENTS).glob("[!.]*.safetensors")):
-            # The manifest has their checksums; a second hash of what may be gigabytes is not needed.
-            artifact.add_reference(path.resolve().as_uri(), name=f"{artifacts.CLIENTS}/{path.name}", checksum=False)
+        about = {
+            "name": re.sub(r"[^\w.-]+", "-", f"{name}-seed{run.seed}"),
+            "type": "federation",
+            "description": ABOUT,
+            "metadata": {**trained.spec, "federation_hash": folder.name, "device": trained.device},
+        }
+        files = {file: str(folder / file) for file in artifacts.PUBLIC}
         if self._images:
-            with tempfile.TemporaryDirectory() as temporary:
-                for path in artifacts.save_synthetic(trained, Path(temporary)):
-                    artifact.add_file(str(path), name=f"synthetic/{path.name}")
-        return artifact
+            scratch = self._new_scratch()
+            files |= {f"synthetic/{path.name}": str(path) for path in artifacts.save_synthetic(trained, scratch)}
+        kept = sorted((folder / artifacts.CLIENTS).glob("[!.]*.safetensors"))
+        references = {f"{artifacts.CLIENTS}/{path.name}": path.resolve().as_uri() for path in kept}
+        aliases = ["latest", folder.name]
+        self._tell("federation", about=about, files=files, references=references, aliases=aliases)
+        if self._images:
+            self._tell("discard", folder=str(scratch))
 
+    def _tell_synthetic(self, data: ImageData, context: Context) -> None:
+        """A sheet of synthetic images. One in which nobody sees a change is a client's own, and stays here."""
+        real, synthetic, labels = synthetic_pairs(data, context.clients)
+        scratch, paths, captions = self._new_scratch(), [], []
+        for k, label in enumerate(labels):
+            if 255 * abs(real[k] - synthetic[k]).max() >= artifacts.VISIBLE:
+                paths.append(str(scratch / f"{k}.png"))
+                Image.fromarray((255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze()).save(paths[-1])
+                captions.append(label)
+        self._tell("images", key="synthetic", paths=paths, captions=captions)
+        self._tell("discard", folder=str(scratch))
 
-def _use(run: Any, artifact: Any) -> None:
-    """Declare an artifact as used by a run.
-
-    wandb refuses ``use_artifact`` while offline, but syncs the declaration when it stands in the run's file, where
-    its own online path for artifacts that are not uploaded yet puts it as well.
-    """
-    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    def _new_scratch(self) -> Path:
+        """An empty folder for files that are said; it is there until they are logged, at most until the end."""
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(
+            prefix="quickdrop-bench-", ignore_cleanup_errors=True
+        )
+        return Path(tempfile.mkdtemp(dir=self._scratch.name))
 
 
 def _name(run: Run) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from quickdrop_bench.files import write_text
-from quickdrop_bench.reporting.looks import BLUE, style
+from quickdrop_bench.reporting.holdings import holdings
+from quickdrop_bench.reporting.looks import style
 from quickdrop_bench.reporting.pictures import save_picture
 
-__all__ = ["distribution_png", "write_distribution"]
+__all__ = ["write_distribution"]
 
 
 def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[str], title: str) -> list[Path]:
@@ -35,32 +34,4 @@ def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[s
     table = folder / "distribution.csv"
     write_text(table, frame.to_csv(index=False))
     with style():
-        return [table, *save_picture(_picture(counts, class_names, title), folder / "distribution")]
-
-
-def distribution_png(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
-    """The same picture as a PNG file's content; arguments as for :func:`write_distribution`."""
-    buffer = BytesIO()
-    with style():
-        _picture(counts, class_names, title).savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _picture(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Clients × classes; the area of a disc is the number of images."""
-    clients, classes = counts.shape
-    width = max(4.5, 1.8 + 0.42 * classes)
-    figure = Figure(figsize=(width, max(3.0, 1.6 + 0.3 * clients)), layout="constrained")
-    axes = figure.add_subplot()
-    rows, columns = np.nonzero(counts)
-    sizes = 160 * counts[rows, columns] / max(counts.max(), 1)
-    axes.scatter(columns, rows, s=sizes, color=BLUE, linewidths=0)
-    axes.set_xticks(range(classes), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
-    step = max(1, clients // 20)
-    labels = [f"{i}  ({int(counts[i].sum())})" for i in range(0, clients, step)]
-    axes.set_yticks(range(0, clients, step), labels)
-    axes.set(xlim=(-0.7, classes - 0.3), ylim=(clients - 0.3, -0.7), xlabel="class", ylabel="client  (images)")
-    axes.set_title(f"{title}\nlargest disc: {int(counts.max())} images")
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure
+        return [table, *save_picture(holdings(counts, class_names, title), folder / "distribution")]

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +19,9 @@ import pytest
 from quickdrop_bench.cli import main
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.experiment import Session
+from quickdrop_bench.listener import encode
 from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.mirror import Mirror
 from quickdrop_bench.produce import _process
 from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.tracking import resolve_mode, tracker_of
@@ -63,6 +66,7 @@ class Recorded:
     made: list[Artifact] = field(default_factory=list)
     used: list[Artifact] = field(default_factory=list)
     exit_code: int | None = None
+    id: str = "id"
 
     @property
     def name(self) -> str:
@@ -125,6 +129,10 @@ class Wandb(ModuleType):
         return data
 
     @staticmethod
+    def Image(source: Any, caption: str | None = None) -> Any:  # noqa: N802
+        return source
+
+    @staticmethod
     def plot_table(definition: str, table: list[Any], fields: Mapping[str, str], texts: Mapping[str, str]) -> list[Any]:
         return table
 
@@ -136,22 +144,27 @@ class Wandb(ModuleType):
         return [run for run in self.runs if run.kind == kind]
 
 
-class WandbLogger:
-    """Lightning's, as far as it is used."""
+class HereAndNow:
+    """Stands in for the process: what it is told is handled at once, after the same way through JSON."""
 
-    version = "id"
+    errors = ""
 
-    def __init__(self, project: str, experiment: Recorded) -> None:
-        self.experiment = experiment
+    def __init__(self, module: str) -> None:
+        assert module == "quickdrop_bench.mirror"
+        self._mirror, self._answers = Mirror(), deque[Any]()
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.experiment.log(metrics)
+    def tell(self, event: Mapping[str, Any]) -> None:
+        answer = self._mirror.handle(json.loads(encode(event)))
+        self._answers.append(json.loads(json.dumps(answer)))
 
-    def log_image(self, key: str, images: list[Any]) -> None:
-        self.experiment.log({key: images})
+    def answers(self) -> Iterator[Any]:
+        while self._answers:
+            yield self._answers.popleft()
 
-    def log_table(self, key: str, dataframe: Any) -> None:
-        self.experiment.log({key: dataframe})
+    def close(self) -> None:
+        self._mirror.end()
+
+    def abandon(self) -> None: ...
 
 
 def ask(*args: object, **kwargs: object) -> NoReturn:
@@ -168,6 +181,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(path.parent))
     monkeypatch.setenv("NETRC", str(path))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(path.parent))
+    monkeypatch.setattr("quickdrop_bench.tracking.listener", HereAndNow)
     monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr("getpass.getpass", ask)
     return path
@@ -175,10 +189,8 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wandb(nobody: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wandb:
-    package, loggers = Wandb(tmp_path / "wandb"), ModuleType("lightning.pytorch.loggers")
-    loggers.WandbLogger = WandbLogger  # type: ignore[attr-defined]
+    package = Wandb(tmp_path / "wandb")
     monkeypatch.setitem(sys.modules, "wandb", package)
-    monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", loggers)
     return package
 
 
@@ -211,9 +223,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing it, or what imports it, fails."""
-    for name in ("wandb", "lightning.pytorch.loggers"):
-        monkeypatch.setitem(sys.modules, name, None)
+    """Importing it fails."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
 
 
 ENVIRONMENTS: dict[str, tuple[dict[str, str], str]] = {
