@@ -35,6 +35,7 @@ class Listener:
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._heard: deque[dict[str, Any]] = deque()
         self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - it is read whenever the process fails
+        self._last_words = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._problem = "its process could not be started"
         self._answered = 0.0
@@ -50,6 +51,7 @@ class Listener:
             )
         except OSError as error:
             self._problem += f": {error}"
+            self._errors.close()
             return
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
@@ -73,45 +75,54 @@ class Listener:
     @property
     def errors(self) -> str:
         """What it wrote to its standard error."""
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")
+        if not self._errors.closed:
+            self._errors.seek(0)
+            self._last_words = self._errors.read().decode(errors="replace")
+        return self._last_words
 
     def close(self) -> None:
         """Tell the process that nothing follows, and wait for its end.
 
         Raises:
-            ConnectionError: it had ended before, or not well.
+            ConnectionError: it did not end well.
             TimeoutError: it answered nothing for :data:`PATIENCE` seconds, and was killed.
         """
         if not self._process:
-            self._check()
-            return
+            raise ConnectionError(self._problem)
         self._waiting.put(None)
         self._answered = time.monotonic()
+        # The end of its answers wakes this process at once, which waiting for a process does not.
         while self._reader.is_alive() and (left := self._answered + PATIENCE - time.monotonic()) > 0:
             self._reader.join(left)
         try:
-            self._process.wait(0 if self._reader.is_alive() else 1)
+            self._process.wait(max(0.0, self._answered + PATIENCE - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.abandon()
             raise TimeoutError(f"its process answered nothing for {PATIENCE:g} seconds") from None
-        self._check(ended_well=True)
+        finally:
+            self.abandon()
+        if self._process.returncode:
+            raise ConnectionError(self._how_it_ended())
 
     def abandon(self) -> None:
-        """End the process at once."""
+        """End the process at once, if it still runs."""
         if self._process:
             self._waiting.put(None)
             self._process.kill()
             self._process.wait()
+            self._reader.join()
+            self._last_words = self.errors
+            self._errors.close()
 
-    def _check(self, *, ended_well: bool = False) -> None:
-        """Raise :class:`ConnectionError` unless the process runs, or ended as it should where that is fine."""
-        if self._process:
-            code = self._process.poll()
-            if code is None or (ended_well and code == 0):
-                return
-            self._problem = " ".join([f"its process ended with {code}", *self.errors.splitlines()[-1:]])
-        raise ConnectionError(self._problem)
+    def _check(self) -> None:
+        """Raise :class:`ConnectionError` unless the process runs."""
+        if not self._process:
+            raise ConnectionError(self._problem)
+        if self._process.poll() is not None:
+            raise ConnectionError(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        code = self._process.returncode if self._process else None
+        return ": ".join([f"its process ended with {code}", *self.errors.splitlines()[-1:]])
 
     def _write(self, pipe: IO[bytes]) -> None:
         with suppress(OSError), pipe:  # whoever tells more finds that the process is gone

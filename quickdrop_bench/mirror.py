@@ -280,8 +280,7 @@ def main() -> None:
     for variable in AGENT.values():  # it means one run of all, whose event says so
         os.environ.pop(variable, None)
     events, answers = _take_streams()
-    with suppress(Exception):
-        import wandb  # noqa: F401 - it takes a moment, best before there is anything to do
+    _import_ahead()
     mirror = Mirror()
     for line in events:
         try:
@@ -292,6 +291,14 @@ def main() -> None:
         with suppress(OSError):  # nobody listens any more, but what was told is kept
             os.write(answers, answer)
     mirror.end()
+
+
+def _import_ahead() -> None:
+    """Import what the first events need, pandas for W&B's tables: a core is most likely idle as long as none came."""
+    with suppress(Exception):
+        import wandb  # noqa: F401, I001 - first, as the others may not be needed
+        import pandas  # noqa: F401
+        import quickdrop_bench.reporting.holdings  # noqa: F401
 
 
 def _take_streams() -> tuple[BinaryIO, int]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -321,6 +322,19 @@ def test_without_wandb_the_same_is_measured(
     assert run(*COMMAND, "--wandb", "disabled")[0] == 0
     assert accuracies(Workplace(tmp_path).rows) == accuracies(home.rows)
     assert not list(tmp_path.rglob("wandb"))
+
+
+def test_run_of_a_command_that_was_killed_is_a_failed_one(tmp_path: Path) -> None:
+    place, deadline = Workplace(tmp_path), time.monotonic() + 120
+    command = [sys.executable, "-m", "quickdrop_bench", *COMMAND, "--rounds", "2000", "--record-every", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=place.environment(), stderr=subprocess.DEVNULL) as process:
+        while not (files := list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    (file,) = files
+    while not (ends := place.read(file.parent).all("exit")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ends[0]["exit_code"] == 1
 
 
 def written_by_wandb(*folders: Path) -> Iterator[tuple[Path, bytes]]:
