@@ -1,8 +1,8 @@
 """What mirroring into W&B costs: whole runs of Table 2 with and without it, in turn.
 
 ``python benchmarks/tracking_cost.py`` writes ``results/tracking/cost.csv`` and ``cost.md``. Every run is a process of
-its own in an empty folder, so that it installs nothing, reuses nothing and pays for importing wandb. The order within
-a pair alternates; nothing else should run meanwhile.
+its own in an empty folder, so that it installs nothing and reuses nothing, and it ends when the process that makes
+W&B's calls has ended. The order within a pair alternates; nothing else should run meanwhile.
 """
 
 from __future__ import annotations

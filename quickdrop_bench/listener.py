@@ -34,14 +34,14 @@ class Listener:
     def __init__(self, module: str) -> None:
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._heard: deque[dict[str, Any]] = deque()
-        self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - it is read whenever the process fails
-        self._last_words = ""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._problem = "its process could not be started"
         self._answered = 0.0
+        self._last_words = ""
+        self._errors: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         # A script's process does not import from the current folder, and neither does this one then.
         safe = [] if {"", os.getcwd()} & {*sys.path} else ["-P"]
         try:
+            self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - it is read when the process fails
             self._process = subprocess.Popen(
                 [sys.executable, *safe, "-m", module],
                 stdin=subprocess.PIPE,
@@ -50,8 +50,8 @@ class Listener:
                 process_group=0,
             )
         except OSError as error:
-            self._problem += f": {error}"
-            self._errors.close()
+            self._problem = f"its process could not be started: {error}"
+            self._close_errors()
             return
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
@@ -63,7 +63,9 @@ class Listener:
         Raises:
             ConnectionError: there is no process any more.
         """
-        self._check()
+        process = self._started()
+        if process.poll() is not None:
+            raise self._ended(process)
         self._waiting.put(encode(event))
 
     def answers(self) -> Iterator[dict[str, Any]]:
@@ -75,7 +77,7 @@ class Listener:
     @property
     def errors(self) -> str:
         """What it wrote to its standard error."""
-        if not self._errors.closed:
+        if self._errors:
             self._errors.seek(0)
             self._last_words = self._errors.read().decode(errors="replace")
         return self._last_words
@@ -87,42 +89,49 @@ class Listener:
             ConnectionError: it did not end well.
             TimeoutError: it answered nothing for :data:`PATIENCE` seconds, and was killed.
         """
-        if not self._process:
-            raise ConnectionError(self._problem)
+        process = self._started()
         self._waiting.put(None)
         self._answered = time.monotonic()
-        # The end of its answers wakes this process at once, which waiting for a process does not.
-        while self._reader.is_alive() and (left := self._answered + PATIENCE - time.monotonic()) > 0:
+        # The end of its answers wakes this thread at once, which waiting for a process does not.
+        while self._reader.is_alive() and (left := self._left()) > 0:
             self._reader.join(left)
         try:
-            self._process.wait(max(0.0, self._answered + PATIENCE - time.monotonic()))
+            process.wait(max(0.0, self._left()))
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"its process answered nothing for {PATIENCE:g} seconds") from None
         finally:
             self.abandon()
-        if self._process.returncode:
-            raise ConnectionError(self._how_it_ended())
+        if process.returncode:
+            raise self._ended(process)
 
     def abandon(self) -> None:
         """End the process at once, if it still runs."""
         if self._process:
             self._waiting.put(None)
             self._process.kill()
-            self._process.wait()
-            self._reader.join()
-            self._last_words = self.errors
-            self._errors.close()
+            with suppress(subprocess.TimeoutExpired):  # the system may keep it, as while a disk does not answer
+                self._process.wait(5)
+            self._reader.join(5)
+        self._close_errors()
 
-    def _check(self) -> None:
-        """Raise :class:`ConnectionError` unless the process runs."""
+    def _started(self) -> subprocess.Popen[bytes]:
         if not self._process:
             raise ConnectionError(self._problem)
-        if self._process.poll() is not None:
-            raise ConnectionError(self._how_it_ended())
+        return self._process
 
-    def _how_it_ended(self) -> str:
-        code = self._process.returncode if self._process else None
-        return ": ".join([f"its process ended with {code}", *self.errors.splitlines()[-1:]])
+    def _ended(self, process: subprocess.Popen[bytes]) -> ConnectionError:
+        return ConnectionError(
+            ": ".join([f"its process ended with {process.returncode}", *self.errors.splitlines()[-1:]])
+        )
+
+    def _left(self) -> float:
+        return self._answered + PATIENCE - time.monotonic()
+
+    def _close_errors(self) -> None:
+        _ = self.errors
+        if self._errors:
+            self._errors.close()
+            self._errors = None
 
     def _write(self, pipe: IO[bytes]) -> None:
         with suppress(OSError), pipe:  # whoever tells more finds that the process is gone

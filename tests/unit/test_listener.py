@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -92,6 +92,16 @@ def test_process_that_cannot_start_is_an_error_when_it_is_told(monkeypatch: pyte
             act()
     one.abandon()
     assert (list(one.answers()), one.errors) == ([], "")
+
+
+def test_without_a_temporary_folder_it_is_an_error_when_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(mode: str) -> NoReturn:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
+    one = Listener("told")
+    with pytest.raises(ConnectionError, match="could not be started: no usable"):
+        one.tell({})
 
 
 def test_dead_process_is_an_error_that_says_its_last_words(start: Start) -> None:
