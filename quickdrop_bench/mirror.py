@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 __all__ = ["AGENT", "MODULE", "Mirror", "main"]
 
@@ -42,6 +42,8 @@ SETTINGS: Mapping[str, Any] = {
     "x_save_requirements": False,  # the config has the versions
 }
 
+Mode = Literal["online", "offline"]
+
 NICENESS = 19
 """Below the benchmark's threads, which are to keep their cores."""
 
@@ -53,7 +55,8 @@ class Mirror:
     """
 
     def __init__(self) -> None:
-        self._mode, self._project = "offline", ""
+        self._mode: Mode = "offline"
+        self._project = ""
         self._entity: str | None = None
         self._run: Any = None
         self._federation: Any = None
@@ -90,8 +93,8 @@ class Mirror:
         with suppress(Exception):
             self.on_finish(exit_code=1)
 
-    def on_begin(self, mode: str, project: str, entity: str | None, argv: Sequence[str]) -> None:
-        """Get ready for runs; what fails here fails again when there is one.
+    def on_begin(self, mode: Mode, project: str, entity: str | None, argv: Sequence[str]) -> None:
+        """Take note of what all runs have in common.
 
         Args:
             mode: ``online`` or ``offline``.
@@ -101,8 +104,6 @@ class Mirror:
         """
         self._mode, self._project, self._entity = mode, project, entity
         sys.argv[1:] = argv  # where W&B looks
-        with suppress(Exception):
-            self._set_up()
 
     def on_open(self, settings: Mapping[str, Any], **about: Any) -> None:
         """Start a W&B run; one that cannot be had online is kept offline, with all that follow.
@@ -111,8 +112,11 @@ class Mirror:
             settings: of this run, beside :data:`SETTINGS`.
             about: for ``wandb.init``.
         """
-        wandb = self._set_up()
-        start = {
+        import wandb
+
+        # Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
+        wandb.setup(wandb.Settings(silent=True, mode=self._mode))
+        start: dict[str, Any] = {
             "project": self._project,
             "entity": self._entity,
             "settings": wandb.Settings(**SETTINGS, **settings),
@@ -132,11 +136,7 @@ class Mirror:
         for metrics, axis in AXES.items():
             run.define_metric(axis)
             run.define_metric(metrics, step_metric=axis)
-        folder = Path(run.dir).parents[1]
-        self._folder = str(folder)
-        wanted = Path(os.environ.get("WANDB_DIR") or ".").resolve()
-        if self._runs == 1 and not folder.resolve().is_relative_to(wanted):
-            self._warnings.append(f"cannot write into {wanted}; its runs go to {folder}")
+        self._look_where(Path(run.dir).parents[1])
 
     def on_config(self, values: Mapping[str, Any]) -> None:
         """Put settings into the run's config."""
@@ -261,15 +261,12 @@ class Mirror:
         if run:
             run.finish(exit_code=exit_code)
 
-    def _set_up(self) -> Any:
-        """wandb, told the mode.
-
-        Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
-        """
-        import wandb
-
-        wandb.setup(wandb.Settings(silent=True, mode=self._mode))  # type: ignore[arg-type]
-        return wandb
+    def _look_where(self, folder: Path) -> None:
+        """Note the folder of the runs, and warn where it is not the one that was asked for."""
+        self._folder = str(folder)
+        wanted = Path(os.environ.get("WANDB_DIR") or ".").resolve()
+        if self._runs == 1 and not folder.resolve().is_relative_to(wanted):
+            self._warnings.append(f"cannot write into {wanted}; its runs go to {folder}")
 
 
 def main() -> None:
