@@ -13,6 +13,9 @@ from quickdrop_bench.mirror import MODULE
 
 __all__ = ["main"]
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where launchers put the number of a process; the first one's is 0, and it alone is mirrored."""
+
 MIRRORED = {"table", "figure", "sweep", "train"}
 """Commands that are mirrored into W&B unless their options or the environment disable it."""
 
@@ -37,8 +40,9 @@ def main() -> int:
 
 def _is_likely_mirrored(argv: Sequence[str]) -> bool:
     """A guess before anything is parsed; a wrong one costs a process that is ended, or its early start."""
-    said = [*argv, os.environ.get("WANDB_MODE", "")]
-    return bool(MIRRORED & {*argv[:1]}) and not {"disabled", "--wandb=disabled", "--help", "-h"} & {*said}
+    said = {*argv, os.environ.get("WANDB_MODE", "")}
+    first = all(os.environ.get(number, "0") == "0" for number in RANKS)
+    return first and bool(MIRRORED & {*argv[:1]}) and not {"disabled", "--wandb=disabled", "--help", "-h"} & said
 
 
 if __name__ == "__main__":
