@@ -2,18 +2,22 @@
 
 A process of its own, so that neither W&B's time nor its failures are the benchmark's. The only file that imports wandb.
 Events are JSON, one a line, on standard input: ``do`` names a method ``on_…`` of :class:`Mirror`, the rest is its
-arguments. Each is answered by a line. Nothing heavy is imported here.
+arguments. Each is answered by a line once it is handled. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import queue
 import shutil
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +46,10 @@ SETTINGS: Mapping[str, Any] = {
     "x_save_requirements": False,  # the config has the versions
 }
 
+LAG = 300.0
+"""Seconds that offline runs may lag behind: what is told is handled together, then or at the end. Whatever computes
+beside the benchmark costs it several times as much, as its threads wait for each other at every step."""
+
 Mode = Literal["online", "offline"]
 
 NICENESS = 5
@@ -64,6 +72,11 @@ class Mirror:
         self._runs, self._folder = 0, ""
         self._failure: str | None = None
         self._warnings: list[str] = []
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody may be watching, so that events should not wait."""
+        return self._mode == "online"
 
     def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Do what an event says.
@@ -144,8 +157,9 @@ class Mirror:
         self._run.config.update(dict(values), allow_val_change=True)
 
     def on_log(self, metrics: Mapping[str, float]) -> None:
-        """Log numbers."""
-        self._run.log(dict(metrics))
+        """Log numbers, at the time that they have been told; none is before its run."""
+        told = metrics.get("_timestamp", 0.0)
+        self._run.log({**metrics, "_timestamp": max(told, self._run.start_time)})
 
     def on_summary(self, values: Mapping[str, float]) -> None:
         """Write into the run's summary."""
@@ -280,7 +294,7 @@ def main() -> None:
     events, answers = _take_streams()
     _import_ahead()
     mirror = Mirror()
-    for line in events:
+    for line in _due(events, mirror):
         try:
             event = json.loads(line)
         except ValueError:
@@ -289,12 +303,43 @@ def main() -> None:
         with suppress(OSError):  # nobody listens any more, but what was told is kept
             os.write(answers, answer)
     mirror.end()
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; the command need not wait until Python has taken its modules apart
+
+
+def _due(events: BinaryIO, mirror: Mirror) -> Iterator[bytes]:
+    """Lines as they come if the mirror is live; else together, once the first has waited for long or no more come."""
+    arriving: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in events:
+            arriving.put(line)
+        arriving.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    held: list[bytes] = []
+    until = math.inf
+    line: bytes | None = b""
+    while line is not None:
+        try:
+            line = arriving.get(timeout=None if until == math.inf else max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            line = b""
+        if line:
+            held.append(line)
+            until = min(until, time.monotonic() + LAG)
+        if mirror.is_live or line is None or time.monotonic() >= until:
+            yield from held
+            held, until = [], math.inf
 
 
 def _import_ahead() -> None:
     """Import what the first events need, pandas for W&B's tables: a core is most likely idle as long as none came."""
     with suppress(Exception):
-        import wandb  # noqa: F401, I001 - first, as the others may not be needed
+        import wandb  # noqa: I001 - first, as the others may not be needed
+        import wandb.sdk.launch  # noqa: F401 - which wandb.init would import
         import pandas  # noqa: F401
         import quickdrop_bench.reporting.holdings  # noqa: F401
 

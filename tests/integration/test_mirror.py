@@ -50,7 +50,7 @@ note("import", nice=os.nice(0))
 class Run:
     def __init__(self, about):
         self.id, self.dir, self.about = "id", os.path.join(os.getcwd(), "wandb", "run", "files"), about
-        self.summary, self.config = {}, {}
+        self.summary, self.config, self.start_time = {}, {}, time.time()
     def define_metric(self, name, step_metric=None): pass
     def log(self, metrics):
         note("log", keys=sorted(metrics))
@@ -90,12 +90,12 @@ class Place:
         path = os.pathsep.join([str(self.folder / "fake"), str(ROOT)])
         return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "NOTES": str(self.folder / "notes")} | more
 
-    def start(self, *argv: str, **more: str) -> subprocess.Popen[str]:
+    def start(self, *argv: str, mode: str = "offline", **more: str) -> subprocess.Popen[str]:
         """Start a command in a process group of its own, as a shell does."""
         return subprocess.Popen(
-            [sys.executable, "-m", "quickdrop_bench", *argv, "--wandb", "offline"],
+            [sys.executable, "-m", "quickdrop_bench", *argv, "--wandb", mode],
             cwd=self.folder,
-            env=self.environment(**more),
+            env=self.environment(WANDB_API_KEY="k", **more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -275,7 +275,8 @@ def test_bad_input_leaves_no_process(place: Place) -> None:
 @pytest.mark.slow
 def test_run_of_a_command_that_was_killed_ends_as_failed(place: Place) -> None:
     command = place.start(*LONG)
-    place.wait_for(lambda: len(place.notes("log")) > 3)
+    place.wait_for(lambda: list(place.folder.rglob("training.ckpt")))
+    assert not place.notes("log")  # offline, all is handled together
     command.kill()
     command.communicate()
     place.wait_for(lambda: place.notes("finish"))
@@ -285,13 +286,13 @@ def test_run_of_a_command_that_was_killed_ends_as_failed(place: Place) -> None:
 
 @pytest.mark.slow
 def test_interrupted_command_keeps_what_was_said(place: Place) -> None:
-    command = place.start(*LONG)
+    command = place.start(*LONG, mode="online")
     place.wait_for(lambda: len(place.notes("log")) > 3)
     os.killpg(command.pid, signal.SIGINT)
     _, err = command.communicate(timeout=120)
     assert command.returncode == 130
     assert place.ended == [("fl-training", 1)]
-    assert "W&B: 1 run kept offline" in err
+    assert "W&B: 1 run in project" in err
     assert "W&B failed" not in err
     assert "Traceback" not in err
     assert not place.processes()
@@ -299,7 +300,7 @@ def test_interrupted_command_keeps_what_was_said(place: Place) -> None:
 
 @pytest.mark.slow
 def test_interrupt_that_reaches_the_process_is_ignored(place: Place) -> None:
-    command = place.start(*COMMAND, "--rounds", "100")
+    command = place.start(*COMMAND, "--rounds", "100", mode="online")
     place.wait_for(lambda: len(place.notes("log")) > 3)
     os.kill(place.notes("log")[0]["pid"], signal.SIGINT)
     command.communicate(timeout=300)
@@ -308,7 +309,7 @@ def test_interrupt_that_reaches_the_process_is_ignored(place: Place) -> None:
 
 @pytest.mark.slow
 def test_second_interrupt_ends_the_waiting(place: Place) -> None:
-    command = place.start(*LONG, MISBEHAVE="hang at finish")
+    command = place.start(*LONG, mode="online", MISBEHAVE="hang at finish")
     place.wait_for(lambda: len(place.notes("log")) > 3)
     command.send_signal(signal.SIGINT)
     time.sleep(2)
