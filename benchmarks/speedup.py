@@ -198,10 +198,10 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
         *table(staged, paper_lines(found)),
         "",
         "What limits it: by the letter QuickDrop makes T steps per client and round on small sets,",
-        f"{gradients[OURS]:,.0f} gradients where retraining makes {gradients[ORACLE]:,.0f}. That is {bound:.0f}×, whatever",
-        "the code, unless a gradient costs less on a small set than on a large one; here it costs about the same. Fewer",
-        "steps of recovery, where a request spends its time, give more: the last line has one step of ascent and two steps",
-        "a round of recovery, as many as recover on small data (results/README.md).",
+        f"{gradients[OURS]:,.0f} gradients where retraining makes {gradients[ORACLE]:,.0f}. That is {bound:.0f}×,",
+        "whatever the code, unless a gradient costs less on a small set than on a large one; here it costs about the",
+        "same. Fewer steps of recovery, where a request spends its time, give more: the last line has a step of ascent",
+        "and two steps a round of recovery, as many as recover on small data (results/README.md).",
         "",
     ]
     return "\n".join(lines)
