@@ -1,8 +1,7 @@
 """What choices that the paper leaves open, or that speed asks for, do to accuracy: the size of B_S, and bf16.
 
 ``python benchmarks/choices.py --data-dir ~/data`` runs Table 2's training and QuickDrop's request with each choice and
-writes ``results/choices/choices.csv`` and ``choices.md``. Seconds are one machine's, in the order in which choices ran;
-what is fast is for ``benchmarks/speed.py``.
+writes ``results/choices/choices.csv`` and ``choices.md``. What is fast is for ``benchmarks/speed.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "choices"
 
 CHOICES = {
     "all of S, 32-true": ("--synthetic-batch-size", "256"),
-    **{f"B_S ≤ {n}, 32-true": ("--synthetic-batch-size", str(n)) for n in (16, 4, 1)},
+    **{f"B_S ≤ {n}, 32-true": ("--synthetic-batch-size", str(n)) for n in (16, 4)},
     "all of S, bf16-mixed": ("--synthetic-batch-size", "256", "--precision", "bf16-mixed"),
 }
 
@@ -30,8 +29,6 @@ COLUMNS = {
     "F-Set": ("quickdrop", "recovery", "f_set_accuracy"),
     "R-Set": ("quickdrop", "recovery", "r_set_accuracy"),
     "second-order passes": ("original", "fl-training", "second_order_sample_gradients"),
-    "overhead (%)": ("quickdrop", "fl-training", "overhead_percent"),
-    "seconds": ("quickdrop", "fl-training", "total_seconds"),
 }
 """What is shown, and the method, stage and metric that it is."""
 
@@ -73,12 +70,12 @@ def markdown(frame: pd.DataFrame, dataset: str) -> str:
         f"{first['device']}, commit {str(first['git_commit'])[:10]}. Written by `benchmarks/choices.py`.",
         "Accuracy before the request is the mean over all classes, the others are after recovery.",
         "",
-        "| | trained, all classes | F-Set | R-Set | second-order passes | overhead booked |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | trained, all classes | F-Set | R-Set | second-order passes |",
+        "|---|--:|--:|--:|--:|",
     ]
     for choice, mean in frame.groupby("choice", sort=False)[list(COLUMNS)].mean().iterrows():
         shares = " | ".join(f"{mean[name]:.4f}" for name in ("trained, all classes", "F-Set", "R-Set"))
-        lines.append(f"| {choice} | {shares} | {mean['second-order passes']:,.0f} | {mean['overhead (%)']:.0f}% |")
+        lines.append(f"| {choice} | {shares} | {mean['second-order passes']:,.0f} |")
     return "\n".join([*lines, ""])
 
 

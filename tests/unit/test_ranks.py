@@ -121,6 +121,7 @@ def in_two_processes(fabric: Fabric) -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
