@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main`."""
     if sys.argv[1:] and sys.argv[1] in OVERVIEW:
         overview(sys.argv[1:])
+    if not _is_first():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends it
     if _is_likely_mirrored(sys.argv[1:]):
         start_early(MODULE)  # it imports while this process does
     gc.disable()  # looking for garbage takes a fifth of the seconds in which torch and Lightning are imported
@@ -38,11 +41,14 @@ def main() -> int:
         abandon_early()
 
 
+def _is_first() -> bool:
+    return all(os.environ.get(number, "0") == "0" for number in RANKS)
+
+
 def _is_likely_mirrored(argv: Sequence[str]) -> bool:
     """A guess before anything is parsed; a wrong one costs a process that is ended, or its early start."""
     said = {*argv, os.environ.get("WANDB_MODE", "")}
-    first = all(os.environ.get(number, "0") == "0" for number in RANKS)
-    return first and bool(MIRRORED & {*argv[:1]}) and not {"disabled", "--wandb=disabled", "--help", "-h"} & said
+    return _is_first() and bool(MIRRORED & {*argv[:1]}) and not {"disabled", "--wandb=disabled", "--help", "-h"} & said
 
 
 if __name__ == "__main__":

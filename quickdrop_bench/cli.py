@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.ranks import is_first, rank
+from quickdrop_bench.federation.ranks import is_first, is_shared, rank
 from quickdrop_bench.files import check_replaceable, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
@@ -43,8 +44,11 @@ from quickdrop_bench.tracking import project_of, tracking
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
-LONGEST_END = 30.0
-"""Seconds that the first process may take to end after an error that all have met."""
+LONGEST_END = 120.0
+"""Seconds that the first process may take to end, with its runs in W&B, after an error that this one has met too."""
+
+LAST_MOMENTS = 3.0
+"""Seconds that a process may take to vanish once its connections are closed."""
 
 TABLES = (1, 2, 3, 4, 5, 6)
 FIGURES = (2, 3, 4, 5, 6)
@@ -86,22 +90,25 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _follow(argv: Sequence[str]) -> int:
-    """Run one command beside the first process, which does all the talking.
+    """Run one command beside the first process, which does all the talking and ends this one when it is interrupted.
 
     Returns:
-        0, also where the command ends otherwise: the first process says so. 1 if this process alone cannot go on,
-        which Fabric's launcher, torchrun and SLURM take as a reason to end the others.
+        0, also where the command ends with an error that all have met: the first process says so. 1 if this process
+        alone cannot go on, which Fabric's launcher, torchrun and SLURM take as a reason to end the others.
     """
     started_by = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             _run(argv)
-    except (Exception, KeyboardInterrupt) as error:
-        patience = time.monotonic() + LONGEST_END
-        while time.monotonic() < patience:
-            if os.getppid() != started_by:
-                return 1  # the first process has met the same, or was killed
+    except Exception as error:
+        # What is wrong with the input or the disk is most likely wrong for all, though each finds it by itself.
+        wait = 0.0 if is_shared(error) else LONGEST_END if isinstance(error, BadInput | OSError) else LAST_MOMENTS
+        until = time.monotonic() + wait
+        while time.monotonic() < until and os.getppid() == started_by:
             time.sleep(0.1)
+        if is_shared(error) or os.getppid() != started_by:
+            return 0  # the first process has met the same, or is gone
         print(f"{PROGRAM}: process {rank()}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

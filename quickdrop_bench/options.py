@@ -12,6 +12,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -304,16 +305,21 @@ def make_fabric(
     devices, nodes = (1, 1) if alone else processes_of(args)
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
-    fabric = Fabric(
-        accelerator=args.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=ClientParallel() if devices * nodes > 1 else "auto",
-        precision=args.precision,
-        callbacks=list(callbacks) if is_first() else [],
-        loggers=list(loggers) if is_first() else [],
-    )
-    fabric.launch()
+    several = devices * nodes > 1
+    try:
+        fabric = Fabric(
+            accelerator=args.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=ClientParallel() if several else "auto",
+            precision=args.precision,
+            plugins=None if several else LightningEnvironment(),  # one process is nobody's job to launch
+            callbacks=list(callbacks) if is_first() else [],
+            loggers=list(loggers) if is_first() else [],
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
     return fabric
 
 
@@ -334,6 +340,8 @@ def processes_of(args: Namespace) -> tuple[int, int]:
     positive("--num-nodes", nodes, at_least=1, at_most=MOST_NODES)
     if args.accelerator == "mps" and devices > 1:
         raise BadInput("--devices", devices, "there is one MPS device")
+    if nodes > 1 and not started:
+        raise BadInput("--num-nodes", nodes, "several machines are started by torchrun or srun, which were not used")
     if started and devices * nodes != everywhere:
         allowed = f"with --num-nodes {nodes}, these have to be the {everywhere} processes that were started"
         raise BadInput("--devices", devices, allowed)
@@ -346,7 +354,8 @@ def _started() -> tuple[int, int] | None:
         ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"),
         ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"),
     )
-    for sign, here, everywhere in known:
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # Fabric's own rule
+    for sign, here, everywhere in known[: 1 if interactive else 2]:
         if sign in os.environ:
             total = int(os.environ[everywhere])
             return int(os.environ.get(here, total)), total

@@ -303,7 +303,7 @@ class Federation:
             return self._client_round(client, fates[client], before.state, k, job, mean)
 
         work = job.work(computing)
-        reports = spread(self.fabric, work, compute)
+        reports = spread(self.fabric, (job.phase.name, k, *work.items()), work, compute)
         averaged, rejected = ([c for c, its in reports.items() if its.accepted is value] for value in (True, False))
         add_up(self.fabric, list(mean.totals.values()))
         mean.weight = sum(len(job.data[client]) for client in averaged)

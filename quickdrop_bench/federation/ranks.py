@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,9 +15,22 @@ from torch import Tensor, nn
 
 from quickdrop_bench.errors import BadInput
 
-__all__ = ["ClientParallel", "add_up", "hand_round", "is_first", "on_first", "rank", "shares", "spread"]
+__all__ = [
+    "ClientParallel",
+    "add_up",
+    "hand_round",
+    "is_first",
+    "is_shared",
+    "on_first",
+    "rank",
+    "same",
+    "shares",
+    "spread",
+]
 
 T = TypeVar("T")
+
+SHARED = "All processes have met this error."
 
 LONGEST_WAIT = timedelta(days=7)
 """How long a process waits for the others, which may be evaluating, or waiting for a lock."""
@@ -83,16 +96,18 @@ def add_up(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
-def spread(fabric: Fabric, work: Mapping[int, int], compute: Callable[[int], T]) -> dict[int, T]:
+def spread(fabric: Fabric, label: Hashable, work: Mapping[int, int], compute: Callable[[int], T]) -> dict[int, T]:
     """Simulate clients, each in one of the processes, and give what they report to all of them.
 
     Args:
         fabric: launched.
+        label: what this is about; processes that come here for different things are told apart by it.
         work: by client, what it costs; the reports come in this order.
         compute: called with a client; what it returns is plain data.
 
     Raises:
         Exception: what ``compute`` raised in any process; in all of them, once all are done, so that none waits.
+        SystemError: the processes are not at the same point, so that none of them can go on.
     """
     if fabric.world_size == 1:
         return {client: compute(client) for client in work}
@@ -104,11 +119,13 @@ def spread(fabric: Fabric, work: Mapping[int, int], compute: Callable[[int], T])
     except Exception as error:  # whatever it is, the others have to hear of it
         trouble = _plain(error)
     everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, (done, trouble))
-    for _, problem in everyone:
+    torch.distributed.all_gather_object(everyone, (label, done, trouble))
+    if {other for other, _, _ in everyone} != {label}:
+        raise SystemError(f"the processes went different ways: {everyone[0][0]} and {label}")
+    for _, _, problem in everyone:
         if problem is not None:
-            raise problem
-    reports = {client: report for part, _ in everyone for client, report in part.items()}
+            raise _shared(problem)
+    reports = {client: report for _, part, _ in everyone for client, report in part.items()}
     return {client: reports[client] for client in work}
 
 
@@ -142,8 +159,30 @@ def on_first(fabric: Fabric, action: Callable[[], T]) -> T:
             outcome = None, _plain(error)
     result, trouble = fabric.broadcast(outcome)
     if trouble is not None:
-        raise trouble
+        raise _shared(trouble)
     return result  # type: ignore[return-value]
+
+
+def same(fabric: Fabric, value: object) -> bool:
+    """Whether all processes have an equal value."""
+    if fabric.world_size == 1:
+        return True
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, value)
+    return all(other == value for other in everyone)
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes have met an error, so that they can go on together from there.
+
+    Those are the errors that :func:`spread` and :func:`on_first` raise, and divergence, on which all agree.
+    """
+    return SHARED in getattr(error, "__notes__", ()) or type(error) is ArithmeticError
+
+
+def _shared(error: Exception) -> Exception:
+    error.add_note(SHARED)
+    return error
 
 
 def _plain(error: Exception) -> Exception:

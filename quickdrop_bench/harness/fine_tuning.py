@@ -82,7 +82,7 @@ def _fine_tune(
                 result = fine_tune(model, clients[i], synthetic[i], spec.fine_tuning, images, seed, i, k)
             return result, clock.seconds
 
-        reports = spread(fabric, work, refine)
+        reports = spread(fabric, ("fine-tuning", k), work, refine)
         hand_round(fabric, work, lambda i: [synthetic[i].images, synthetic[i].velocity])
         results = [result for result, _ in reports.values()]
         cost += _cost(results, sum(seconds for _, seconds in reports.values()))

@@ -18,7 +18,7 @@ from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import RoundInfo
-from quickdrop_bench.federation.ranks import on_first
+from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.events import TRAINING, Run
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
@@ -82,6 +82,7 @@ def measure(
         try:
             context = session.prepare(seed)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
+            _check_shared(session, error)
             mark_failed(session, rows, seed, error, began)
             continue
         for method in missing:
@@ -200,10 +201,17 @@ def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
             began = time.monotonic()  # neither the search nor starting a W&B run counts
             values, state = _run(session, run, context, method)
         except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
+            _check_shared(session, error)
             yield run, began, [_failure("total", error, f"{name}, seed {context.seed},")]
             return
         yield run, began, values
         context = replace(context, state=state)
+
+
+def _check_shared(session: Session, error: Exception) -> None:
+    """Raise what one of several processes has met alone: the others are elsewhere, and none can go on."""
+    if session.fabric.world_size > 1 and not is_shared(error):
+        raise error
 
 
 def _run(session: Session, run: Run, context: Context, method: Method) -> tuple[list[Value], State]:

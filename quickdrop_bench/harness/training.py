@@ -33,7 +33,7 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.federation.ranks import on_first
+from quickdrop_bench.federation.ranks import on_first, same
 from quickdrop_bench.files import remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
@@ -148,7 +148,22 @@ class Checkpoint:
     def load(
         self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
     ) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
-        """What was saved last; fills in the synthetic sets. None without a readable checkpoint."""
+        """What was saved last; fills in the synthetic sets. None without a readable checkpoint.
+
+        Raises:
+            BadInput: of several processes not all find the same.
+        """
+        found = self._load(fabric, synthetic)
+        if not same(fabric, found and (found[0].cost.rounds, found[1])):
+            allowed = (
+                f"not all processes can read the same {self.path.name}; a folder that all machines share is needed"
+            )
+            raise BadInput("--artifacts-dir", self.path.parent, allowed)
+        return found
+
+    def _load(
+        self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
+    ) -> tuple[PhaseResult, list[dict[str, Any]]] | None:
         if not self.path.is_file():
             return None
         try:

@@ -202,7 +202,8 @@ def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) 
             return mean.cpu(), count.cpu(), clock.seconds
 
         # A fixed order, so that the sums round alike however the clients are listed.
-        reports = spread(federation.fabric, {client: len(data[client]) for client in sorted(data)}, ask)
+        work = {client: len(data[client]) for client in sorted(data)}
+        reports = spread(federation.fabric, "channel activity", work, ask)
     means, counts, seconds = zip(*reports.values(), strict=True)
     return pooled_means(means, counts).to(classes.device), sum(seconds)
 

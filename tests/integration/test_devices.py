@@ -132,6 +132,48 @@ def test_cells_or_clients_side_by_side(capsys: pytest.CaptureFixture[str]) -> No
     assert "--jobs 2: either cells or, with --devices, clients run side by side" in capsys.readouterr().err
 
 
+def test_several_machines_need_somebody_who_starts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, *TWO, "--num-nodes", "2"]) == 2
+    assert "--num-nodes 2: several machines are started by torchrun or srun" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_path: Path) -> None:
+    """Going on with the next method would mix it with what the other process still does."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('LOCAL_RANK') == '1':\n"
+        "    from quickdrop_bench.harness import run\n"
+        "    whole = run._stage\n"
+        "    def stage(session, its, context, name, result):\n"
+        "        if (its.method, name) == ('sga-or', 'unlearning'):\n"
+        "            raise RuntimeError('CUDA out of memory')\n"
+        "        return whole(session, its, context, name, result)\n"
+        "    run._stage = stage\n"
+    )
+    mine = {**environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [*PROGRAM, "table", "2", *TINY, *TWO, "--methods", "sga-or,quickdrop"]
+    done = subprocess.run(command, env=mine, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    assert "process 1: RuntimeError: CUDA out of memory" in done.stderr
+    rows = map(json.loads, Path("results/quick/table2/rows.jsonl").read_text().splitlines())
+    assert not {row["stage"] for row in rows} & {"unlearning", "recovery", "total"}
+
+
+@pytest.mark.slow
+def test_an_interruption_ends_both(tmp_path: Path) -> None:
+    argv = [*PROGRAM, "train", *TINY, "--rounds", "2000", *TWO]
+    with subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0) as process:
+        while not list(Path("artifacts").rglob("training.ckpt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "quickdrop-bench: interrupted; the same command continues from here"
+    assert "Traceback" not in err
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -17,8 +17,10 @@ from quickdrop_bench.federation.ranks import (
     add_up,
     hand_round,
     is_first,
+    is_shared,
     on_first,
     rank,
+    same,
     shares,
     spread,
 )
@@ -42,12 +44,12 @@ def test_clients_of_equal_size_are_split_evenly_and_reproducibly() -> None:
 
 def test_one_process_computes_all_and_lets_errors_through() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
-    assert list(spread(fabric, WORK, lambda client: client * 2).items()) == [(7, 14), (3, 6), (4, 8), (9, 18)]
+    assert list(spread(fabric, "test", WORK, lambda client: client * 2).items()) == [(7, 14), (3, 6), (4, 8), (9, 18)]
     total = torch.ones(2)
     add_up(fabric, [total])
     assert total.equal(torch.ones(2))
     with pytest.raises(ZeroDivisionError):
-        spread(fabric, WORK, lambda client: client / 0)
+        spread(fabric, "test", WORK, lambda client: client / 0)
     assert on_first(fabric, lambda: 3) == 3
 
 
@@ -59,8 +61,9 @@ class Odd(Exception):
 
 
 def expect(kind: type[Exception], words: str, action: Callable[[], object]) -> None:
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as raised:
         action()
+    assert is_shared(raised.value) == (kind is not SystemError)
 
 
 def in_two_processes(fabric: Fabric) -> None:
@@ -69,7 +72,7 @@ def in_two_processes(fabric: Fabric) -> None:
     assert (rank(), is_first()) == (own, own == 0)
     mine = shares(WORK, 2)[own]
 
-    reports = spread(fabric, WORK, lambda client: (client, own))
+    reports = spread(fabric, "test", WORK, lambda client: (client, own))
     assert list(reports) == list(WORK)
     assert [client for client, (_, by) in reports.items() if by == own] == sorted(mine, key=list(WORK).index)
 
@@ -95,7 +98,7 @@ def in_two_processes(fabric: Fabric) -> None:
                 raise error
             return client
 
-        return lambda: spread(fabric, WORK, compute)
+        return lambda: spread(fabric, "test", WORK, compute)
 
     # Both hear of an error that only one has met, and both can go on.
     for client in WORK:
@@ -108,7 +111,11 @@ def in_two_processes(fabric: Fabric) -> None:
         raise BadInput("--results-dir", "x", "it cannot be written")
 
     expect(BadInput, "--results-dir x: it cannot be written", lambda: on_first(fabric, refuse))
-    assert list(spread(fabric, WORK, lambda client: client)) == list(WORK)
+    assert list(spread(fabric, "test", WORK, lambda client: client)) == list(WORK)
+
+    assert same(fabric, (1, "a"))
+    assert not same(fabric, own)
+    expect(SystemError, "different ways", lambda: spread(fabric, ("round", own), WORK, lambda client: client))
 
     layer = torch.nn.Linear(2, 1)
     model, optimizer = fabric.setup(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
