@@ -115,7 +115,7 @@ def test_an_error_that_all_meet_is_said_once(argv: list[str], code: int, words: 
     assert done.stderr.count("quickdrop-bench:") == 1
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 90  # well below what the second process would wait
 
 
 @pytest.mark.slow
