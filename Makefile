@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m quickdrop_bench
-OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(ARGS)
+OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(SPREAD) $(ARGS)
+
+# The small models of quick gain little from threads: without a GPU, two cores get a process each.
+CORES := $(shell nproc 2>/dev/null || echo 1)
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --jobs,$(ARGS))$(findstring --preset,$(ARGS))
+SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep report speed

@@ -64,6 +64,7 @@ class Mirror:
     """
 
     def __init__(self) -> None:
+        self._begun = False
         self._mode: Mode = "offline"
         self._project = ""
         self._entity: str | None = None
@@ -75,8 +76,8 @@ class Mirror:
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody may be watching, so that events should not wait."""
-        return self._mode == "online"
+        """Whether somebody may be watching, or it is not known yet, so that events should not wait."""
+        return not self._begun or self._mode == "online"
 
     def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Do what an event says.
@@ -116,6 +117,7 @@ class Mirror:
             entity: W&B user or team; None for the default one.
             argv: the command line that makes them.
         """
+        self._begun = True
         self._mode, self._project, self._entity = mode, project, entity
         sys.argv[1:] = argv  # where W&B looks
 
