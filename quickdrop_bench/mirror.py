@@ -306,7 +306,8 @@ def main() -> None:
             os.write(answers, answer)
     mirror.end()
     if wandb := sys.modules.get("wandb"):
-        wandb.teardown()
+        with suppress(Exception):  # all runs are finished
+            wandb.teardown()
     sys.stderr.flush()
     os._exit(0)  # all is written; the command need not wait until Python has taken its modules apart
 

@@ -66,6 +66,7 @@ class Artifact(SimpleNamespace):
     def add_reference(self, uri, name, checksum): pass
 
 def setup(settings): misbehave("setup")
+def teardown(): pass
 def init(*, mode, **about):
     misbehave("init")
     note("init", mode=mode, name=about["name"], argv=sys.argv[1:], settings=vars(about["settings"]))
