@@ -327,10 +327,12 @@ def test_without_wandb_the_same_is_measured(
 def test_run_of_a_command_that_was_killed_is_a_failed_one(tmp_path: Path) -> None:
     place, deadline = Workplace(tmp_path), time.monotonic() + 120
     command = [sys.executable, "-m", "quickdrop_bench", *COMMAND, "--rounds", "2000", "--record-every", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, env=place.environment(), stderr=subprocess.DEVNULL) as process:
-        while not (files := list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    with subprocess.Popen(command, cwd=tmp_path, env=place.environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert any("round 5/" in line for line in process.stderr)
         process.kill()
+    while not (files := list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
     (file,) = files
     while not (ends := place.read(file.parent).all("exit")) and time.monotonic() < deadline:
         time.sleep(0.2)
