@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Recorded:
     used: list[Artifact] = field(default_factory=list)
     exit_code: int | None = None
     id: str = "id"
+    start_time: float = field(default_factory=time.time)
 
     @property
     def name(self) -> str:
