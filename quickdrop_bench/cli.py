@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -97,7 +96,6 @@ def _follow(argv: Sequence[str]) -> int:
         alone cannot go on, which Fabric's launcher, torchrun and SLURM take as a reason to end the others.
     """
     started_by = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             _run(argv)

@@ -48,7 +48,8 @@ def measure(
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
     Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.events.Run`. A method or a training that
-    fails leaves a mark and the others go on; it is tried again the next time.
+    fails leaves a mark and the others go on; it is tried again the next time. On a Fabric of several processes all of
+    them call this; the first one alone reads and writes rows.
 
     Args:
         session: the experiment and the machine.
@@ -60,8 +61,6 @@ def measure(
 
     Returns:
         Whether every run ended with a finite model.
-
-    On a Fabric of several processes all of them call this; the first one alone reads and writes rows.
     """
     e = session.experiment
     e.check(methods)
