@@ -124,10 +124,11 @@ def plain_step(steps: int) -> Callable[[], Numbers]:
     return lambda: timed(lambda: plain_loop(model, data, steps, 0.01), steps)
 
 
-def engine_step(steps: int, precision: str) -> Callable[[], Numbers]:
-    """(a) A step of ours."""
+def engine_step(steps: int, precision: str, compiled: bool = False) -> Callable[[], Numbers]:
+    """(a) A step of ours; compiled as a whole to see whether that would pay, in the warm-up."""
     keep_freed_memory()
-    federation, data = Federation(fabric_of(precision), paper_model()), noise(steps * BATCH)
+    model: Any = torch.compile(paper_model()) if compiled else paper_model()
+    federation, data = Federation(fabric_of(precision), model), noise(steps * BATCH)
     state = federation.fresh_state(0)
     phase = Phase("speed", 1, steps, BATCH, 0.01)
     return lambda: {"seconds": federation.run(state, {0: data}, phase, 0).cost.seconds / steps}
@@ -345,6 +346,8 @@ def step(repeats: int, threads: int) -> pd.DataFrame:
         ("plain loop", plain_step, {"steps": 4}),
         ("engine, 32-true", engine_step, {"steps": 4, "precision": "32-true"}),
         ("engine, bf16-mixed", engine_step, {"steps": 4, "precision": "bf16-mixed"}),
+        ("32-true, torch.compile", engine_step, {"steps": 4, "precision": "32-true", "compiled": True}),
+        ("bf16-mixed, torch.compile", engine_step, {"steps": 4, "precision": "bf16-mixed", "compiled": True}),
         ("machine's limit", matrix_product, {"flops": step_flops()}),
     ]
     return measure("step", cases, repeats, threads)
