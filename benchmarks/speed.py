@@ -312,7 +312,7 @@ def measure(section: str, cases: Sequence[Case], repeats: int, threads: int, *, 
     """Let all cases of a section take turns.
 
     Returns:
-        ``section, case, repeat, metric, value``; repeat 0 is the warm-up, if there is one.
+        ``section, case, repeat, metric, value, commit``; repeat 0 is the warm-up, if there is one.
     """
     contenders = {name: Contender(build, options, threads) for name, build, options in cases}
     lines = []
@@ -326,7 +326,8 @@ def measure(section: str, cases: Sequence[Case], repeats: int, threads: int, *, 
     finally:
         for contender in contenders.values():
             contender.close()
-    return pd.DataFrame(lines, columns=["section", "case", "repeat", "metric", "value"])
+    commit = str(provenance(fabric_of(), "")["git_commit"])[:10]
+    return pd.DataFrame(lines, columns=["section", "case", "repeat", "metric", "value"]).assign(commit=commit)
 
 
 # Sections.
@@ -438,19 +439,19 @@ def table(frame: pd.DataFrame, baseline: str | None = None, metric: str = "secon
         yield line
 
 
-def markdown(frame: pd.DataFrame, repeats: int) -> str:
+def markdown(frame: pd.DataFrame) -> str:
     """The page."""
     by = {str(name): part for name, part in frame.groupby("section", sort=False)}
-    commit = str(provenance(fabric_of(), "")["git_commit"])[:10]
     lines = [
         "# Speed",
         "",
-        f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, commit {commit}; medians of {repeats} repeats",
-        "that took turns, after one uncounted. Written by `make speed`.",
+        f"{device_name(torch.device('cpu'))}, torch {torch.__version__}; medians of repeats that took turns, after an",
+        "uncounted one. Written by `make speed`.",
     ]
     for name, (title, page) in PAGES.items():
         if name in by:
-            lines += ["", f"## {title}", "", *page(by[name])]
+            repeats, commits = by[name]["repeat"].max(), ", ".join(by[name]["commit"].unique())
+            lines += ["", f"## {title}", "", f"{repeats} repeats, commit {commits}.", "", *page(by[name])]
     return "\n".join([*lines, ""])
 
 
@@ -539,7 +540,7 @@ def main() -> None:
         new = SECTIONS[name](options.repeats, options.threads)
         known = pd.concat([known[known["section"] != name], new])
         write_text(path, known.to_csv(index=False, float_format="%.6g"))
-    write_text(FOLDER / "speed.md", markdown(known, options.repeats))
+    write_text(FOLDER / "speed.md", markdown(known))
     print((FOLDER / "speed.md").read_text(encoding="utf-8"))
 
 
