@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m quickdrop_bench
+TEST = $(BIN)/python -m pytest -q -n $(CORES) --maxprocesses 4 --dist loadfile
 OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(SPREAD) $(ARGS)
 
 # The small models of quick gain little from threads: without a GPU, two cores get a process each.
@@ -75,10 +76,10 @@ speed: install ## how fast the engine is; takes half an hour on two idle cores
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 test: install ## run the tests that take seconds
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(TEST) $(ARGS)
 
 test-slow: install ## run the slow tests
-	@$(BIN)/python -m pytest -q -m slow $(ARGS)
+	@$(TEST) -m slow $(ARGS)
 
 check: install ## check format, lint and types
 	@$(BIN)/ruff format --check .
