@@ -7,9 +7,9 @@ TEST = $(BIN)/python -m pytest -q -n $(CORES) --maxprocesses 4 --dist loadfile
 OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(SPREAD) $(ARGS)
 
 # The small models of quick gain little from threads: without a GPU, two cores get a process each.
-CORES := $(shell nproc 2>/dev/null || echo 1)
+CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --jobs,$(ARGS))$(findstring --preset,$(ARGS))
+PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --jobs,$(ARGS))$(findstring --preset,$(ARGS))$(findstring --config,$(ARGS))
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help

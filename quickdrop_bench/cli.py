@@ -93,7 +93,8 @@ def _follow(argv: Sequence[str]) -> int:
 
     Returns:
         0, also where the command ends with an error that all have met: the first process says so. 1 if this process
-        alone cannot go on, which Fabric's launcher, torchrun and SLURM take as a reason to end the others.
+        alone cannot go on, which Fabric's launcher, torchrun and ``srun --kill-on-bad-exit=1`` take as a reason to end
+        the others.
     """
     started_by = os.getppid()
     try:

@@ -120,6 +120,8 @@ class Mirror:
         self._begun = True
         self._mode, self._project, self._entity = mode, project, entity
         sys.argv[1:] = argv  # where W&B looks
+        with suppress(Exception):  # the first run meets the same, and says so
+            self._set_up()
 
     def on_open(self, settings: Mapping[str, Any], **about: Any) -> None:
         """Start a W&B run; one that cannot be had online is kept offline, with all that follow.
@@ -130,8 +132,7 @@ class Mirror:
         """
         import wandb
 
-        # Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
-        wandb.setup(wandb.Settings(silent=True, mode=self._mode))
+        self._set_up()
         start: dict[str, Any] = {
             "project": self._project,
             "entity": self._entity,
@@ -179,7 +180,7 @@ class Mirror:
 
         fields = ("Actual", "Predicted", "nPredictions")
         cells: list[Any] = [[str(a), str(p), n] for a, line in enumerate(counts) for p, n in enumerate(line)]
-        table = wandb.Table(columns=list(fields), data=cells)
+        table = wandb.Table(columns=list(fields), data=cells, dtype=[str, str, int], optional=False)
         names = {name: name for name in fields}
         self._run.log({key: wandb.plot_table("wandb/confusion_matrix/v1", table, names, {"title": title})})
 
@@ -278,6 +279,13 @@ class Mirror:
         if run:
             run.finish(exit_code=exit_code)
 
+    def _set_up(self) -> None:
+        """Start what all runs share, once."""
+        import wandb
+
+        # Before a run begins, its own settings do not count; and offline nothing needs the parts that report home.
+        wandb.setup(wandb.Settings(silent=True, mode=self._mode))
+
     def _look_where(self, folder: Path) -> None:
         """Note the folder of the runs, and warn where it is not the one that was asked for."""
         self._folder = str(folder)
@@ -294,7 +302,7 @@ def main() -> None:
     for variable in AGENT.values():  # it means one run of all, whose event says so
         os.environ.pop(variable, None)
     events, answers = _take_streams()
-    _import_ahead()
+    _prepare()
     mirror = Mirror()
     for line in _due(events, mirror):
         try:
@@ -338,13 +346,17 @@ def _due(events: BinaryIO, mirror: Mirror) -> Iterator[bytes]:
             held, until = [], math.inf
 
 
-def _import_ahead() -> None:
-    """Import what the first events need, pandas for W&B's tables: a core is most likely idle as long as none came."""
+def _prepare() -> None:
+    """Do once what the first events would wait for: a core is most likely idle as long as none came."""
     with suppress(Exception):
         import wandb  # noqa: I001 - first, as the others may not be needed
-        import wandb.sdk.launch  # noqa: F401 - which wandb.init would import
-        import pandas  # noqa: F401
-        import quickdrop_bench.reporting.holdings  # noqa: F401
+        import wandb.sdk.launch
+        import numpy
+        import pandas  # noqa: F401 - for W&B's tables
+        from quickdrop_bench.reporting.holdings import distribution_png
+
+        distribution_png(numpy.ones((1, 1), int), ["0"], "")  # fonts are looked for at the first picture
+        wandb.Artifact("nothing", "federation")
 
 
 def _take_streams() -> tuple[BinaryIO, int]:

@@ -313,7 +313,8 @@ def make_fabric(
             num_nodes=nodes,
             strategy=ClientParallel() if several else "auto",
             precision=args.precision,
-            plugins=None if several else LightningEnvironment(),  # one process is nobody's job to launch
+            # Without a launcher, one process is on its own and several are started here, inside a SLURM job as well.
+            plugins=None if several and _started() else LightningEnvironment(),
             callbacks=list(callbacks) if is_first() else [],
             loggers=list(loggers) if is_first() else [],
         )

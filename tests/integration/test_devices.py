@@ -127,6 +127,15 @@ def test_torchrun_starts_the_processes(tmp_path: Path) -> None:
     assert "--devices 1: with --num-nodes 1, these have to be the 2 processes that were started" in other.stderr
 
 
+@pytest.mark.slow
+def test_inside_a_slurm_job_without_srun_the_processes_are_started_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script itself is one process, for all that the job has tasks."""
+    job = {"JOB_ID": "1", "JOB_NAME": "batch", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NODELIST": "localhost"}
+    for name, value in {**job, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert "2/2" in run(["train", *TINY, *TWO]).stderr
+
+
 def test_cells_or_clients_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", *TINY, "--scales", "1,10", "--jobs", "2", *TWO]) == 2
     assert "--jobs 2: either cells or, with --devices, clients run side by side" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def init(*, mode, **about):
 
 Settings = SimpleNamespace
 plot = SimpleNamespace(line_series=lambda **chart: chart)
-def Table(columns, data): return data
+def Table(columns, data, **types): return data
 def Image(source, caption=None): return source
 def plot_table(definition, table, fields, texts): return table
 """

@@ -127,7 +127,7 @@ class Wandb(ModuleType):
         return self.runs[-1]
 
     @staticmethod
-    def Table(columns: list[str], data: list[Any]) -> list[Any]:  # noqa: N802
+    def Table(columns: list[str], data: list[Any], **types: Any) -> list[Any]:  # noqa: N802
         return data
 
     @staticmethod
