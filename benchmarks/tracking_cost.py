@@ -5,8 +5,8 @@ that ``make table2`` types, in an empty folder, so that it installs nothing and 
 process that makes W&B's calls has ended. The order within a pair alternates; nothing else should run meanwhile.
 
 A machine whose speed varies by more than a few per cent hides what is looked for. Each run with mirroring therefore
-accounts for how long the command was held up by it, in its hooks and at the end, and for what the other process
-computed.
+accounts for how long the command was held up by it, in its hooks and at the end. What W&B's process computes beside the
+command, most of it while that starts, shows in the pairs alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,6 @@ def markdown(frame: pd.DataFrame, devices: int) -> str:
         ("hooks", "collecting, in the command's own process"),
         ("wait", "waiting at the end until all is written"),
         ("held_up", "both: what the command is held up"),
-        ("its_cpu", "CPU time of W&B's process: before the end beside the command, mostly while that starts"),
     ):
         lines.append(f"| {text} | {spread(held_up[name])} | {spread(100 * held_up[name] / held_up['seconds'])} |")
     return "\n".join([*lines, ""])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ ACCOUNT = "WATCHED_ACCOUNT"
 def main() -> int:
     """Run the command line in the order of :mod:`quickdrop_bench.__main__`, and write the account.
 
-    It is JSON: seconds in ``hooks`` and in the ``wait`` at the end, and the CPU seconds ``its_cpu`` of W&B's process.
+    It is JSON: seconds in ``hooks``, and in the ``wait`` at the end.
     """
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if is_first and "disabled" not in sys.argv:
@@ -52,9 +51,7 @@ def main() -> int:
         setattr(Tracker, name, timed(getattr(Tracker, name), "wait" if name == "close" else "hooks"))
     code = run()
     if is_first:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        account = {**spent, "its_cpu": used.ru_utime + used.ru_stime}
-        Path(os.environ[ACCOUNT]).write_text(json.dumps(account), encoding="utf-8")
+        Path(os.environ[ACCOUNT]).write_text(json.dumps(spent), encoding="utf-8")
     return code
 
 

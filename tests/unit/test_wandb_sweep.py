@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +20,7 @@ from quickdrop_bench.cells import cells
 from quickdrop_bench.options import add_sweep_options
 from quickdrop_bench.parsing import options_of, parse
 from quickdrop_bench.tracking import PROJECT
+from tests.conftest import TINY
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "wandb_sweep.yaml"
 POINTS = {(scale, alpha) for scale in (1, 10, 100, 1000) for alpha in (0.1, 1, 10)}
@@ -85,3 +90,26 @@ def test_every_point_is_one_cell_of_our_sweep(config: dict[str, Any], sweeps: Mo
         assert (experiment.federation.scale, experiment.federation.alpha) == (scale, alpha)
         met.add((scale, alpha))
     assert met == POINTS
+
+
+@pytest.mark.slow
+def test_a_point_runs_as_an_agent_runs_it(config: dict[str, Any], sweeps: ModuleType, tmp_path: Path) -> None:
+    (run,) = sweeps.next_runs(sweeps.SweepConfig(config), [], n=1)
+    chosen = tmp_path / "chosen.yaml"
+    chosen.write_text(yaml.safe_dump({name: {"value": entry["value"]} for name, entry in run.config.items()}))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(FILE.parents[1]),
+        "WANDB_MODE": "offline",
+        "WANDB_SWEEP_ID": "sweep",
+        "WANDB_RUN_ID": "chosen",
+        "WANDB_SWEEP_PARAM_PATH": str(chosen),
+    }
+    smaller = ["--dataset", "digits", *TINY[2:], "--methods", "quickdrop"]
+    done = subprocess.run(
+        [*command_line(config, run.config), *smaller], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (rows,) = tmp_path.rglob("rows.jsonl")
+    assert {row["scale"] for row in map(json.loads, rows.read_text().splitlines())} == {run.config["scales"]["value"]}
+    assert list(tmp_path.glob("wandb/offline-run-*-chosen")), "the agent's run is there"
