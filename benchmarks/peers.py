@@ -123,7 +123,7 @@ def measure(names: Sequence[str], works: Mapping[str, Workload], repeats: int, c
     """Let contenders take turns.
 
     Returns:
-        ``section, case, repeat, metric, value, versions``; a section is a workload.
+        ``section, case, repeat, metric, value, versions, commit``; a section is a workload.
     """
     lines = []
     for section, work in works.items():
@@ -135,7 +135,8 @@ def measure(names: Sequence[str], works: Mapping[str, Workload], repeats: int, c
                 lines += [
                     (section, name, repeat, metric, value, result["versions"]) for metric, value in measured.items()
                 ]
-    return pd.DataFrame(lines, columns=["section", "case", "repeat", "metric", "value", "versions"])
+    columns = ["section", "case", "repeat", "metric", "value", "versions"]
+    return pd.DataFrame(lines, columns=columns).assign(commit=str(provenance(fabric_of(), "")["git_commit"])[:10])
 
 
 def medians(part: pd.DataFrame) -> pd.DataFrame:
@@ -162,6 +163,8 @@ def section(name: str, part: pd.DataFrame, work: Workload) -> Iterable[str]:
     """A workload's tables."""
     yield f"## {name}"
     yield ""
+    yield f"{part['repeat'].max()} runs that took turns, commit {', '.join(part['commit'].unique())}."
+    yield ""
     yield f"ConvNet {work.depth}×{work.width}, {CLIENTS} clients, Dirichlet(0.1), {work.rounds} rounds. In each, a"
     yield f"client makes {work.steps} steps of plain SGD (η = {work.lr}) with batches of {work.batch}. Seconds per"
     yield "round are medians of the rounds after the first."
@@ -182,13 +185,12 @@ def section(name: str, part: pd.DataFrame, work: Workload) -> Iterable[str]:
 
 def markdown(frame: pd.DataFrame, works: Mapping[str, Workload], cores: int) -> str:
     """The page."""
-    commit = str(provenance(fabric_of(), "")["git_commit"])[:10]
-    cases, counts = list(dict.fromkeys(frame["case"])), frame.groupby(["section", "case"])["repeat"].nunique()
+    cases = list(dict.fromkeys(frame["case"]))
     lines = [
         "# Beside other simulators",
         "",
-        f"{device_name(torch.device('cpu'))}, {cores} cores for each contender, commit {commit}; medians of",
-        f"{counts.min()} runs that took turns. Written by `benchmarks/peers.py`, which says how each is set up.",
+        f"{device_name(torch.device('cpu'))}, {cores} cores for each contender; medians of runs. Written by",
+        "`benchmarks/peers.py`, which says how each is set up.",
         "Start-up is from the launch to the first client's work: imports, actors, data. The allocator's setting that",
         f"ours makes is part of ours. Accuracies differ from ours by at most {disagreement(frame):.2%}.",
     ]

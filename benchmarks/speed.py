@@ -308,16 +308,16 @@ Case = tuple[str, Build, Any]
 """Name, function and its options."""
 
 
-def measure(section: str, cases: Sequence[Case], repeats: int, threads: int, *, warm_up: bool = True) -> pd.DataFrame:
+def measure(section: str, cases: Sequence[Case], repeats: int, threads: int) -> pd.DataFrame:
     """Let all cases of a section take turns.
 
     Returns:
-        ``section, case, repeat, metric, value, commit``; repeat 0 is the warm-up, if there is one.
+        ``section, case, repeat, metric, value, commit``; repeat 0 is the warm-up.
     """
     contenders = {name: Contender(build, options, threads) for name, build, options in cases}
     lines = []
     try:
-        for repeat in range(0 if warm_up else 1, repeats + 1):
+        for repeat in range(repeats + 1):
             order = list(contenders) if repeat % 2 else list(reversed(contenders))
             for name in order:
                 numbers = contenders[name]()
@@ -331,6 +331,9 @@ def measure(section: str, cases: Sequence[Case], repeats: int, threads: int, *, 
 
 
 # Sections.
+
+Point = tuple[int, int, float | None]
+"""Clients, images of each, and the scale of those that distil."""
 
 
 def step_flops() -> float:
@@ -389,15 +392,18 @@ def request(repeats: int, threads: int) -> pd.DataFrame:
 def clients(repeats: int, threads: int) -> pd.DataFrame:
     """(d) Cost against the number of clients (20 images each), images per client, and s."""
     small = {"steps": 1, "width": 64, "batch": 32, "alpha": None}
-    points: list[tuple[int, int, float | None]] = [(n, 20, s) for n in (10, 30, 100, 300, 1000) for s in (None, 10.0)]
-    points += [(10, m, s) for m in (60, 200, 600, 2000) for s in (None, 10.0)]
-    points += [(10, 600, s) for s in (2.0, 50.0)]
-    frames = []
-    for count, each, scale in points:
+    scales = (None, 10.0)
+    by_count: list[Point] = [(n, 20, s) for n in (10, 30, 100, 300, 1000) for s in scales]
+    by_size: list[Point] = [(10, m, s) for m in (60, 200, 600, 2000) for s in scales]
+    by_scale: list[Point] = [(10, 600, s) for s in (2.0, 50.0)]
+
+    def case(count: int, each: int, scale: float | None) -> Case:
         name = f"{count} clients, {each} images each" + (f", distilling at s = {scale:g}" if scale else "")
-        options = {**small, "clients": count, "images": count * each, "scale": scale}
-        frames.append(measure("clients", [(name, engine_round, options)], min(repeats, 3), threads))
-    return pd.concat(frames)
+        return name, engine_round, {**small, "clients": count, "images": count * each, "scale": scale}
+
+    # All twenty at once would not fit into memory.
+    groups = (by_count, by_size + by_scale)
+    return pd.concat([measure("clients", [case(*point) for point in group], repeats, threads) for group in groups])
 
 
 def start(repeats: int, threads: int) -> pd.DataFrame:

@@ -40,7 +40,13 @@ from quickdrop_bench.seeding import generator
 from quickdrop_bench.serving.planned import CountingFederation
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-MEASURED = {"small": "small/table2", "quick, tuned": "reference/quick/table2"}
+MEASURED = {
+    "small": ("small/table2", "preset"),
+    "quick": ("reference/quick/table2-preset", "preset"),
+    "quick, tuned": ("reference/quick/table2", "tuned"),
+}
+"""By name, the folder and the protocol."""
+
 ORACLE, OURS, CONTROL = "retrain-or", "quickdrop", "random-subset"
 NAMES = ("retrain-or", "federaser", "sga-or", "fu-mp", "quickdrop")
 IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
@@ -49,13 +55,11 @@ IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
 # From rows.
 
 
-def measured_lines(name: str, path: Path) -> Iterable[str]:
+def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
     """A line per data set: medians over seeds of time and sample-gradients."""
-    frame = pd.DataFrame(RowFile(path / "rows.jsonl").rows)
+    frame = pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)
     frame = frame[(frame["stage"] == "total") & frame["metric"].isin(["seconds", "sample_gradients"])]
-    if "tuned" in name:
-        frame = frame[frame["protocol"] == "tuned"]
-    for dataset, part in frame.groupby("dataset"):
+    for dataset, part in frame[frame["protocol"] == protocol].groupby("dataset"):
         wide = part.pivot_table(index="method", columns="metric", values="value", aggfunc="median")
         seconds, gradients = wide["seconds"], wide["sample_gradients"]
         others = seconds.drop([ORACLE, OURS, CONTROL])
@@ -188,7 +192,10 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
         "",
         "## Whole runs (rows in `results/`; medians over seeds)",
         "",
-        *table(whole, (line for name, path in MEASURED.items() for line in measured_lines(name, RESULTS / path))),
+        *table(
+            whole,
+            (line for name, (path, protocol) in MEASURED.items() for line in measured_lines(name, path, protocol)),
+        ),
         "",
         "## At the paper's sizes, by the paper's letter (T = 50 steps in every stage)",
         "",

@@ -27,8 +27,9 @@ TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients",
 NEVER_EQUAL = ("seconds", "overhead_percent")
 """Metrics, or ends of their names, that differ from run to run."""
 
-# Tiny tensors gain nothing from threads, and lose much where another process wants the cores.
+# Tiny tensors gain nothing from threads, and lose much where another process wants the cores; nor do commands.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

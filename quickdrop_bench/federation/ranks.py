@@ -164,12 +164,12 @@ def on_first(fabric: Fabric, action: Callable[[], T]) -> T:
 
 
 def same(fabric: Fabric, value: object) -> bool:
-    """Whether all processes have an equal value."""
+    """Whether all processes have a value that is written in the same way; NaN, too, is the same as NaN."""
     if fabric.world_size == 1:
         return True
     everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, value)
-    return all(other == value for other in everyone)
+    torch.distributed.all_gather_object(everyone, repr(value))
+    return all(other == repr(value) for other in everyone)
 
 
 def is_shared(error: BaseException) -> bool:

@@ -20,6 +20,8 @@ from tests.conftest import NEVER_EQUAL, TINY
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "quickdrop_bench"]
 TWO = ["--devices", "2", "--accelerator", "cpu", "--wandb", "disabled"]
+LONG = ["train", *TINY, "--rounds", "150", "--wandb", "disabled"]
+"""Rounds enough to be killed among them."""
 UNRELIABLE = ["--dropout-rate", "0.3", "--straggler-rate", "0.3", "--corrupt-rate", "0.3", "--participation", "0.7"]
 FINE_TUNING = ["--fine-tune", "2", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3"]
 COMMANDS = {
@@ -187,14 +189,23 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What one process that nobody kills makes of :data:`LONG`."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(LONG) == 0
+    return tensors(folder / "artifacts")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_one_that_is_killed_takes_the_other_along_and_the_next_run_goes_on(
-    victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    victim: str, unbroken: dict[str, torch.Tensor]
 ) -> None:
-    argv = ["train", *TINY, "--rounds", "400", "--wandb", "disabled"]
-    two = [*argv, *TWO]
+    two = [*LONG, *TWO]
     with subprocess.Popen(
         [*PROGRAM, *two], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -211,9 +222,5 @@ def test_one_that_is_killed_takes_the_other_along_and_the_next_run_goes_on(
     assert list(Path("artifacts").rglob("training.ckpt"))
     run([*two, "--resume"])
     resumed = tensors(Path("artifacts"))
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    monkeypatch.chdir(whole)
-    assert main(argv) == 0
-    for name, value in tensors(Path("artifacts")).items():
+    for name, value in unbroken.items():
         torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6, equal_nan=True)

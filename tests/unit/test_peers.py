@@ -72,11 +72,13 @@ def frame(seconds: float, accuracy: float) -> pd.DataFrame:
     for case, value, share in (("quickdrop-bench", 1.0, 0.9), ("pfl, one process", seconds, accuracy)):
         metrics = dict.fromkeys(("start_up_seconds", "first_round_seconds", "seconds_per_round"), value)
         rows += [("digits", case, 1, m, v, f"{case} 1.0") for m, v in {**metrics, "accuracy": share}.items()]
-    return pd.DataFrame(rows, columns=["section", "case", "repeat", "metric", "value", "versions"])
+    columns = ["section", "case", "repeat", "metric", "value", "versions"]
+    return pd.DataFrame(rows, columns=columns).assign(commit="abc")
 
 
 def test_the_page_says_where_ours_loses(peers: ModuleType) -> None:
     lost = peers.markdown(frame(0.5, 0.91), peers.WORKLOADS, 2)
+    assert "1 runs that took turns, commit abc." in lost
     assert "Rounds: ours loses to pfl, one process (2.00×)." in lost
     assert "| pfl, one process | 0.5 (0.5 to 0.5) | 2.00× |" in lost
     assert "Accuracies differ from ours by at most 1.00%." in lost

@@ -113,7 +113,7 @@ def in_two_processes(fabric: Fabric) -> None:
     expect(BadInput, "--results-dir x: it cannot be written", lambda: on_first(fabric, refuse))
     assert list(spread(fabric, "test", WORK, lambda client: client)) == list(WORK)
 
-    assert same(fabric, (1, "a"))
+    assert same(fabric, (1, "a", float("nan")))
     assert not same(fabric, own)
     expect(SystemError, "different ways", lambda: spread(fabric, ("round", own), WORK, lambda client: client))
 
