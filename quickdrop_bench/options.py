@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -53,6 +55,8 @@ AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune":
 
 MOST_NODES = 10_000
 """Machines, above all use."""
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -321,7 +325,16 @@ def make_fabric(
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
+    if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
+        _warn_of_slow_bfloat16()
     return fabric
+
+
+@cache
+def _warn_of_slow_bfloat16() -> None:
+    """Once a process, on a CPU of the x86 kind that has to imitate it."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        log.warning("--precision bf16-mixed: without AVX-512 a CPU is many times slower in it than in 32-true")
 
 
 def processes_of(args: Namespace) -> tuple[int, int]:

@@ -41,12 +41,13 @@ def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:
-    """A device in words, with the number of processes that have one each; a CPU with the threads of computations."""
+    """A device in words, with the number of processes that have one each; a CPU with its instructions and threads."""
     several = f"{processes} × " if processes > 1 else ""
     if device.type == "cuda":
         return several + torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {several}{threads} thread{'s'[: threads != 1]}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{_processor()} ({instructions}), {several}{threads} thread{'s'[: threads != 1]}"
 
 
 @cache

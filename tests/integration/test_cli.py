@@ -19,7 +19,7 @@ from quickdrop_bench.cli import COMMANDS, FIGURES, TABLES, main
 from quickdrop_bench.commands import SUMMARIES
 from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.options import federation_spec, methods_of, split
+from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of, split
 from quickdrop_bench.parsing import COMMANDS as OPTIONS
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.rows import LAST
@@ -148,6 +148,18 @@ def test_settings(run: Run, options: list[str]) -> None:
     assert "QuickDrop" in out
     if "bf16-mixed" in options:
         assert {r["precision"] for r in read_rows()} == {"bf16-mixed"}
+
+
+@pytest.mark.parametrize(("instructions", "times"), [("AVX2", 1), ("AVX512", 0)])
+def test_imitated_bfloat16_is_said_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, instructions: str, times: int
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: instructions)
+    _warn_of_slow_bfloat16.cache_clear()
+    argv = ["train", *TINY[:-1], "1,2", "--rounds", "1", "--accelerator", "cpu", "--precision", "bf16-mixed"]
+    assert run(*argv)[0] == 0
+    assert run(*argv)[0] == 0
+    assert sum("without AVX-512" in line for line in caplog.messages) == times
 
 
 def test_diverged_runs_are_marked_and_the_others_go_on(run: Run) -> None:

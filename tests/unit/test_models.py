@@ -33,7 +33,9 @@ def test_bad_options(options: dict[str, object], named: str) -> None:
         ConvNet(1, 8, 3, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (40, 16, 32, 32)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 4), (2, 3, 4, 16), (2, 3, 16, 16), (40, 16, 32, 32)], ids=["tiny", "wide", "small", "large"]
+)
 def test_halving_pool_is_average_pooling(shape: tuple[int, ...]) -> None:
     """In its values and in both derivatives."""
     torch.manual_seed(0)
