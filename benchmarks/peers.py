@@ -163,7 +163,7 @@ def section(name: str, part: pd.DataFrame, work: Workload) -> Iterable[str]:
     """A workload's tables."""
     yield f"## {name}"
     yield ""
-    yield f"{part['repeat'].max()} runs that took turns, commit {', '.join(part['commit'].unique())}."
+    yield f"Runs that took turns: {part['repeat'].max()}; commit {', '.join(part['commit'].unique())}."
     yield ""
     yield f"ConvNet {work.depth}×{work.width}, {CLIENTS} clients, Dirichlet(0.1), {work.rounds} rounds. In each, a"
     yield f"client makes {work.steps} steps of plain SGD (η = {work.lr}) with batches of {work.batch}. Seconds per"

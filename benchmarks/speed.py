@@ -327,6 +327,8 @@ def measure(section: str, cases: Sequence[Case], repeats: int, threads: int) -> 
     finally:
         for contender in contenders.values():
             contender.close()
+    names = list(contenders)
+    lines.sort(key=lambda line: (line[2], names.index(line[1])))
     commit = str(provenance(fabric_of(), "")["git_commit"])[:10]
     return pd.DataFrame(lines, columns=["section", "case", "repeat", "metric", "value"]).assign(commit=commit)
 
@@ -461,7 +463,7 @@ def markdown(frame: pd.DataFrame) -> str:
     for name, (title, page) in PAGES.items():
         if name in by:
             repeats, commits = by[name]["repeat"].max(), ", ".join(by[name]["commit"].unique())
-            lines += ["", f"## {title}", "", f"{repeats} repeats, commit {commits}.", "", *page(by[name])]
+            lines += ["", f"## {title}", "", f"Repeats: {repeats}; commit {commits}.", "", *page(by[name])]
     return "\n".join([*lines, ""])
 
 

@@ -78,7 +78,7 @@ def frame(seconds: float, accuracy: float) -> pd.DataFrame:
 
 def test_the_page_says_where_ours_loses(peers: ModuleType) -> None:
     lost = peers.markdown(frame(0.5, 0.91), peers.WORKLOADS, 2)
-    assert "1 runs that took turns, commit abc." in lost
+    assert "Runs that took turns: 1; commit abc." in lost
     assert "Rounds: ours loses to pfl, one process (2.00×)." in lost
     assert "| pfl, one process | 0.5 (0.5 to 0.5) | 2.00× |" in lost
     assert "Accuracies differ from ours by at most 1.00%." in lost
