@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +13,17 @@ __all__ = ["HalvingPool", "spread_over_squares"]
 SMALL = 2**19
 """Elements up to which one kernel of the library beats several."""
 
-TINY = 64
-"""Most pixels of an image for which one matrix product beats the library's pooling."""
+
+def _squares(side: int) -> Tensor:
+    """(side², side²/4): a quarter where a pixel lies in a square."""
+    row, column = torch.arange(side**2) // side, torch.arange(side**2) % side
+    return 0.25 * F.one_hot(row // 2 * (side // 2) + column // 2, (side // 2) ** 2).float()
+
+
+SQUARES = {side: _squares(side) for side in (2, 4, 6, 8)}
+"""By side, what averages the squares of images for which one product beats the library's pooling.
+
+They are made here because in whatever mode a first call runs (inference, export), they would keep it."""
 
 
 class HalvingPool(nn.Module):
@@ -27,8 +35,8 @@ class HalvingPool(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Average 2×2 squares: (B, C, 2h, 2w) to (B, C, h, w)."""
         b, c, height, width = images.shape
-        if images.device.type == "cpu" and height * width <= TINY:
-            product = images.reshape(-1, height * width) @ _squares(height // 2, width // 2, images.dtype)
+        if not _is_traced() and _is_tiny(images):
+            product = images.reshape(-1, height * width) @ SQUARES[width].to(images.dtype)
             return product.view(b, c, height // 2, width // 2)
         if images.device.type != "cpu" or images.numel() <= SMALL:
             pooled: Tensor = F.avg_pool2d(images, 2)
@@ -37,11 +45,14 @@ class HalvingPool(nn.Module):
         return of_slices
 
 
-@cache
-def _squares(h: int, w: int, dtype: torch.dtype) -> Tensor:
-    """(4hw, hw): a quarter where a pixel lies in a square."""
-    rows, columns = torch.arange(4 * h * w) // (2 * w), torch.arange(4 * h * w) % (2 * w)
-    return 0.25 * F.one_hot(rows // 2 * w + columns // 2, h * w).to(dtype)
+def _is_tiny(images: Tensor) -> bool:
+    height, width = images.shape[2:]
+    return images.device.type == "cpu" and height == width and width in SQUARES
+
+
+def _is_traced() -> bool:
+    """Whether a file is made of the model, for other devices as well: it should say average pooling."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 
 class _Slices(torch.autograd.Function):
@@ -61,8 +72,8 @@ class _Slices(torch.autograd.Function):
 def spread_over_squares(gradient: Tensor) -> Tensor:
     """The gradient of averaging 2×2 squares: (B, C, h, w) to (B, C, 2h, 2w), a quarter everywhere."""
     b, c, h, w = gradient.shape
-    if gradient.device.type == "cpu" and 4 * h * w <= TINY:
-        return (gradient.reshape(-1, h * w) @ _squares(h, w, gradient.dtype).T).view(b, c, 2 * h, 2 * w)
+    if gradient.device.type == "cpu" and h == w and 2 * w in SQUARES:
+        return (gradient.reshape(-1, h * w) @ SQUARES[2 * w].to(gradient.dtype).T).view(b, c, 2 * h, 2 * w)
     quarter = gradient * 0.25
     rows = gradient.new_empty(b, c, h, 2, 2 * w)
     first = rows[:, :, :, 0]

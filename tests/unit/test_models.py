@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -31,6 +33,21 @@ def test_no_coupling_between_samples() -> None:
 def test_bad_options(options: dict[str, object], named: str) -> None:
     with pytest.raises(BadInput, match=named):
         ConvNet(1, 8, 3, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_exported_models_pool_by_the_library_and_leave_training_alone() -> None:
+    model, images = ConvNet(1, 8, 3, width=4, depth=3), torch.randn(5, 1, 8, 8)
+    expected = model(images)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), expected)
+    traced = torch.jit.trace(model, images)
+    exported = torch.export.export(model, (images,)).module()
+    for other in (traced, exported):
+        graph = str(other.inlined_graph if other is traced else other.graph)
+        assert len(re.findall(r"aten\W+avg_pool2d", graph)) == 3
+        torch.testing.assert_close(other(images), expected)
+    model(images).sum().backward()
 
 
 @pytest.mark.parametrize(
