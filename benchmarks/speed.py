@@ -409,7 +409,9 @@ def clients(repeats: int, threads: int) -> pd.DataFrame:
 
     # All twenty at once would not fit into memory.
     groups = (by_count, by_size + by_scale)
-    return pd.concat([measure("clients", [case(*point) for point in group], repeats, threads) for group in groups])
+    return pd.concat(
+        [measure("clients", [case(*point) for point in group], min(repeats, 3), threads) for group in groups]
+    )
 
 
 def start(repeats: int, threads: int) -> pd.DataFrame:

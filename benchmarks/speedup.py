@@ -66,7 +66,7 @@ def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
         best = str(others.idxmin())
         yield (
             f"| {name} | {dataset} | {seconds[OURS]:.2f} | {ratios(seconds, gradients, ORACLE)}"
-            f" | {best} | {ratios(seconds, gradients, best)} |"
+            f" | {best} | {ratios(seconds, gradients, best)} | {part['device'].iloc[-1]} |"
         )
 
 
@@ -179,6 +179,7 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
         "fastest other",
         "÷ it",
         "in gradients",
+        "measured on",
     )
     of_stage = ("gradients", "µs each", "s")
     staged = ("", *(f"{stage}: {what}" for stage in ("unlearning", "recovery") for what in of_stage))

@@ -164,7 +164,7 @@ def on_first(fabric: Fabric, action: Callable[[], T]) -> T:
 
 
 def same(fabric: Fabric, value: object) -> bool:
-    """Whether all processes have a value that is written in the same way; NaN, too, is the same as NaN."""
+    """Whether all processes have values with the same ``repr``, so that NaN equals NaN."""
     if fabric.world_size == 1:
         return True
     everyone: list[Any] = [None] * fabric.world_size

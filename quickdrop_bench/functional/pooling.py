@@ -23,7 +23,7 @@ def _squares(side: int) -> Tensor:
 SQUARES = {side: _squares(side) for side in (2, 4, 6, 8)}
 """By side, what averages the squares of images for which one product beats the library's pooling.
 
-They are made here because in whatever mode a first call runs (inference, export), they would keep it."""
+They are made at import: made at the first call, they would keep that call's mode (inference, export)."""
 
 
 class HalvingPool(nn.Module):
@@ -34,24 +34,22 @@ class HalvingPool(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Average 2×2 squares: (B, C, 2h, 2w) to (B, C, h, w)."""
+        if _is_traced() or images.device.type != "cpu":
+            return F.avg_pool2d(images, 2)
         b, c, height, width = images.shape
-        if not _is_traced() and _is_tiny(images):
+        if (
+            height == width and width in SQUARES and not torch.is_autocast_enabled("cpu")
+        ):  # the product would be rounded
             product = images.reshape(-1, height * width) @ SQUARES[width].to(images.dtype)
             return product.view(b, c, height // 2, width // 2)
-        if images.device.type != "cpu" or images.numel() <= SMALL:
-            pooled: Tensor = F.avg_pool2d(images, 2)
-            return pooled
+        if images.numel() <= SMALL:
+            return F.avg_pool2d(images, 2)
         of_slices: Tensor = _Slices.apply(images)
         return of_slices
 
 
-def _is_tiny(images: Tensor) -> bool:
-    height, width = images.shape[2:]
-    return images.device.type == "cpu" and height == width and width in SQUARES
-
-
 def _is_traced() -> bool:
-    """Whether a file is made of the model, for other devices as well: it should say average pooling."""
+    """Whether the model is written to a file, which should say average pooling, or compiled."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 

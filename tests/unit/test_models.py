@@ -36,8 +36,9 @@ def test_bad_options(options: dict[str, object], named: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_exported_models_pool_by_the_library_and_leave_training_alone() -> None:
-    model, images = ConvNet(1, 8, 3, width=4, depth=3), torch.randn(5, 1, 8, 8)
+@pytest.mark.parametrize(("side", "batch"), [(8, 5), (32, 150)], ids=["tiny", "large"])
+def test_exported_models_pool_by_the_library_and_leave_training_alone(side: int, batch: int) -> None:
+    model, images = ConvNet(1, side, 3, width=4), torch.randn(batch, 1, side, side)
     expected = model(images)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), expected)
