@@ -37,9 +37,8 @@ class HalvingPool(nn.Module):
         if _is_traced() or images.device.type != "cpu":
             return F.avg_pool2d(images, 2)
         b, c, height, width = images.shape
-        if (
-            height == width and width in SQUARES and not torch.is_autocast_enabled("cpu")
-        ):  # the product would be rounded
+        # Under autocast the product would be rounded, which pooling is not.
+        if height == width and width in SQUARES and not torch.is_autocast_enabled("cpu"):
             product = images.reshape(-1, height * width) @ SQUARES[width].to(images.dtype)
             return product.view(b, c, height // 2, width // 2)
         if images.numel() <= SMALL:
