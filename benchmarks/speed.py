@@ -353,7 +353,7 @@ def step_flops() -> float:
 
 
 def step(repeats: int, threads: int) -> pd.DataFrame:
-    """(a) A training step; in bfloat16 where the CPU has it: imitated, a step took ten times as long as in float32."""
+    """(a) A training step; in bfloat16 where the CPU has it, since an imitated step takes many seconds."""
     cases: list[Case] = [("plain loop", plain_step, {"steps": 4})]
     for precision in ("32-true", "bf16-mixed") if instructions() != "avx2" else ("32-true",):
         of_ours = {"steps": 4, "precision": precision}
