@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from tests.conftest import NEVER_EQUAL, TINY
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "quickdrop_bench"]
 TWO = ["--devices", "2", "--accelerator", "cpu", "--wandb", "disabled"]
-LONG = ["train", *TINY, "--rounds", "150", "--wandb", "disabled"]
+LONG = ["train", *TINY, "--rounds", "100", "--wandb", "disabled"]
 """Rounds enough to be killed among them."""
 UNRELIABLE = ["--dropout-rate", "0.3", "--straggler-rate", "0.3", "--corrupt-rate", "0.3", "--participation", "0.7"]
 FINE_TUNING = ["--fine-tune", "2", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3"]
@@ -67,40 +68,88 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+ONE_AFTER_THE_OTHER = """
+import contextlib, json, os, sys
+from quickdrop_bench.cli import main
+
+for folder, name, argv in json.loads(sys.argv[1]):
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+    with open(f"../{name} {os.environ['RANK']}.txt", "w") as said:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = main(argv)
+    assert code == 0, argv
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes, started as torchrun does, have run all of :data:`COMMANDS`, each in a folder of its name.
+
+    The sweep was run twice. What each process said is in files beside the folders.
+    """
+    place = tmp_path_factory.mktemp("two")
+    names = [(name, name) for name in COMMANDS] + [("sweep", "sweep again")]
+    given = json.dumps([(str(place / name), said, [*COMMANDS[name], *TWO]) for name, said in names])
+    world = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "XDG_CACHE_HOME": str(place / "cache")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_AFTER_THE_OTHER, given],
+            env={**environment(), **world, "RANK": str(k), "LOCAL_RANK": str(k)},
+        )
+        for k in range(2)
+    ]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return place
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("argv", COMMANDS.values(), ids=COMMANDS)
-def test_two_processes_end_as_one(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_processes_end_as_one(name: str, by_two: Path) -> None:
     """Same values and same weights within 1e-6 (but for values counted in images, which are equal), same files."""
-    found = {}
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        if name == "one":
-            assert main([*argv, "--wandb", "disabled"]) == 0
-        else:
-            run([*argv, *TWO])
-        files = {str(path) for path in Path().rglob("*") if path.is_file()}
-        found[name] = values(Path("results")), tensors(Path("artifacts")), files
-    (rows, weights, files), (other_rows, other_weights, other_files) = found["one"], found["two"]
+    assert main([*COMMANDS[name], "--wandb", "disabled"]) == 0
+    here, there = Path(), by_two / name
+    rows, weights = values(here / "results"), tensors(here / "artifacts")
+    other_weights = tensors(there / "artifacts")
     assert len(rows) > 20
-    assert other_rows == pytest.approx(rows, abs=1e-6, nan_ok=True)
+    assert values(there / "results") == pytest.approx(rows, abs=1e-6, nan_ok=True)
     assert sorted(other_weights) == sorted(weights)
-    for name, value in weights.items():
-        torch.testing.assert_close(other_weights[name], value, rtol=1e-6, atol=1e-6, equal_nan=True)
-    assert {file for file in other_files if not file.endswith(".lock")} == {
-        file for file in files if not file.endswith(".lock")
-    }
+    for key, value in weights.items():
+        torch.testing.assert_close(other_weights[key], value, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert files(there) == files(here)
+    assert "fl-training" in (by_two / f"{name} 0.txt").read_text()
+    assert (by_two / f"{name} 1.txt").read_text() == ""
 
 
 @pytest.mark.slow
-def test_only_the_first_process_speaks(tmp_path: Path) -> None:
+def test_two_processes_train_and_measure_nothing_again(by_two: Path) -> None:
+    assert "fl-training" not in (by_two / "sweep again 0.txt").read_text()
+    assert "sweep" in (by_two / "sweep again 0.txt").read_text()
+
+
+def files(folder: Path) -> set[str]:
+    """What a command left, without its locks."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+@pytest.mark.slow
+def test_only_the_first_process_speaks() -> None:
     done = run(["train", *TINY, *TWO])
     assert len(done.stdout.splitlines()) == 1
     rounds = [line for line in done.stderr.splitlines() if "fl-training" in line]
     assert len(rounds) == 2
-    again = run(["train", *TINY, *TWO])
-    assert "fl-training" not in again.stderr
-    assert again.stdout.split("accuracy")[0] == done.stdout.split("accuracy")[0]
 
 
 @pytest.mark.slow
@@ -121,12 +170,20 @@ def test_an_error_that_all_meet_is_said_once(argv: list[str], code: int, words: 
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes(tmp_path: Path) -> None:
+def test_torchrun_starts_the_processes() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "quickdrop_bench"]
     options = ["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled"]
     assert "Starting with 2 processes" in run(options, program=torchrun).stderr
-    other = run([*options, "--devices", "1"], program=torchrun, code=1)
-    assert "--devices 1: with --num-nodes 1, these have to be the 2 processes that were started" in other.stderr
+
+
+def test_as_many_processes_are_needed_as_torchrun_has_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled", "--devices", "1"]) == 2
+    words = "--devices 1: with --num-nodes 1, these have to be the 2 processes that were started"
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -189,27 +246,13 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What one process that nobody kills makes of :data:`LONG`."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(LONG) == 0
-    return tensors(folder / "artifacts")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("victim", ["first", "second"])
-def test_one_that_is_killed_takes_the_other_along_and_the_next_run_goes_on(
-    victim: str, unbroken: dict[str, torch.Tensor]
-) -> None:
-    two = [*LONG, *TWO]
+def kill_while_it_trains(argv: list[str], victim: str) -> None:
+    """Start a command in two processes, and kill one as soon as they have saved a state; the other has to end."""
+    before = states_saved()
     with subprocess.Popen(
-        [*PROGRAM, *two], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, *argv], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        while not list(Path("artifacts").rglob("training.ckpt")):
+        while states_saved() == before:
             assert process.poll() is None
             time.sleep(0.05)
         (child,) = children(process.pid)
@@ -219,8 +262,25 @@ def test_one_that_is_killed_takes_the_other_along_and_the_next_run_goes_on(
         while Path(f"/proc/{child}").exists() and time.monotonic() < patience:
             time.sleep(0.05)
         assert not Path(f"/proc/{child}").exists()
-    assert list(Path("artifacts").rglob("training.ckpt"))
-    run([*two, "--resume"])
-    resumed = tensors(Path("artifacts"))
-    for name, value in unbroken.items():
+    assert states_saved()
+
+
+def states_saved() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path("artifacts").rglob("training.ckpt")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_one_that_is_killed_takes_the_other_along_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_while_it_trains([*LONG, *TWO], "first")
+    kill_while_it_trains([*LONG, *TWO, "--resume"], "second")
+    done = run([*LONG, *TWO, "--resume"])
+    assert "round 1/" not in done.stderr
+    resumed = tensors(tmp_path / "artifacts")
+    (tmp_path / "unbroken").mkdir()
+    monkeypatch.chdir(tmp_path / "unbroken")
+    assert main(LONG) == 0
+    for name, value in tensors(Path("artifacts")).items():
         torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6, equal_nan=True)
