@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 
 from quickdrop_bench.methods import METHODS
 from tests.conftest import TINY, Run, facts, read_rows
+from tests.integration.forks import start_command
 
 PICTURE = {"figure.svg", "figure.png", "figure.csv"}
 
@@ -237,17 +235,20 @@ if "spawn_main" in " ".join(sys.orig_argv):
 
 
 @pytest.mark.slow
-def test_a_sweep_in_processes_killed_at_any_moment_ends_with_the_same_rows(run: Run) -> None:
+@pytest.mark.usefixtures("warm_server")
+def test_a_sweep_in_processes_killed_at_any_moment_ends_with_the_same_rows(run: Run, tmp_path: Path) -> None:
     chosen = [*TINY, "--scales", "1,10", "--seeds", "1,2", "--rounds", "6"]
     assert run("sweep", *chosen, "--results-dir", "whole", "--artifacts-dir", "a")[0] == 0
-    command = [sys.executable, "-m", "quickdrop_bench", "sweep", *chosen, "--jobs", "2"]
     draw = random.Random(2)
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: another order of sums gives other last digits
-    for _ in range(4):
-        process = subprocess.Popen(command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(draw.uniform(4, 16))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for begun in ("artifacts/*/*", "results/quick/sweep/rows.jsonl"):
+        command = start_command(["sweep", *chosen, "--jobs", "2"], tmp_path, one_thread)
+        while not list(tmp_path.glob(begun)):
+            assert command.process.is_alive(), command.err.read_text()
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 2))
+        command.process.kill()
+        command.process.join()
     assert run("sweep", *chosen)[0] == 0
     assert facts(rows_of("sweep")) == facts(rows_of("sweep", "whole"))
 

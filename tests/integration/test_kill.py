@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import re
@@ -31,12 +30,16 @@ from quickdrop_bench.cli import main
 from quickdrop_bench.harness import training
 from quickdrop_bench.rows import KEY
 from tests.conftest import NEVER_EQUAL, TINY, facts, read_rows
+from tests.integration.forks import fork
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.usefixtures("warm_server"),
+]
 
 KILLS = int(os.environ.get("KILLS", "1"))
 SEED = os.environ.get("KILLS_SEED", "0")
-ROOT = Path(__file__).resolve().parents[2]
 
 TRAIN = ["train", *TINY, "--rounds", "12", "--local-steps", "4", "--record-every", "1"]
 COMMANDS = {
@@ -132,19 +135,6 @@ def run_command(place: Path, argv: list[str], log: Path, prepare: Callable[[], N
 # In the test -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm_server() -> None:
-    """Processes are forked from one that has run the commands: a kill finds them at work, not at importing."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("OMP_NUM_THREADS", "1")  # threads do not survive a fork
-        patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        multiprocessing.set_forkserver_preload(["tests.integration.warmed"])
-        server = multiprocessing.get_context("forkserver").Process(target=begun)
-        server.start()
-        server.join()
-        assert server.exitcode == 0
-
-
 @dataclass
 class Command:
     """A command line in a folder of its own.
@@ -165,10 +155,7 @@ class Command:
         return self.place.with_suffix(".log")
 
     def start(self, prepare: Callable[[], None] | None = None, log: Path | None = None) -> ForkServerProcess:
-        arguments = (self.place, self.argv, log or self.log, prepare or self.prepare)
-        process = multiprocessing.get_context("forkserver").Process(target=run_command, args=arguments)
-        process.start()
-        return process
+        return fork(run_command, self.place, self.argv, log or self.log, prepare or self.prepare)
 
     def finish(self) -> dict[str, object]:
         """Run it to its end; what that leaves."""

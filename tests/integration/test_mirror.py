@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, Run
+from tests.integration.forks import Forked, start_command
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "lightning", "sklearn", "scipy", "torchmetrics")
@@ -91,24 +92,13 @@ class Place:
         path = os.pathsep.join([str(self.folder / "fake"), str(ROOT)])
         return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "NOTES": str(self.folder / "notes")} | more
 
-    def start(self, *argv: str, mode: str = "offline", **more: str) -> subprocess.Popen[str]:
+    def start(self, *argv: str, mode: str = "offline", **more: str) -> Forked:
         """Start a command in a process group of its own, as a shell does."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "quickdrop_bench", *argv, "--wandb", mode],
-            cwd=self.folder,
-            env=self.environment(WANDB_API_KEY="k", **more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
+        return start_command([*argv, "--wandb", mode], self.folder, self.environment(WANDB_API_KEY="k", **more))
 
     def command(self, *argv: str, **more: str) -> tuple[int, str, str]:
         """Run a command; exit code, standard output and standard error."""
-        process = self.start(*argv, **more)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+        return self.start(*argv, **more).end()
 
     def notes(self, what: str = "") -> list[dict[str, Any]]:
         path = self.folder / "notes"
@@ -142,11 +132,15 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def with_stand_in(folder: Path) -> Place:
+    (folder / "fake").mkdir()
+    (folder / "fake/wandb.py").write_text(textwrap.dedent(PACKAGE))
+    return Place(folder)
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake/wandb.py").write_text(textwrap.dedent(PACKAGE))
-    return Place(tmp_path)
+def place(tmp_path: Path, warm_server: None) -> Place:
+    return with_stand_in(tmp_path)
 
 
 @pytest.fixture
@@ -169,26 +163,36 @@ def test_nothing_heavy_is_imported() -> None:
     assert imported.isdisjoint(HEAVY)
 
 
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, subprocess.CompletedProcess[str]]:
+    """A command as it is typed, and where it ran."""
+    place = with_stand_in(tmp_path_factory.mktemp("typed"))
+    command = [sys.executable, "-m", "quickdrop_bench", *COMMAND, "--wandb", "offline"]
+    environment = place.environment(XDG_CACHE_HOME=str(place.folder / "cache"))
+    done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, check=False)
+    return place, done
+
+
 @pytest.mark.slow
-def test_all_is_said_when_the_command_ends(place: Place) -> None:
-    code, _, err = place.command(*COMMAND)
-    assert code == 0
+def test_all_is_said_when_the_command_ends(typed: tuple[Place, subprocess.CompletedProcess[str]]) -> None:
+    place, done = typed
+    assert done.returncode == 0
     assert place.ended == [("fl-training", 0), ("quickdrop", 0), ("table2", 0)]
-    assert "W&B: 3 runs kept offline" in err
+    assert "W&B: 3 runs kept offline" in done.stderr
     (process,) = {note["pid"] for note in place.notes()}
     assert not is_alive(process)
 
 
 @pytest.mark.slow
-def test_process_gives_way(place: Place) -> None:
-    assert place.command(*COMMAND)[0] == 0
-    assert [note["nice"] for note in place.notes("import")] == [os.nice(0) + 5]
+def test_process_gives_way(typed: tuple[Place, subprocess.CompletedProcess[str]]) -> None:
+    assert [note["nice"] for note in typed[0].notes("import")] == [os.nice(0) + 5]
 
 
 @pytest.mark.slow
-def test_run_knows_the_command_that_made_it(place: Place) -> None:
-    assert place.command(*COMMAND)[0] == 0
-    for note in place.notes("init"):
+def test_run_knows_the_command_that_made_it(typed: tuple[Place, subprocess.CompletedProcess[str]]) -> None:
+    notes = typed[0].notes("init")
+    assert len(notes) == 3
+    for note in notes:
         assert note["argv"] == [*COMMAND, "--wandb", "offline"]
         assert note["settings"]["program"] == "-m quickdrop_bench"
 
@@ -276,11 +280,9 @@ def test_bad_input_leaves_no_process(place: Place) -> None:
 @pytest.mark.slow
 def test_run_of_a_command_that_was_killed_ends_as_failed(place: Place) -> None:
     command = place.start(*LONG)
-    assert command.stderr
-    assert any("round 5/" in line for line in command.stderr)
+    place.wait_for(lambda: command.err.exists() and "round 5/" in command.err.read_text())
     assert not place.notes("log")  # offline, all is handled together
-    command.kill()
-    command.communicate()
+    command.process.kill()
     place.wait_for(lambda: place.notes("finish"))
     assert place.ended == [("fl-training", 1)]
     place.wait_for(lambda: not place.processes())
@@ -291,8 +293,8 @@ def test_interrupted_command_keeps_what_was_said(place: Place) -> None:
     command = place.start(*LONG, mode="online")
     place.wait_for(lambda: len(place.notes("log")) > 3)
     os.killpg(command.pid, signal.SIGINT)
-    _, err = command.communicate(timeout=120)
-    assert command.returncode == 130
+    code, _, err = command.end(timeout=120)
+    assert code == 130
     assert place.ended == [("fl-training", 1)]
     assert "W&B: 1 run in project" in err
     assert "W&B failed" not in err
@@ -302,23 +304,22 @@ def test_interrupted_command_keeps_what_was_said(place: Place) -> None:
 
 @pytest.mark.slow
 def test_interrupt_that_reaches_the_process_is_ignored(place: Place) -> None:
-    command = place.start(*COMMAND, "--rounds", "100", mode="online")
+    command = place.start(*COMMAND, "--rounds", "30", mode="online")
     place.wait_for(lambda: len(place.notes("log")) > 3)
     os.kill(place.notes("log")[0]["pid"], signal.SIGINT)
-    command.communicate(timeout=300)
-    assert (command.returncode, place.ended[-1]) == (0, ("table2", 0))
+    assert (command.end()[0], place.ended[-1]) == (0, ("table2", 0))
 
 
 @pytest.mark.slow
 def test_second_interrupt_ends_the_waiting(place: Place) -> None:
     command = place.start(*LONG, mode="online", MISBEHAVE="hang at finish")
     place.wait_for(lambda: len(place.notes("log")) > 3)
-    command.send_signal(signal.SIGINT)
+    os.kill(command.pid, signal.SIGINT)
     time.sleep(2)
-    assert command.poll() is None
-    command.send_signal(signal.SIGINT)
-    _, err = command.communicate(timeout=30)
+    assert command.process.is_alive()
+    os.kill(command.pid, signal.SIGINT)
+    code, _, err = command.end(timeout=30)
     for process in place.processes():
         os.kill(process, signal.SIGKILL)
-    assert command.returncode == 130
+    assert code == 130
     assert "Traceback" not in err

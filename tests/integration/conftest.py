@@ -1,0 +1,25 @@
+"""What the tests of whole commands share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.forks import fork
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def warm_server() -> None:
+    """Start the process that others are forked from, see :mod:`tests.integration.forks`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")  # threads do not survive a fork
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        multiprocessing.set_forkserver_preload(["tests.integration.warmed"])
+        first = fork(os.getpid)
+        first.join()
+        assert first.exitcode == 0

@@ -1,0 +1,68 @@
+"""Commands in processes forked from one that has imported everything: they are at work at once.
+
+Importing takes longer than all that such a command does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from quickdrop_bench import __main__ as program
+
+__all__ = ["Forked", "fork", "start_command"]
+
+
+def fork(action: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """A process that calls a function of a module; the fixture ``warm_server`` has to be there."""
+    process = multiprocessing.get_context("forkserver").Process(target=action, args=arguments)
+    process.start()
+    return process
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A command that runs.
+
+    Attributes:
+        process: it leads a process group.
+        out, err: files that take what it says.
+    """
+
+    process: ForkServerProcess
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def end(self, timeout: float = 300) -> tuple[int, str, str]:
+        """Wait for it; exit code, standard output and standard error."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, "it does not end"
+        return self.process.exitcode, self.out.read_text(), self.err.read_text()
+
+
+def start_command(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Forked:
+    """Start ``python -m quickdrop_bench`` in a folder, without standard input."""
+    number = len(list(folder.glob("*.out")))
+    out, err = (folder / f"{number}.{kind}" for kind in ("out", "err"))
+    return Forked(fork(_run, list(argv), folder, dict(environment), out, err), out, err)
+
+
+def _run(argv: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, name in enumerate((os.devnull, out, err)):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), stream)
+    sys.argv = ["quickdrop_bench", *argv]
+    sys.exit(program.main())
