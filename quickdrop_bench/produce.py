@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -281,15 +282,16 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
         return
     if isinstance(layout, CapabilityLayout):
         known = capabilities()
-        texts, shown = render_capabilities(frame, known, layout), capabilities_on_terminal(frame, known, layout)
+        texts = render_capabilities(frame, known, layout)
+        shown = partial(capabilities_on_terminal, frame, known, layout)
     else:
         unsupported = [name for name in METHODS if layout.level not in METHODS[name].levels]
         published = tables.read_published(paper_values(), layout.number)
         texts = tables.render(frame, published, layout, unsupported)
-        shown = tables.on_terminal(frame, published, layout, unsupported)
+        shown = partial(tables.on_terminal, frame, published, layout, unsupported)
     tables.write_table(folder, texts)
     if sys.stdout.isatty():
-        Console(highlight=False).print(*shown, sep="\n")
+        Console(highlight=False).print(*shown(), sep="\n")
     else:
         print(texts["table.md"])
 

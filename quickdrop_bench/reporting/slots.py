@@ -70,8 +70,9 @@ class Slot:
 
     @cached_property
     def _values(self) -> dict[tuple[str, ...], pd.Series]:
-        found = self.rows.dropna(subset="value").groupby(["method", "stage", "metric"])
-        return {tuple(map(str, key)): group.drop_duplicates("seed", keep="last")["value"] for key, group in found}
+        keys = ["method", "stage", "metric"]
+        last = self.rows.dropna(subset="value").drop_duplicates([*keys, "seed"], keep="last")
+        return {tuple(map(str, key)): values for key, values in last.groupby(keys)["value"]}
 
     def cell(self, method: str, column: Column) -> Cell:
         """Mean and deviation over seeds."""
@@ -87,8 +88,15 @@ class Slot:
 
     def seeds(self, method: str | None = None) -> list[int]:
         """Seeds on which a method, or any, was measured; the search for settings is no measurement."""
+        return self._seeds.get(method, [])
+
+    @cached_property
+    def _seeds(self) -> dict[str | None, list[int]]:
+        """By method; under None those of all."""
         r = self.rows[self.rows["stage"] != SEARCH]
-        return sorted(r["seed"].unique() if method is None else r[r["method"] == method]["seed"].unique())
+        found: dict[str | None, list[int]] = {None: sorted(r["seed"].unique())}
+        found.update((str(method), sorted(seeds.unique())) for method, seeds in r.groupby("method")["seed"])
+        return found
 
     def count(self, method: str, metric: str) -> int:
         """Runs that ``diverged`` or ``failed``."""
