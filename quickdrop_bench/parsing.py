@@ -223,8 +223,8 @@ def _named_artefact(argv: Sequence[str]) -> str:
     if argv[0] == "sweep":
         return "sweep"
     for before, part in pairwise(argv):
-        if part.isdigit() and (not before.startswith("--") or "=" in before or before in FLAGS):
-            return f"{argv[0]}{part}"
+        if part.isdecimal() and (not before.startswith("--") or "=" in before or before in FLAGS):
+            return f"{argv[0]}{int(part)}"
     return ""
 
 
