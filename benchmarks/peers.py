@@ -1,10 +1,11 @@
 """The same FedAvg by this project and by Flower, pfl and BlazeFL, on the cores of one machine.
 
-``python benchmarks/peers.py`` writes ``results/speed/peers.csv`` (every single measurement) and ``peers.md``. It needs
-an environment with the extra ``peers`` and Python 3.12 or later (BlazeFL's bound). ``constraints.txt`` as a whole does
-not fit the peers: take the versions of torch, torchvision, lightning, torchmetrics, numpy and pandas from it, so that
-all share them. Contenders take turns, each in processes of its own that start anew every time
-(``benchmarks/contenders.py``); nothing else should run meanwhile.
+``python benchmarks/peers.py`` writes ``results/speed/peers-<instructions>.csv`` (every single measurement) and the same
+as ``.md``; the instructions are those of the CPU, as ``avx512``. It needs an environment with the extra ``peers`` and
+Python 3.12 or later (BlazeFL's bound). ``constraints.txt`` as a whole does not fit the peers: take the versions of
+torch, torchvision, lightning, torchmetrics, numpy and pandas from it, so that all share them. Contenders take turns,
+each in processes of its own that start anew every time (``benchmarks/contenders.py``); nothing else should run
+meanwhile.
 
 Each peer runs as its documentation has it for one machine, and where that leaves a choice, both are measured:
 
@@ -40,7 +41,7 @@ from typing import Any
 import pandas as pd
 import torch
 from contenders import CLIENTS, CONTENDERS, OURS, Workload, image_data, new_model
-from speed import FOLDER, fabric_of, table
+from speed import FOLDER, fabric_of, instructions, table
 
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.files import write_text
@@ -219,14 +220,15 @@ def main() -> None:
     }
     wanted = options.contenders.lower().split(",")
     names = [name for name in CONTENDERS if name.startswith(OURS) or any(part in name.lower() for part in wanted)]
-    path = FOLDER / "peers.csv"
+    path = FOLDER / f"peers-{instructions()}.csv"
     known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["section"])
     for chosen in options.only.split(","):
         new = measure(names, {chosen: works[chosen]}, options.repeats, options.cores)
         known = pd.concat([known[known["section"] != chosen], new])
         write_text(path, known.to_csv(index=False, float_format="%.6g"))
-    write_text(FOLDER / "peers.md", markdown(known, works, options.cores))
-    print((FOLDER / "peers.md").read_text(encoding="utf-8"))
+    page = path.with_suffix(".md")
+    write_text(page, markdown(known, works, options.cores))
+    print(page.read_text(encoding="utf-8"))
     if disagreement(known) > TOLERANCE:
         sys.exit("a contender did other work: its accuracy is another")
 
