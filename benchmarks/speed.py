@@ -47,6 +47,8 @@ from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.files import write_text
+from quickdrop_bench.functional import second_order
+from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
 from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.methods import METHODS, Context
@@ -58,6 +60,16 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "speed"
 BATCH, CLASSES = 256, 10
 DISTINCT = 5000
 """Images that are kept in memory where more are needed for their number alone."""
+
+AT_ONCE = 5
+"""Clients in a stack: those that each of two processes has of ten."""
+
+STACKED = {
+    "step": "a step of 32 images",
+    "class-wise step": "the same, with gradients by class (5 classes)",
+    "matching": "distance to them and its gradient for 15 synthetic images",
+}
+"""Work of a client that stacking would change, in words."""
 
 EVERYTHING = 10**6
 """More images than a class ever has."""
@@ -261,6 +273,39 @@ def evaluation() -> Callable[[], Numbers]:
     return call
 
 
+def at_once(work: str, clients: int) -> Callable[[], Numbers]:
+    """(g) Work of several clients on 8×8 images as one batch on one model, by client.
+
+    Models that are stacked are no faster than that: they have weights of their own.
+    """
+    keep_freed_memory()
+    second_order.UNFOLDED *= clients  # the same products as for one client, not convolutions class by class
+    model = paper_model(32, 1, 8, 2)
+    gradients = ClassGradients(model)
+    count, sizes = 5 * clients, [7, 7, 6, 6, 6] * clients
+    real, synthetic = noise(32 * clients, 1, 8).images, noise(3 * count, 1, 8).images
+    labels = torch.arange(count) % CLASSES
+    of_real = labels.repeat_interleave(torch.tensor(sizes))
+
+    def step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(real), of_real).backward()
+
+    def class_wise_step() -> list[torch.Tensor]:
+        with gradients.recording():
+            step()
+        return gradients.split(sizes)
+
+    targets = class_wise_step()
+    works: dict[str, Callable[[], object]] = {
+        "step": step,
+        "class-wise step": class_wise_step,
+        "matching": lambda: gradients.distance(targets, synthetic, [3] * count, labels.tolist()),
+    }
+    times = 20
+    return lambda: timed(lambda: [works[work]() for _ in range(times)], times * clients)
+
+
 def start_up(*arguments: str) -> Callable[[], Numbers]:
     """(e) A command that computes nothing, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -420,6 +465,14 @@ def start(repeats: int, threads: int) -> pd.DataFrame:
     return measure("start-up", cases, repeats, threads)
 
 
+def stacking(repeats: int, threads: int) -> pd.DataFrame:
+    """(g) Several clients at once, in one thread: on 8×8 images the cores work on clients, or seeds, of their own."""
+    cases: list[Case] = [
+        (f"{work}, {n} at once", at_once, {"work": work, "clients": n}) for work in STACKED for n in (1, AT_ONCE)
+    ]
+    return measure("stacking", cases, repeats, 1)
+
+
 def judging(repeats: int, threads: int) -> pd.DataFrame:
     """(f) Evaluation."""
     return measure("evaluation", [("paper's sizes", evaluation, {})], repeats, threads)
@@ -433,6 +486,7 @@ SECTIONS = {
     "clients": clients,
     "start-up": start,
     "evaluation": judging,
+    "stacking": stacking,
 }
 
 
@@ -520,6 +574,16 @@ def evaluation_page(part: pd.DataFrame) -> Iterable[str]:
     yield from [*table(part, None, "accuracy_per_image"), "", *table(part, None, "attack_per_image")]
 
 
+def stacking_page(part: pd.DataFrame) -> Iterable[str]:
+    """Section (g)."""
+    wide = part[part["repeat"] > 0].pivot_table(index="repeat", columns="case", values="value")
+    yield f"| | ms a client, alone | {AT_ONCE} at once | ÷ |"
+    yield "|---|--:|--:|--:|"
+    for work, what in STACKED.items():
+        alone, together = 1e3 * wide[f"{work}, 1 at once"], 1e3 * wide[f"{work}, {AT_ONCE} at once"]
+        yield f"| {what} | {alone.median():.2f} | {together.median():.2f} | {(alone / together).median():.2f}× |"
+
+
 PAGES: dict[str, tuple[str, Callable[[pd.DataFrame], Iterable[str]]]] = {
     "step": ("(a) A training step: ConvNet 3×128, 32×32, B = 256", step_page),
     "round": (
@@ -537,6 +601,10 @@ PAGES: dict[str, tuple[str, Callable[[pd.DataFrame], Iterable[str]]]] = {
     "clients": ("(d) A round against clients, images per client and s: width 64, B = 32, one step, IID", clients_page),
     "start-up": ("(e) Start-up", table),
     "evaluation": ("(f) Evaluation, per image", evaluation_page),
+    "stacking": (
+        f"(g) What stacking clients could save at most: {AT_ONCE} clients as one batch on one model, 8×8, width 32",
+        stacking_page,
+    ),
 }
 
 

@@ -47,16 +47,13 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
     for section, shape, options in variants:
         layout = artefact(shape).LAYOUT
         base = [*argv, *options, "--preset", args.preset]
-        # Parsing takes longer than many a cell of tiny settings, so it is not done again for the same options.
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
         datasets = split(of_section.get("datasets") or of_section.dataset)
         for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
             place = dict(zip(axes, point, strict=True))
             swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
-            one = of_section
-            if swept or (dataset, protocol) != (of_section.dataset, of_section.protocol):
-                one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
+            one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
             shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
             wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
             here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]

@@ -118,6 +118,7 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
     _check_texts(argv)
     parser = top_parser(Parser)
     chosen: str | None = None
+    section: str | None = None
     used: Parser | None = None
     commands = parser.add_subcommands(required=True, dest="command")
     for name, options in COMMANDS.items():
@@ -129,8 +130,8 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
             used = sub
         if argv and argv[0] == name and options not in WITHOUT_PRESET:
             with_methods = options in WITH_METHODS
-            section = artefact or (_named_artefact(argv) if with_methods else "")
-            preset = _preset_defaults(argv, section, with_methods=with_methods)
+            section = artefact or (_named_artefact(argv) if with_methods else None)
+            preset = _preset_defaults(argv, section or "", with_methods=with_methods)
             chosen = preset["preset"]
             sub.set_defaults(preset)
             for path in _values(argv, "--config"):
@@ -144,6 +145,9 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     if used is not None:
         _check_values(used, args[args.command])
+    own = f"{args.command}{args[args.command].get('number', '')}"
+    if artefact is None and chosen is not None and section not in (None, own):
+        return parse([*argv, "--preset", chosen], own)  # the number is in a file, or written as 0x2
     return args
 
 
@@ -223,7 +227,7 @@ def _named_artefact(argv: Sequence[str]) -> str:
     if argv[0] == "sweep":
         return "sweep"
     for before, part in pairwise(argv):
-        if part.isdecimal() and (not before.startswith("--") or "=" in before or before in FLAGS):
+        if part.isascii() and part.isdecimal() and (not before.startswith("--") or "=" in before or before in FLAGS):
             return f"{argv[0]}{int(part)}"
     return ""
 

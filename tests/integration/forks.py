@@ -15,7 +15,10 @@ from pathlib import Path
 
 from quickdrop_bench import __main__ as program
 
-__all__ = ["Forked", "fork", "start_command"]
+__all__ = ["WARMED", "Forked", "fork", "is_warm", "start_command"]
+
+WARMED = "tests.integration.warmed"
+"""What the first process imports."""
 
 
 def fork(action: Callable[..., object], *arguments: object) -> ForkServerProcess:
@@ -23,6 +26,11 @@ def fork(action: Callable[..., object], *arguments: object) -> ForkServerProcess
     process = multiprocessing.get_context("forkserver").Process(target=action, args=arguments)
     process.start()
     return process
+
+
+def is_warm() -> None:
+    """End with 0 in a process that begins with everything imported; the server says nothing where it fails to."""
+    sys.exit(WARMED not in sys.modules)
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,17 @@ class Forked:
     def end(self, timeout: float = 300) -> tuple[int, str, str]:
         """Wait for it; exit code, standard output and standard error."""
         self.process.join(timeout)
-        assert self.process.exitcode is not None, "it does not end"
-        return self.process.exitcode, self.out.read_text(), self.err.read_text()
+        code = self.process.exitcode
+        self.process.kill()
+        assert code is not None, f"it does not end: {self.err.read_text()}"
+        return code, self.out.read_text(), self.err.read_text()
 
 
 def start_command(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Forked:
     """Start ``python -m quickdrop_bench`` in a folder, without standard input."""
     number = len(list(folder.glob("*.out")))
     out, err = (folder / f"{number}.{kind}" for kind in ("out", "err"))
+    out.touch(), err.touch()
     return Forked(fork(_run, list(argv), folder, dict(environment), out, err), out, err)
 
 
@@ -63,6 +74,6 @@ def _run(argv: list[str], folder: Path, environment: dict[str, str], out: Path, 
     os.environ.clear()
     os.environ.update(environment)
     for stream, name in enumerate((os.devnull, out, err)):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), stream)
+        os.dup2(os.open(name, os.O_RDWR), stream)
     sys.argv = ["quickdrop_bench", *argv]
     sys.exit(program.main())

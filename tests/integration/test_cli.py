@@ -327,6 +327,13 @@ def test_paper_preset_is_the_papers_setting() -> None:
     assert parse(["table", "5", "--preset", "paper"])["table"].dataset == "cifar10,mnist"
 
 
+@pytest.mark.parametrize("given", [["2", "--config", "four.yaml"], ["0x4"]], ids=["in a file", "in another base"])
+def test_a_table_has_its_own_settings_however_its_number_is_given(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "four.yaml").write_text("number: 4\n")
+    clients = [parse(["table", *argv, "--preset", "paper"])["table"].clients for argv in (["2"], ["4"], given)]
+    assert clients == [10, 20, 20]
+
+
 def test_config_file_and_print_config(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("rounds: 7\nquickdrop:\n  augment: false\n")
     args = parse(["table", "2", "--preset", "quick", "--config", "mine.yaml", "--lr", "0.5"])["table"]
