@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -149,6 +150,7 @@ def files(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_processes_that_the_command_starts_end_the_same_and_the_first_alone_speaks(by_two: Path) -> None:
     done = run([*COMMANDS["sweep"], *TWO])
+    shutil.rmtree("cache")  # the fonts that matplotlib found
     assert values(Path("results")) == pytest.approx(values(by_two / "sweep/results"), abs=1e-6, nan_ok=True)
     assert files(Path()) == files(by_two / "sweep")
     assert done.stderr.count("fl-training · round 1/2") == 2  # two scales
