@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from typing import Any
 import pandas as pd
 import torch
 from contenders import CLIENTS, CONTENDERS, OURS, Workload, image_data, new_model
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from speed import FOLDER, fabric_of, instructions, table
 
 from quickdrop_bench.evaluation.accuracy import class_accuracy
@@ -68,9 +68,7 @@ def environments(name: str, cores: int) -> list[dict[str, str]]:
     common.pop("PYTHONDONTWRITEBYTECODE", None)  # as for most people, Python keeps what it compiled
     if not (contender.launches and contender.parallel):
         return [common]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        addresses = ",".join([f"localhost:{free.getsockname()[1]}"] * cores)
+    addresses = ",".join([f"localhost:{find_free_network_port()}"] * cores)
     return [{**common, "PFL_WORKER_ADDRESSES": addresses, "PFL_WORKER_RANK": str(rank)} for rank in range(cores)]
 
 

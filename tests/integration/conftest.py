@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def warm_server() -> Iterator[None]:
     """Start the process that others are forked from, see :mod:`tests.integration.forks`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("OMP_NUM_THREADS", "1")  # threads do not survive a fork
         patched.setenv("CUDA_VISIBLE_DEVICES", "")  # nor does what CUDA has set up

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from safetensors.torch import load_file
 
 from quickdrop_bench.cli import main
@@ -83,12 +83,6 @@ for folder, name, argv in json.loads(sys.argv[1]):
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes, started as torchrun does, have run all of :data:`COMMANDS`, each in a folder of its name.
@@ -99,7 +93,11 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [(name, name) for name in COMMANDS] + [("sweep", "sweep again")]
     given = json.dumps([(str(place / name), said, [*COMMANDS[name], *TWO]) for name, said in names])
     world = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "XDG_CACHE_HOME": str(place / "cache")}
+    world |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "XDG_CACHE_HOME": str(place / "cache"),
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", ONE_AFTER_THE_OTHER, given],

@@ -242,14 +242,14 @@ def test_a_sweep_in_processes_killed_at_any_moment_ends_with_the_same_rows(run: 
     assert run("sweep", *chosen, "--results-dir", "whole", "--artifacts-dir", "a")[0] == 0
     draw = random.Random(2)
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: another order of sums gives other last digits
+
+    def size(pattern: str) -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob(pattern))
+
     for grows in ("artifacts/*", "results/quick/sweep/rows.jsonl"):
-
-        def size(pattern: str = grows) -> int:
-            return sum(path.stat().st_size for path in tmp_path.glob(pattern))
-
-        before = size()
+        before = size(grows)
         command = start_command(["sweep", *chosen, "--jobs", "2"], tmp_path, one_thread)
-        while size() <= before:
+        while size(grows) <= before:
             assert command.process.is_alive(), command.err.read_text()
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.5))

@@ -32,11 +32,7 @@ from quickdrop_bench.rows import KEY
 from tests.conftest import NEVER_EQUAL, TINY, facts, read_rows
 from tests.integration.forks import fork
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    pytest.mark.usefixtures("warm_server"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
 KILLS = int(os.environ.get("KILLS", "1"))
 SEED = os.environ.get("KILLS_SEED", "0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.ranks import (
@@ -130,8 +130,6 @@ def in_two_processes(fabric: Fabric) -> None:
 
 @pytest.mark.slow
 def test_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
     fabric = Fabric(accelerator="cpu", devices=2, strategy=ClientParallel(start_method="spawn"))
     fabric.launch(in_two_processes)
