@@ -47,7 +47,7 @@ from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.files import write_text
-from quickdrop_bench.functional import second_order
+from quickdrop_bench.functional import layers
 from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
 from quickdrop_bench.harness.provenance import device_name, provenance
@@ -279,7 +279,7 @@ def at_once(work: str, clients: int) -> Callable[[], Numbers]:
     Models that are stacked are no faster than that: they have weights of their own.
     """
     keep_freed_memory()
-    second_order.UNFOLDED *= clients  # the same products as for one client, not convolutions class by class
+    layers.UNFOLDED *= clients  # the same products as for one client, not convolutions class by class
     model = paper_model(32, 1, 8, 2)
     gradients = ClassGradients(model)
     count, sizes = 5 * clients, [7, 7, 6, 6, 6] * clients

@@ -15,7 +15,16 @@ from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
-from quickdrop_bench.options import AXES, federation_spec, methods_of, requests_of, rules_of, seeds_of, split
+from quickdrop_bench.options import (
+    AXES,
+    arithmetic,
+    federation_spec,
+    methods_of,
+    requests_of,
+    rules_of,
+    seeds_of,
+    split,
+)
 
 __all__ = ["Parse", "cells"]
 
@@ -69,7 +78,7 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
                 methods=methods,
                 seeds=seeds_of(one),
                 data_dir=one.data_dir,
-                precision=one.precision,
+                precision=arithmetic(one),
                 rules=rules,
             )
             identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}

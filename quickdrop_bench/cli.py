@@ -32,7 +32,7 @@ from quickdrop_bench.harness.sheets import synthetic_pairs
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.options import federation_spec, seeds_of
+from quickdrop_bench.options import arithmetic, federation_spec, seeds_of
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.produce import capabilities, make_session, produce
 from quickdrop_bench.progress import ProgressDisplay
@@ -136,7 +136,7 @@ def _name(kind: str, number: int, numbers: Sequence[int]) -> str:
 
 def train(args: Namespace, argv: Sequence[str]) -> int:
     """Train federations and save their artifacts."""
-    experiment = _without_methods("train", args, args.precision)
+    experiment = _without_methods("train", args, arithmetic(args))
     if args.resume:
         _check_begun(experiment, args.artifacts_dir)
     if not is_first():

@@ -97,6 +97,9 @@ def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     parser.add_argument("--devices", type=int | None, default=None, help=devices)
     parser.add_argument("--num-nodes", type=int | None, default=None, help=f"machines ({started})")
     parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
+    parser.add_argument(
+        "--tf32", action="store_true", help="on a GPU: let float32 products round to TF32, which is faster"
+    )
     modes = "auto (online where an API key is configured), online, offline or disabled"
     parser.add_argument("--wandb", type=str, default="auto", help=f"mirror runs into W&B: {modes}")
     parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
@@ -307,6 +310,7 @@ def make_fabric(
     if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
         raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
     devices, nodes = (1, 1) if alone else processes_of(args)
+    _set_arithmetic(args)
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
@@ -330,6 +334,28 @@ def make_fabric(
     return fabric
 
 
+def _set_arithmetic(args: Namespace) -> None:
+    """float32 means float32, and kernels that give the same bits each time, unless ``--tf32`` allows otherwise."""
+    tf32 = bool(args.get("tf32"))
+    if tf32 and not on_gpu(args):
+        raise BadInput("--tf32", "true", "it needs a CUDA device, and this command computes on a CPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = True
+
+
+def on_gpu(args: Namespace) -> bool:
+    """Whether a command computes on a CUDA device."""
+    return args.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+
+
+def arithmetic(args: Namespace) -> str:
+    """What decides the rounding of a federation: its precision, and on a GPU that and TF32.
+
+    Federations that differ in it never share a folder or a speed-up.
+    """
+    return args.precision + (" on CUDA" if on_gpu(args) else "") + (" with TF32" if args.get("tf32") else "")
+
+
 @cache
 def _warn_of_slow_bfloat16() -> None:
     """Once a process, on a CPU of the x86 kind that has to imitate it."""
@@ -348,8 +374,7 @@ def processes_of(args: Namespace) -> tuple[int, int]:
     devices, nodes = args.get("devices"), args.get("num_nodes")
     devices = per_node if devices is None else devices
     nodes = everywhere // per_node if nodes is None else nodes
-    on_gpu = torch.cuda.is_available() and args.accelerator != "cpu"
-    there = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    there = torch.cuda.device_count() if on_gpu(args) else os.cpu_count() or 1
     positive("--devices", devices, at_least=1, at_most=there)
     positive("--num-nodes", nodes, at_least=1, at_most=MOST_NODES)
     if args.accelerator == "mps" and devices > 1:

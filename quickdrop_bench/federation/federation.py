@@ -18,6 +18,7 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
 from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
+from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.models import draw_parameters
 from quickdrop_bench.seeding import derive_seed, generator
@@ -175,6 +176,8 @@ class Federation:
         model: the architecture; its current parameters do not matter.
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
         faults: how often clients fail, in every phase; None for never.
+        static: whether the engine of :mod:`~quickdrop_bench.federation.static` makes the local steps; None for where
+            it can and there is a GPU.
     """
 
     def __init__(
@@ -183,6 +186,8 @@ class Federation:
         model: nn.Module,
         distillation: Distillation | None = None,
         faults: Faults | None = None,
+        *,
+        static: bool | None = None,
     ) -> None:
         self.fabric = fabric
         self._inner = model
@@ -191,6 +196,14 @@ class Federation:
         self.model, self._optimizer = fabric.setup(model, optimizer)
         self.distillation = distillation
         self.faults = faults or Faults()
+        self._masks: Mapping[str, Tensor] = {}
+        on_gpu = fabric.device.type == "cuda"
+        possible = is_possible(model, fabric.strategy.precision.precision)
+        self._static = (
+            StaticEngine(model, distillation, fuse=on_gpu)
+            if possible and (on_gpu if static is None else static)
+            else None
+        )
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -250,6 +263,8 @@ class Federation:
         if not eligible:
             return result
         job = _Job(data, phase, seed, synthetic or {}, transform, record)
+        if self._static is not None:
+            self._static.make_room(job.synthetic)
         patience, warm = _Patience(phase.patience), False
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
@@ -259,7 +274,7 @@ class Federation:
             if not clients:
                 continue
             fates = self.faults.fates(seed, phase.name, k, clients)
-            if not warm:
+            if not warm and self._static is None:
                 present = next(client for client, fate in fates.items() if fate is not Fate.DROPPED)
                 self._warm_up(result.state, data[present], phase)
                 warm = True
@@ -280,18 +295,11 @@ class Federation:
         Args:
             masks: by parameter name, tensors that broadcast to its shape: 1 where it may change, 0 where not.
         """
-        parameters = dict(self._inner.named_parameters())
-
-        def hold(mask: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda gradient: gradient * mask
-
-        # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
-        handles = [parameters[name].register_hook(hold(mask)) for name, mask in masks.items()]
+        self._masks = masks
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._masks = {}
 
     def _round(
         self, before: PhaseResult, fates: Mapping[int, Fate], k: int, job: _Job
@@ -353,21 +361,21 @@ class Federation:
 
     def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
         """A client's local steps on the working model, and on its synthetic set if it has one."""
-        distiller = None
-        if client in job.synthetic and self.distillation is not None:
-            stream = generator(job.seed, "distillation", k, client)
-            distiller = LocalDistiller(self._inner, job.synthetic[client], self.distillation, stream)
-        return train_locally(
-            self.fabric,
-            self.model,
-            self._optimizer,
+        own = job.synthetic.get(client) if self.distillation is not None else None
+        stream = generator(job.seed, "distillation", k, client)
+        work = (
             job.data[client],
             job.phase,
             generator(job.seed, job.phase.name, "batches", k, client),
             clock,
-            distiller,
-            distillation_clock,
+            self._masks,
         )
+        if self._static is not None:
+            return self._static.train(*work, own, stream, distillation_clock)
+        distiller = None
+        if own is not None and self.distillation is not None:
+            distiller = LocalDistiller(self._inner, own, self.distillation, stream)
+        return train_locally(self.fabric, self.model, self._optimizer, *work, distiller, distillation_clock)
 
     def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
         """What the server has of the client whose trained parameters the working model holds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from quickdrop_bench.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalDistiller", "LocalResult", "Phase", "batches", "train_locally"]
+__all__ = ["LocalDistiller", "LocalResult", "Phase", "train_locally"]
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,6 @@ class LocalResult:
     matching_distance: float
 
 
-def batches(size: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Walk through shuffled positions without replacement, reshuffle at the end, for ``steps`` batches.
-
-    The last batch of a walk may be short; a set smaller than the batch gives full-batch steps.
-
-    Example:
-        >>> [len(b) for b in batches(5, 2, 4, torch.Generator())]
-        [2, 2, 1, 2]
-    """
-    done = 0
-    while done < steps:
-        for batch in torch.randperm(size, generator=generator).split(batch_size):
-            yield batch
-            done += 1
-            if done == steps:
-                return
-
-
 class LocalDistiller:
     """Runs Algorithm 2's image update beside the local steps of one client.
 
@@ -131,6 +114,7 @@ def train_locally(
     phase: Phase,
     generator: torch.Generator,
     clock: Clock,
+    masks: Mapping[str, Tensor],
     distiller: LocalDistiller | None = None,
     distillation_clock: Clock | None = None,
 ) -> LocalResult:
@@ -144,12 +128,15 @@ def train_locally(
         phase: T, |B|, η, direction and stopping rule.
         generator: draws the batches.
         clock: runs while the client computes.
+        masks: by parameter name, tensors that broadcast to its shape: 1 where it may change, 0 where not.
         distiller: updates the client's synthetic set at each step.
         distillation_clock: runs, within ``clock``, during what training without distillation would not do. The
             class-wise gradients of the batch take the place of its weight gradients, so they count as training.
     """
     for group in optimizer.param_groups:
         group["lr"], group["maximize"] = phase.lr, phase.ascend
+    # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
+    held = [(parameter, masks[name]) for name, parameter in model.module.named_parameters() if name in masks]
     used = 0
     losses: list[Tensor] = []
     with clock.running():
@@ -176,6 +163,8 @@ def train_locally(
                 assert distillation_clock is not None
                 with distillation_clock.running():
                     distiller.step()
+            for parameter, mask in held:
+                parameter.grad.mul_(mask)
             optimizer.step()
     mean_loss = float(torch.stack(losses).mean())
     if distiller is None:

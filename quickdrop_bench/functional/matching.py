@@ -15,13 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from quickdrop_bench.functional.second_order import (
-    EPSILON,
-    distance_and_image_gradient,
-    is_small,
-    is_supported,
-    summed_products,
-)
+from quickdrop_bench.functional.layers import Classes, is_small, is_supported, summed_products
+from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
 __all__ = ["ClassGradients", "matched_weights", "matching_distance"]
 
@@ -195,7 +190,9 @@ class ClassGradients:
             A detached scalar and (M, C, H, W).
         """
         if self._sequence:
-            return distance_and_image_gradient(self._sequence, images, sizes, labels, targets)
+            classes = Classes.of_sizes(sizes, images)
+            chosen = torch.tensor(list(labels), device=images.device)[classes.index]
+            return distance_and_image_gradient(self._sequence, images, chosen, classes, targets)
         leaf = images.detach().requires_grad_()
         distance = matching_distance(targets, self.synthetic(leaf.split(list(sizes)), labels))
         return distance.detach(), torch.autograd.grad(distance, leaf)[0]

@@ -72,6 +72,8 @@ def spread_over_squares(gradient: Tensor) -> Tensor:
     if gradient.device.type == "cpu" and h == w and 2 * w in SQUARES:
         return (gradient.reshape(-1, h * w) @ SQUARES[2 * w].to(gradient.dtype).T).view(b, c, 2 * h, 2 * w)
     quarter = gradient * 0.25
+    if gradient.device.type != "cpu":
+        return quarter[:, :, :, None, :, None].expand(b, c, h, 2, w, 2).reshape(b, c, 2 * h, 2 * w)
     rows = gradient.new_empty(b, c, h, 2, 2 * w)
     first = rows[:, :, :, 0]
     first[..., ::2] = quarter

@@ -54,7 +54,7 @@ class Experiment:
         methods: hyper-parameter objects by name, in the order of the table.
         seeds: the runs.
         data_dir: where the data set lies.
-        precision: Fabric's precision.
+        precision: Fabric's precision, and on a GPU that and whether TF32 is allowed: what decides rounding.
         rules: how methods are run.
     """
 

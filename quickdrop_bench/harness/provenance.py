@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench import __version__
 
-__all__ = ["device_name", "provenance"]
+__all__ = ["device_name", "precision_name", "provenance"]
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pandas")
 
@@ -33,9 +34,13 @@ def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
         "package_version": __version__,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+            **(_cuda_versions() if fabric.device.type == "cuda" else {}),
+        },
         "device": device_name(fabric.device, fabric.world_size),
-        "precision": fabric.strategy.precision.precision,
+        "precision": precision_name(fabric),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -48,6 +53,23 @@ def device_name(device: torch.device, processes: int = 1) -> str:
     threads = torch.get_num_threads()
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"{_processor()} ({instructions}), {several}{threads} thread{'s'[: threads != 1]}"
+
+
+def precision_name(fabric: Fabric) -> str:
+    """Fabric's precision, and on a GPU whether products may round to TF32."""
+    rounded = fabric.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return fabric.strategy.precision.precision + (" with TF32" if rounded else "")
+
+
+@cache
+def _cuda_versions() -> dict[str, str]:
+    """CUDA's, cuDNN's and the driver's; the driver's is empty where it cannot be asked."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        driver = (answer.splitlines() or [""])[0].strip()
+    return {"cuda": torch.version.cuda or "", "cudnn": str(torch.backends.cudnn.version()), "driver": driver}
 
 
 @cache

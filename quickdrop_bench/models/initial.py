@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -11,17 +13,18 @@ __all__ = ["draw_parameters"]
 def draw_parameters(model: nn.Module, seed: int) -> None:
     """Draw the initial parameters of a model, in place, by each module's own ``reset_parameters``.
 
-    The numbers are drawn on the model's device; torch's global random state, there and on the CPU, is left as it
-    was.
+    They are drawn on the CPU wherever the model lies, so that runs on different devices start alike; torch's global
+    random state is left as it was.
 
     Args:
-        model: on any one device. On the CPU and in torch's default precision it ends up as it would if it were
-            built right after ``torch.manual_seed(seed)``.
+        model: ends up as it would if it were built on the CPU right after ``torch.manual_seed(seed)``.
         seed: at least 0, below 2⁶³.
     """
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for module in model.modules():
+    drawn = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for module in drawn.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
+        for parameter, value in zip(model.parameters(), drawn.parameters(), strict=True):
+            parameter.copy_(value)

@@ -19,7 +19,8 @@ from quickdrop_bench.distillation.in_situ import (
     match,
 )
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo, sample_clients
-from quickdrop_bench.federation.local import Phase, batches
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from quickdrop_bench.models import ConvNet

@@ -1,0 +1,340 @@
+"""Local steps for a GPU: shapes that never change, no question to the device, each step replayed as a CUDA graph.
+
+It computes what :func:`~quickdrop_bench.federation.local.train_locally` computes, which is the reference. What the host
+knows (the batches, their classes, the synthetic images of each step) is planned beforehand and copied at once; a batch
+that is short and a class that is missing stay in place with weight zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickdrop_bench.cost import Clock
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
+from quickdrop_bench.federation.local import LocalResult, Phase
+from quickdrop_bench.federation.plan import Plan, batches, plan_steps, synthetic_images, with_matching
+from quickdrop_bench.functional.layers import Classes, is_supported
+from quickdrop_bench.functional.padded import class_gradients
+from quickdrop_bench.functional.second_order import distance_and_image_gradient
+
+__all__ = ["StaticEngine", "is_possible"]
+
+STAGED = 64
+"""Steps whose images lie ready on the device; a client with more steps is served in several portions."""
+
+SMALLEST = 16
+"""Narrowest batch: smaller sets are padded to it."""
+
+COMPILED = 256
+"""Narrowest batch whose kernels are worth fusing by the compiler; narrower ones are bound by launches."""
+
+
+def is_possible(model: nn.Module, precision: str) -> bool:
+    """Whether this engine trains a model: in float32, with layers that are written out one by one."""
+    sequence: Sequence[nn.Module] = getattr(model, "sequence", ())
+    plain = all(m.stride == m.dilation == (1, 1) for m in sequence if isinstance(m, nn.Conv2d))
+    in_order = [p for m in sequence for p in m.parameters()]
+    listed = len(in_order) > 0 and all(a is b for a, b in zip(model.parameters(), in_order, strict=True))
+    return precision == "32-true" and listed and is_supported(sequence) and plain
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What one graph is for: B, M (0 without distillation), and whether it obeys a stopping rule and masks."""
+
+    width: int
+    images: int
+    bounded: bool
+    masked: bool
+
+
+class _Steps:
+    """The buffers of one kind of step, and its parts ready to be replayed.
+
+    Args:
+        model: lies on the device; its parameters are changed in place.
+        kind: the shapes.
+        settings: ς_S, η_S and momentum.
+        shape: (C, H, W) of an image.
+        classes: C.
+        capacity: most images of a client's synthetic set.
+        fuse: let the compiler fuse kernels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: _Kind,
+        settings: Distillation | None,
+        shape: Sequence[int],
+        classes: int,
+        capacity: int,
+        *,
+        fuse: bool,
+    ) -> None:
+        self._model, self._kind, self._settings, self._classes = model, kind, settings, classes
+        self.parameters = dict(model.named_parameters())  # in the order of the layers, see is_possible
+        device = next(iter(self.parameters.values())).device
+        zeros = {"device": device, "dtype": torch.float32}
+        self.images = torch.zeros(STAGED, kind.width, *shape, **zeros)  # type: ignore[call-overload]
+        self.whole = torch.zeros(STAGED, 2 * (kind.width + kind.images), device=device, dtype=torch.int64)
+        self.numbers = torch.zeros(STAGED, kind.width + 2 * classes + kind.images, **zeros)  # type: ignore[call-overload]
+        self.t = torch.zeros(1, device=device, dtype=torch.int64)
+        self.rate, self.stop = torch.zeros((), **zeros), torch.zeros((), **zeros)  # type: ignore[call-overload]
+        self.alive = torch.ones((), device=device, dtype=torch.bool)
+        self.masks = [torch.ones_like(p) for p in self.parameters.values()]
+        self.synthetic, self.velocity = (torch.zeros(capacity, *shape, **zeros) for _ in range(2))  # type: ignore[call-overload]
+        # Sum of the batches' losses, batches, samples, sum of the distances.
+        self.sums = torch.zeros(4, device=device, dtype=torch.float64)
+        self._gradients: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._of_batch = self._distilled_gradients if kind.images else self._plain_gradients
+        self._of_images = self._image_gradients
+        self._forward: Callable[[Tensor], Tensor] = model
+        if fuse:
+            self._forward = torch.compile(model, dynamic=False)
+            self._of_images = torch.compile(self._of_images, dynamic=False)
+            self._of_batch = torch.compile(self._of_batch, dynamic=False) if kind.images else self._of_batch
+        with self._unchanged():
+            self.descend = _replayable(self._descend)
+            self.match = _replayable(self._match) if kind.images else None
+            self.advance = _replayable(self._advance)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Undo what the first, uncounted calls do to the model, on real-looking input."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.numbers.fill_(1 / self._kind.width)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    p.copy_(kept[name])
+
+    def _row(self, table: Tensor, *widths: int) -> Sequence[Tensor]:
+        """Row t, cut into parts."""
+        return table.index_select(0, self.t)[0].split(widths)
+
+    def _descend(self) -> None:
+        """Loss and gradients of the batch at θ_{k,t}."""
+        kind = self._kind
+        labels = self._row(self.whole, kind.width, kind.width, kind.images, kind.images)[1]
+        weights, means, _, _ = self._row(self.numbers, kind.width, self._classes, kind.images, self._classes)
+        images = self.images.index_select(0, self.t)[0]
+        loss, self._gradients, self._targets = self._of_batch(images, labels, weights, means)
+        with torch.no_grad():
+            counted = self.alive.double() if kind.bounded else 1.0
+            self.sums[0] += loss * counted
+            self.sums[1] += counted
+            self.sums[2] += (weights > 0).sum() * counted
+            if kind.bounded:
+                self.alive.logical_and_(~(loss > self.stop))
+
+    def _plain_gradients(
+        self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        loss = (F.cross_entropy(self._forward(images), labels, reduction="none") * weights).sum()
+        return loss.detach(), list(torch.autograd.grad(loss, list(self.parameters.values()))), []
+
+    def _distilled_gradients(
+        self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        sequence: Sequence[nn.Module] = self._model.sequence  # type: ignore[assignment]
+        loss, found, parts = class_gradients(sequence, images, labels, weights, self._classes)
+        targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
+        return loss, found, targets
+
+    @torch.no_grad()
+    def _match(self) -> None:
+        """Algorithm 2, lines 14 and 15: ς_S steps on the synthetic images, at the same θ_{k,t}."""
+        assert self._settings is not None
+        kind = self._kind
+        _, _, picks, labels = self._row(self.whole, kind.width, kind.width, kind.images, kind.images)
+        _, _, shares, matched = self._row(self.numbers, kind.width, self._classes, kind.images, self._classes)
+        some = matched.amax()  # a step that matches nothing leaves the images and their momentum alone
+        for step in range(self._settings.image_steps):
+            chosen = self.synthetic.index_select(0, picks)
+            distance, gradient = self._of_images(chosen, labels, shares, self._targets, matched)
+            if not step:
+                self.sums[3] += distance
+            velocity = (self.velocity * self._settings.image_momentum).index_add_(0, picks, gradient)
+            self.velocity.lerp_(velocity, some)
+            self.synthetic.addcmul_(velocity, some.expand_as(velocity), value=-self._settings.image_lr)
+
+    def _image_gradients(
+        self, images: Tensor, labels: Tensor, shares: Tensor, targets: list[Tensor], matched: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sequence: Sequence[nn.Module] = self._model.sequence  # type: ignore[assignment]
+        classes = Classes.padded(labels, shares, self._classes)
+        distance, gradient = distance_and_image_gradient(sequence, images, labels, classes, targets, matched)
+        return distance, gradient * (shares.view(-1, 1, 1, 1) > 0)
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """θ_{k,t+1}, and on to the next step."""
+        changes = torch._foreach_mul(self._gradients, self.rate)
+        if self._kind.masked:
+            torch._foreach_mul_(changes, self.masks)
+        if self._kind.bounded:
+            changes = [torch.where(self.alive, change, 0) for change in changes]
+        torch._foreach_add_(list(self.parameters.values()), changes)
+        self.t.add_(1)
+
+
+def _replayable(step: Callable[[], None]) -> Callable[[], None]:
+    """A step as a CUDA graph where there is a GPU; the step itself elsewhere."""
+    if not torch.cuda.is_available():
+        step()
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+class StaticEngine:
+    """Runs the local steps of clients on one working model.
+
+    Args:
+        model: as :func:`is_possible`, on its device; other code may change its parameters in place between calls.
+        settings: the constants of Algorithm 2.
+        fuse: let torch's compiler fuse the kernels of wide batches; costs half a minute once, and pays on GPUs.
+    """
+
+    def __init__(self, model: nn.Module, settings: Distillation | None, *, fuse: bool = False) -> None:
+        self._model, self._settings, self._fuse = model, settings, fuse
+        self._steps: dict[_Kind, _Steps] = {}
+        self._labels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._images = self._capacity = 0
+
+    def make_room(self, synthetic: Mapping[int, SyntheticSet]) -> None:
+        """Choose shapes that fit the synthetic sets of all clients of a phase, so that one graph serves all."""
+        if self._settings is None or not self._settings.image_steps:
+            return
+        most = max(
+            (synthetic_images(s.labels.cpu(), s.fixed_classes, self._settings) for s in synthetic.values()), default=0
+        )
+        self._images = max(self._images, -(-most // 8) * 8)
+        self._capacity = max(self._capacity, *(len(s) for s in synthetic.values()), 0)
+
+    def train(
+        self,
+        data: LabelledSet,
+        phase: Phase,
+        generator: torch.Generator,
+        clock: Clock,
+        masks: Mapping[str, Tensor],
+        synthetic: SyntheticSet | None = None,
+        distillation_generator: torch.Generator | None = None,
+        distillation_clock: Clock | None = None,
+    ) -> LocalResult:
+        """Local steps in place on the model; see :func:`~quickdrop_bench.federation.local.train_locally`.
+
+        Args:
+            data: the client's Z_i, not empty.
+            phase: T, |B|, η, direction and stopping rule.
+            generator: draws the batches.
+            clock: runs while steps are replayed; planning and copying the data is loading data.
+            masks: by parameter name, 1 where it may change, 0 where not.
+            synthetic: the client's S_i, updated in place; it fits what :meth:`make_room` was told.
+            distillation_generator: draws the synthetic images of the steps.
+            distillation_clock: runs, within ``clock``, while they are matched.
+        """
+        labels = self._own_labels(data)
+        drawn = list(batches(len(data), phase.batch_size, phase.steps(len(data)), generator))
+        matching = synthetic is not None and bool(self._images)
+        width = phase.batch_size if matching or len(data) >= phase.batch_size else _width(len(data), phase.batch_size)
+        steps = self._steps_for(_Kind(width, self._images * matching, phase.stop_loss is not None, bool(masks)), data)
+        plan = plan_steps(drawn, labels, width, self._classes)
+        if matching:
+            assert synthetic is not None and self._settings is not None and distillation_generator is not None
+            own = synthetic.labels.cpu()
+            plan = with_matching(
+                plan, own, synthetic.fixed_classes, self._settings, distillation_generator, self._images
+            )
+            steps.synthetic[: len(own)].copy_(synthetic.images)
+            steps.velocity[: len(own)].copy_(synthetic.velocity)
+        self._set(steps, phase, masks)
+        self._replay(steps, plan, data, clock, distillation_clock)
+        if matching and synthetic is not None:
+            synthetic.images.copy_(steps.synthetic[: len(synthetic)])
+            synthetic.velocity.copy_(steps.velocity[: len(synthetic)])
+        return self._result(steps, plan)
+
+    @property
+    def _classes(self) -> int:
+        return int(self._model.classifier.out_features)  # type: ignore[union-attr, arg-type]
+
+    def _own_labels(self, data: LabelledSet) -> Tensor:
+        """Labels on the CPU, asked for once per set."""
+        known = self._labels.get(id(data))
+        if known is None or known[0] is not data.rows:
+            known = self._labels[id(data)] = (data.rows, data.own_labels().cpu())
+        return known[1]
+
+    def _steps_for(self, kind: _Kind, data: LabelledSet) -> _Steps:
+        steps = self._steps.get(kind)
+        if steps is None or len(steps.synthetic) < self._capacity * bool(kind.images):
+            fuse = self._fuse and kind.width >= COMPILED
+            shape, capacity = data.images.shape[1:], self._capacity * bool(kind.images)
+            steps = _Steps(self._model, kind, self._settings, shape, self._classes, capacity, fuse=fuse)
+            self._steps[kind] = steps
+        return steps
+
+    def _set(self, steps: _Steps, phase: Phase, masks: Mapping[str, Tensor]) -> None:
+        steps.rate.fill_(phase.lr if phase.ascend else -phase.lr)
+        steps.sums.zero_()
+        steps.alive.fill_(True)
+        if phase.stop_loss is not None:
+            steps.stop.fill_(phase.stop_loss)
+        if masks:
+            for name, kept in zip(steps.parameters, steps.masks, strict=True):
+                kept.copy_(masks[name].expand_as(kept)) if name in masks else kept.fill_(1)
+
+    def _replay(
+        self, steps: _Steps, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock | None
+    ) -> None:
+        whole, numbers = plan.packed()
+        for first in range(0, len(plan.sizes), STAGED):
+            part = slice(first, first + STAGED)
+            count = len(plan.sizes[part])
+            steps.whole[:count].copy_(whole[part])
+            steps.numbers[:count].copy_(numbers[part])
+            rows = data.rows[steps.whole[:count, : plan.rows.shape[1]].flatten()]
+            torch.index_select(data.images, 0, rows, out=steps.images[:count].flatten(0, 1))
+            steps.t.zero_()
+            with clock.running():
+                for _ in range(count):
+                    steps.descend()
+                    if steps.match is not None and distillation_clock is not None:
+                        with distillation_clock.running():
+                            steps.match()
+                    steps.advance()
+
+    @staticmethod
+    def _result(steps: _Steps, plan: Plan) -> LocalResult:
+        loss, batches_, samples, distance = steps.sums.tolist()
+        matched = int((plan.matched.sum(1) > 0).sum()) if plan.matched.numel() else 0
+        image_steps = steps._settings.image_steps if steps._settings else 0
+        second_order = int((plan.shares > 0).sum()) * image_steps
+        return LocalResult(round(samples), second_order, loss / batches_, distance / max(matched, 1))
+
+
+def _width(size: int, most: int) -> int:
+    """The next power of two, so that sets of any size share a few graphs."""
+    return min(most, max(SMALLEST, 1 << (size - 1).bit_length()))
