@@ -29,10 +29,7 @@ __all__ = ["StaticEngine", "is_possible"]
 STAGED = 64
 """Steps whose images lie ready on the device; a client with more steps is served in several portions."""
 
-SMALLEST = 16
-"""Narrowest batch: smaller sets are padded to it."""
-
-COMPILED = 256
+FUSED = 256
 """Narrowest batch whose kernels are worth fusing by the compiler; narrower ones are bound by launches."""
 
 
@@ -100,7 +97,7 @@ class _Steps:
         self._forward: Callable[[Tensor], Tensor] = model
         if fuse:
             self._forward = torch.compile(model, dynamic=False)
-            self._of_images = torch.compile(self._of_images, dynamic=False)
+            self._of_images = torch.compile(self._of_images, dynamic=None)
             self._of_batch = torch.compile(self._of_batch, dynamic=False) if kind.images else self._of_batch
         with self._unchanged():
             self.descend = _replayable(self._descend)
@@ -162,6 +159,8 @@ class _Steps:
         some = matched.amax()  # a step that matches nothing leaves the images and their momentum alone
         for step in range(self._settings.image_steps):
             chosen = self.synthetic.index_select(0, picks)
+            for of_images in (chosen, labels, shares):
+                torch._dynamo.maybe_mark_dynamic(of_images, 0)  # one compilation serves all M
             distance, gradient = self._of_images(chosen, labels, shares, self._targets, matched)
             if not step:
                 self.sums[3] += distance
@@ -219,18 +218,12 @@ class StaticEngine:
     def __init__(self, model: nn.Module, settings: Distillation | None, *, fuse: bool = False) -> None:
         self._model, self._settings, self._fuse = model, settings, fuse
         self._steps: dict[_Kind, _Steps] = {}
-        self._labels: dict[int, tuple[Tensor, Tensor]] = {}
-        self._images = self._capacity = 0
+        self._on_host: dict[int, tuple[Tensor, Tensor]] = {}
+        self._capacity = 0
 
     def make_room(self, synthetic: Mapping[int, SyntheticSet]) -> None:
-        """Choose shapes that fit the synthetic sets of all clients of a phase, so that one graph serves all."""
-        if self._settings is None or not self._settings.image_steps:
-            return
-        most = max(
-            (synthetic_images(s.labels.cpu(), s.fixed_classes, self._settings) for s in synthetic.values()), default=0
-        )
-        self._images = max(self._images, -(-most // 8) * 8)
-        self._capacity = max(self._capacity, *(len(s) for s in synthetic.values()), 0)
+        """Expect the synthetic sets of all clients of a phase, so that the buffers fit the largest."""
+        self._capacity = max([self._capacity, *(len(s) for s in synthetic.values())])
 
     def train(
         self,
@@ -255,23 +248,22 @@ class StaticEngine:
             distillation_generator: draws the synthetic images of the steps.
             distillation_clock: runs, within ``clock``, while they are matched.
         """
-        labels = self._own_labels(data)
+        labels = self._known(data.rows, data.own_labels)
         drawn = list(batches(len(data), phase.batch_size, phase.steps(len(data)), generator))
-        matching = synthetic is not None and bool(self._images)
-        width = phase.batch_size if matching or len(data) >= phase.batch_size else _width(len(data), phase.batch_size)
-        steps = self._steps_for(_Kind(width, self._images * matching, phase.stop_loss is not None, bool(masks)), data)
-        plan = plan_steps(drawn, labels, width, self._classes)
-        if matching:
+        plan = plan_steps(drawn, labels, _padded(min(len(data), phase.batch_size), phase.batch_size), self._classes)
+        own, images = torch.empty(0, dtype=torch.int64), 0
+        if synthetic is not None and self._settings is not None and self._settings.image_steps:
+            own = self._known(synthetic.labels, lambda: synthetic.labels)
+            images = _padded(synthetic_images(own, synthetic.fixed_classes, self._settings))
+        steps = self._steps_for(_Kind(plan.rows.shape[1], images, phase.stop_loss is not None, bool(masks)), data)
+        if images:
             assert synthetic is not None and self._settings is not None and distillation_generator is not None
-            own = synthetic.labels.cpu()
-            plan = with_matching(
-                plan, own, synthetic.fixed_classes, self._settings, distillation_generator, self._images
-            )
+            plan = with_matching(plan, own, synthetic.fixed_classes, self._settings, distillation_generator, images)
             steps.synthetic[: len(own)].copy_(synthetic.images)
             steps.velocity[: len(own)].copy_(synthetic.velocity)
         self._set(steps, phase, masks)
         self._replay(steps, plan, data, clock, distillation_clock)
-        if matching and synthetic is not None:
+        if images and synthetic is not None:
             synthetic.images.copy_(steps.synthetic[: len(synthetic)])
             synthetic.velocity.copy_(steps.velocity[: len(synthetic)])
         return self._result(steps, plan)
@@ -280,17 +272,17 @@ class StaticEngine:
     def _classes(self) -> int:
         return int(self._model.classifier.out_features)  # type: ignore[union-attr, arg-type]
 
-    def _own_labels(self, data: LabelledSet) -> Tensor:
-        """Labels on the CPU, asked for once per set."""
-        known = self._labels.get(id(data))
-        if known is None or known[0] is not data.rows:
-            known = self._labels[id(data)] = (data.rows, data.own_labels().cpu())
+    def _known(self, tensor: Tensor, labels: Callable[[], Tensor]) -> Tensor:
+        """Labels on the CPU, asked for once for each tensor that stands for their set."""
+        known = self._on_host.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            known = self._on_host[id(tensor)] = (tensor, labels().cpu())
         return known[1]
 
     def _steps_for(self, kind: _Kind, data: LabelledSet) -> _Steps:
         steps = self._steps.get(kind)
         if steps is None or len(steps.synthetic) < self._capacity * bool(kind.images):
-            fuse = self._fuse and kind.width >= COMPILED
+            fuse = self._fuse and kind.width >= FUSED
             shape, capacity = data.images.shape[1:], self._capacity * bool(kind.images)
             steps = _Steps(self._model, kind, self._settings, shape, self._classes, capacity, fuse=fuse)
             self._steps[kind] = steps
@@ -335,6 +327,15 @@ class StaticEngine:
         return LocalResult(round(samples), second_order, loss / batches_, distance / max(matched, 1))
 
 
-def _width(size: int, most: int) -> int:
-    """The next power of two, so that sets of any size share a few graphs."""
-    return min(most, max(SMALLEST, 1 << (size - 1).bit_length()))
+def _padded(count: int, most: int | None = None) -> int:
+    """A width for this many images, so that sets of any size share a few graphs: 0, 16, 32, 48, 64, 96, 128, 192, ...
+
+    Args:
+        count: of the images.
+        most: the widest that is needed.
+    """
+    if not count:
+        return 0
+    power = max(16, 1 << (count - 1).bit_length())
+    width = power * 3 // 4 if power > 32 and count <= power * 3 // 4 else power
+    return width if most is None else min(most, width)
