@@ -221,7 +221,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     torch.set_num_threads(parser.parse_args().threads)
     keep_freed_memory()
-    configured = methods_of(options_of(["table", "2", "--preset", "paper"], "table2"))
+    letter = ["table", "2", "--preset", "paper", "--protocol", "letter-steps"]
+    configured = methods_of(options_of(letter, "table2"))
     methods = {name: configured[name] for name in NAMES}
     few = {"unlearn_local_steps": 1, "recover_local_steps": 2}
     methods[f"{OURS}, 1 and 2 steps a round"] = replace(configured[OURS], **few)  # type: ignore[type-var]

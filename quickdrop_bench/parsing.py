@@ -20,6 +20,7 @@ from quickdrop_bench.commands import SUMMARIES, top_parser
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import read_bytes
 from quickdrop_bench.harness.catalogue import preset_values, presets
+from quickdrop_bench.harness.spec import LETTERS
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.options import (
     add_common_options,
@@ -131,7 +132,8 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         if argv and argv[0] == name and options not in WITHOUT_PRESET:
             with_methods = options in WITH_METHODS
             section = artefact or (_named_artefact(argv) if with_methods else None)
-            preset = _preset_defaults(argv, section or "", with_methods=with_methods)
+            by_preset = with_methods and _peek(argv, "--protocol") not in LETTERS
+            preset = _preset_defaults(argv, section or "", with_methods=by_preset)
             chosen = preset["preset"]
             sub.set_defaults(preset)
             for path in _values(argv, "--config"):
@@ -145,6 +147,9 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     if used is not None:
         _check_values(used, args[args.command])
+        if any(_ignores_bound(values) for values in vars(args[args.command]).values()):
+            typed = parser.parse_args(list(argv), defaults=False)
+            _drop_bounds(args[args.command], typed[args.command])
     own = f"{args.command}{args[args.command].get('number', '')}"
     if artefact is None and chosen is not None and section not in (None, own):
         return parse([*argv, "--preset", chosen], own)  # the number is in a file, or written as 0x2
@@ -215,6 +220,19 @@ def _check_values(parser: ArgumentParser, options: Namespace) -> None:
             raise BadInput(name, value, "text in UTF-8 is needed")
 
 
+def _ignores_bound(values: object) -> bool:
+    """Whether these are a method's settings with a bound of gradient ascent beside reflection."""
+    reflects = isinstance(values, Namespace) and values.get("ascent") == "reflection"
+    return reflects and values.get("unlearn_stop_loss") is not None  # type: ignore[attr-defined]
+
+
+def _drop_bounds(options: Namespace, typed: Namespace) -> None:
+    """Take away a preset's bound that reflection ignores; one that was typed stays, and the method refuses it."""
+    for name, values in vars(options).items():
+        if _ignores_bound(values) and typed.get(f"{name}.unlearn_stop_loss") is None:
+            values.unlearn_stop_loss = None
+
+
 def options_of(argv: Sequence[str], section: str) -> Namespace:
     """The options of a command line's command, with another section of the preset."""
     args: Namespace = parse(argv, section)
@@ -238,7 +256,7 @@ def _preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) 
     Args:
         argv: the command line.
         artefact: whose section in the files counts, e.g. ``table4``.
-        with_methods: whether the command takes options of methods; their sections are left out otherwise.
+        with_methods: whether the command takes settings of methods from the preset.
     """
     preset = _peek(argv, "--preset")
     if preset is None:

@@ -23,7 +23,7 @@ from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.files import write_text
 from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
-from quickdrop_bench.harness.protocol import Tuned, as_in_the_paper, tune
+from quickdrop_bench.harness.protocol import Tuned, by_the_letter, tune
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
 from quickdrop_bench.harness.training import build_federation, training_phase
@@ -183,7 +183,7 @@ class Session:
         history = UpdateHistory(updates, self.fabric.device)
         return Context(
             federation=federation,
-            training=training_phase(e.federation),
+            training=by_the_letter(training_phase(e.federation), e.rules.protocol),
             clients=clients,
             state=trained.state,
             request=e.requests[0],
@@ -246,14 +246,7 @@ class Session:
 
     def configured(self, name: str) -> Method:
         """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
-        method = self.experiment.methods[name]
-        match self.experiment.rules.protocol:
-            case "paper":
-                return as_in_the_paper(method)
-            case "tuned":
-                return self.tuned(name).method
-            case _:
-                return method
+        return self.tuned(name).method if self.experiment.rules.protocol == "tuned" else self.experiment.methods[name]
 
     def tuned(self, name: str) -> Tuned:
         """The outcome of the search for a method, on the first seed's federation and the first request."""

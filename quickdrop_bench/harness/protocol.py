@@ -1,5 +1,9 @@
 """The settings that a method's stages run with: the preset's, the paper's letter, or found by one search for all.
 
+The paper's letter (``letter-steps``, ``letter-passes``) is what each method's fields are by default, which are the
+paper's values, and T = 50 in every stage, read as local steps or as passes over the client's set. What a preset says of
+a method has no part in it; what the user says of it has.
+
 The tuned protocol tries what each method declares in ``search`` and judges it on the clients' own training data:
 test data decide nothing. A request counts as served if the model does no better on the forgotten images than on
 retained images of the same classes (a class that nobody retains counts zero). Of the settings that serve it, those
@@ -21,12 +25,16 @@ import torch
 from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.seeding import generator
 
-__all__ = ["SEARCH_IMAGES", "TOLERANCE", "Judgement", "Tuned", "as_in_the_paper", "tune"]
+__all__ = ["SEARCH_IMAGES", "TOLERANCE", "Judgement", "Tuned", "by_the_letter", "tune"]
+
+LETTER_T = 50
+"""T of the paper (§4.1)."""
 
 TOLERANCE = 0.01
 """Accuracies this close count as equal."""
@@ -83,9 +91,18 @@ class _Trial:
         return {"stage": stage, **self.changes, **figures, "gradient_equivalents": self.cost.gradient_equivalents}
 
 
-def as_in_the_paper(method: Method) -> Method:
-    """T local steps in every stage and no bound on ascent, as Algorithm 1 has it."""
-    return _without(method, "_local_steps", "_local_epochs", "_stop_loss")
+def by_the_letter(training: Phase, protocol: str) -> Phase:
+    """The phase whose T the stages take where they name none: T = 50 in the paper's letter, else the training's.
+
+    η and |B| stay those of the training, which the oracle repeats.
+    """
+    match protocol:
+        case "letter-steps":
+            return replace(training, local_steps=LETTER_T)
+        case "letter-passes":
+            return replace(training, local_epochs=LETTER_T)
+        case _:
+            return training
 
 
 def tune(context: Context, method: Method, classes: int) -> Tuned:
@@ -101,12 +118,13 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
     """
     if not method.search:
         return Tuned(method, {}, Cost())
-    method = _without(method, "_local_epochs")  # they would override the steps that are searched
+    epochs = [f.name for f in fields(method) if f.name.endswith("_local_epochs")]  # type: ignore[arg-type]
+    method = _with(method, dict.fromkeys(epochs))  # they would override the steps that are searched
     judge = _Judge(context, classes)
     steps = context.training.local_steps
     spent: list[Cost] = []
     unlearned: list[_Trial] = []
-    for changes in _candidates(method.search.get("unlearning", {}), steps):
+    for changes in _candidates(_unlearning_space(method), steps):
         result = _with(method, changes).unlearn(context)
         spent.append(result.cost)
         if not result.diverged:
@@ -127,9 +145,12 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
     return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), trials)
 
 
-def _without(method: Method, *endings: str) -> Method:
-    """With None in the fields whose names end like this."""
-    return replace(method, **{f.name: None for f in fields(method) if f.name.endswith(endings)})  # type: ignore[arg-type, type-var]
+def _unlearning_space(method: Method) -> dict[str, tuple[Any, ...]]:
+    """What is searched for the unlearning stage; reflection has no bound on the loss."""
+    space = dict(method.search.get("unlearning", {}))
+    if getattr(method, "ascent", None) == "reflection":
+        space.pop("unlearn_stop_loss", None)
+    return space
 
 
 def _with(method: Method, changes: Mapping[str, Any]) -> Method:

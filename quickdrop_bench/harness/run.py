@@ -16,6 +16,7 @@ import torch
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.evaluation.collapse import is_collapsed
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
@@ -315,12 +316,15 @@ def _stage(session: Session, run: Run, context: Context, stage: str, result: Sta
     federation, classes = session.federation, len(session.data.class_names)
     federation.load(result.state)
     on_test = class_accuracy(federation.model, session.data.test, classes)
+    original = session.trained(context.seed).state
+    collapsed = is_collapsed(on_test, forgotten_classes(context.forgotten), result.state, original)
     metrics = result.cost.metrics() | _accuracies(session, context, on_test)
     if stage != "total":
         session.fabric.call("on_stage_end", run=run, stage=stage, values=metrics, accuracy=on_test)
         metrics |= on_test.metrics() if context.request.level == "class" else {}
     for metric, value in metrics.items():
         yield Value(stage, metric, value)
+    yield Value(stage, "collapsed", float(collapsed))
     yield Value(stage, "diverged", float(result.diverged))  # last: rows.LAST
 
 

@@ -16,7 +16,7 @@ from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.models.convnet import NORMS
 
-__all__ = ["PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
+__all__ = ["LETTERS", "PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,10 @@ METHOD_SOURCES = (
 """Code that, beside the above and the method's own file, decides what a run measures."""
 
 
-PROTOCOLS = ("preset", "paper", "tuned")
+LETTERS = ("letter-steps", "letter-passes")
+"""The paper's letter, with T read in two ways; settings that presets give methods have no part in it."""
+
+PROTOCOLS = ("preset", "tuned", *LETTERS)
 
 WHOLE = {
     "min_client_size": (0, 10**9),
@@ -189,8 +192,9 @@ class Rules:
     """How every method is run.
 
     Attributes:
-        protocol: where the steps of the stages come from: ``preset`` (the preset's files), ``paper`` (T everywhere)
-            or ``tuned`` (a search on training data, see :mod:`quickdrop_bench.harness.protocol`).
+        protocol: where the settings of the methods come from: ``preset`` (the preset's files), ``tuned`` (a search
+            on training data), ``letter-steps`` or ``letter-passes`` (the paper's own), see
+            :mod:`quickdrop_bench.harness.protocol`.
         patience: descents end after this many rounds without progress; None makes all rounds.
         relearn: learn again afterwards what was forgotten (§4.7).
         each_round: evaluate after every round too (Figures 2 and 4), not only after every stage.

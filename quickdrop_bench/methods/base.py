@@ -67,7 +67,8 @@ class Context:
 
     Attributes:
         federation: runs phases.
-        training: the phase with which the federation was trained; its K, T, |B| and η are the defaults.
+        training: the phase with which the federation was trained; its K, T, |B| and η are the defaults. In the
+            paper's letter T is the paper's.
         clients: by id.
         state: θ, the global model when the request arrives; not to be changed.
         request: what to forget now.

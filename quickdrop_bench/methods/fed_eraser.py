@@ -20,7 +20,7 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import RunningMean, State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning
+from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["FedEraser"]
 
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 class FedEraser(Recovery, Relearning):
     """Starts at θ_0 and takes each retained round again, without the forgotten.
 
-    In a round, its remaining participants train for ⌈r·T⌉ local steps on what they retain. Each of their updates
-    keeps its direction and gets, tensor by tensor, the length of the update that the server stored; the server
+    In a round, its remaining participants train for ⌈r·T⌉ local steps or passes on what they retain. Each of their
+    updates keeps its direction and gets, tensor by tensor, the length of the update that the server stored; the server
     adds the mean, weighted by retained samples. The released code instead calibrates the clients' unweighted mean,
     and measures lengths from the model *after* a round, which makes them far too short.
 
     Attributes:
-        calibration_ratio: r in (0, 1], local steps of calibration as a share of the training's T (paper: 0.5).
+        calibration_ratio: r in (0, 1], local work of calibration as a share of the training's T (paper: 0.5).
         calibration_lr: η of calibration; None takes the training's η.
     """
 
@@ -56,16 +56,14 @@ class FedEraser(Recovery, Relearning):
         positive("federaser.calibration_ratio", self.calibration_ratio, at_most=1)
 
     def calibration(self, training: Phase, rounds: int) -> Phase:
-        """The calibration phase: ⌈r·T⌉ local steps in each of the retained rounds."""
+        """The calibration phase: ⌈r·T⌉ local steps or passes, as T counts, in each of the retained rounds."""
+        lr = training.lr if self.calibration_lr is None else self.calibration_lr
+        steps, epochs = self._share(training.local_steps), training.local_epochs
+        return stage_phase(training, "unlearning", rounds, lr, steps, epochs and self._share(epochs))
+
+    def _share(self, amount: int) -> int:
         # 0.07 · 100 is a little above 7 in floating point.
-        steps = math.ceil(self.calibration_ratio * training.local_steps - 1e-9)
-        return Phase(
-            name="unlearning",
-            rounds=rounds,
-            local_steps=max(steps, 1),
-            batch_size=training.batch_size,
-            lr=training.lr if self.calibration_lr is None else self.calibration_lr,
-        )
+        return max(math.ceil(self.calibration_ratio * amount - 1e-9), 1)
 
     def unlearn(self, context: Context) -> StageResult:
         """Replay the retained rounds from θ_0; data and stored updates of who left are never read."""

@@ -28,7 +28,7 @@ class Retrain(Relearning):
     summary: ClassVar[str] = "trains from scratch on the retained data: exact, and the reference for all others"
     search: ClassVar[Search] = {}
 
-    rounds: int | None = None
+    rounds: int | None = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()

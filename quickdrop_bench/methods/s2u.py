@@ -16,7 +16,7 @@ from quickdrop_bench.federation.federation import PhaseResult, Transform
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning
+from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["S2U"]
 
@@ -76,13 +76,8 @@ class S2U(Recovery, Relearning):
 
     def scaling(self, training: Phase) -> Phase:
         """The scaled rounds: all clients with data take part."""
-        return Phase(
-            name="unlearning",
-            rounds=self.unlearn_rounds,
-            local_steps=self.unlearn_local_steps or training.local_steps,
-            batch_size=training.batch_size,
-            lr=self.recover_lr if self.unlearn_lr is None else self.unlearn_lr,
-        )
+        lr = self.recover_lr if self.unlearn_lr is None else self.unlearn_lr
+        return stage_phase(training, "unlearning", self.unlearn_rounds, lr, self.unlearn_local_steps)
 
     def unlearn(self, context: Context) -> StageResult:
         """Scaled rounds, then FedAvg over those who stay: one stage, as in the paper."""

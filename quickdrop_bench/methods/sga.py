@@ -26,7 +26,7 @@ class Sga(Ascent, Recovery, Relearning):
 
     def unlearn(self, context: Context) -> StageResult:
         """Ascent on D_f: lines 3 and 14. Clients without forget data send nothing."""
-        return context.run(context.state, context.forget_data(), self.ascent(context.training))
+        return self.ascend(context, context.forget_data())
 
     def storage(self, context: Context) -> Storage:
         """Nothing is stored."""

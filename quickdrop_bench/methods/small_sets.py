@@ -38,7 +38,7 @@ class SmallSets(Ascent, Recovery, Relearning, ABC):
     def unlearn(self, context: Context) -> StageResult:
         """Ascent on S_f (§3.4, step 3): all holders of the class, or the one client."""
         data = self._forget(context, augment=self.augment_unlearning)
-        return context.run(context.state, data, self.ascent(context.training))
+        return self.ascend(context, data)
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on (S ∪ A) without everything forgotten (§3.4, step 4), by all clients with data left."""

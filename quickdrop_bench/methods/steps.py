@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from quickdrop_bench.errors import positive
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import Context, StageResult
 
 __all__ = [
+    "ASCENTS",
     "ASCENT_SEARCH",
     "LOCAL_STEPS",
     "MOST_STEPS",
@@ -19,7 +22,11 @@ __all__ = [
     "Recovery",
     "Relearning",
     "check_steps",
+    "stage_phase",
 ]
+
+ASCENTS = ("gradient", "reflection")
+"""Forms of ascent, see :class:`Ascent`."""
 
 MOST_STEPS = 10**6
 """Rounds or local steps, far above all use; what is planned stays a number."""
@@ -60,6 +67,25 @@ def check_steps(settings: Any) -> None:
             positive(name, value, at_most=1)
 
 
+def stage_phase(
+    training: Phase, name: str, rounds: int, lr: float, steps: int | None, epochs: int | None = None
+) -> Phase:
+    """A stage's phase.
+
+    Args:
+        training: the training phase, whose |B| counts, and its T, in steps or in passes, where the stage names none.
+        name: of the stage.
+        rounds: of the stage.
+        lr: η.
+        steps: local steps T; None where it names none.
+        epochs: passes over the client's set in their place; None where it names none.
+    """
+    if steps is None and epochs is None:
+        steps, epochs = training.local_steps, training.local_epochs
+    steps = steps or training.local_steps
+    return Phase(name, rounds, steps, training.batch_size, lr, local_epochs=epochs)
+
+
 @dataclass(frozen=True)
 class Relearning:
     """Relearning: descent on what was forgotten (§4.7, the same for all methods).
@@ -81,13 +107,7 @@ class Relearning:
 
     def relearning(self, training: Phase) -> Phase:
         """The relearning phase: all clients with forgotten data take part."""
-        return Phase(
-            name="relearning",
-            rounds=self.relearn_rounds,
-            local_steps=self.relearn_local_steps or training.local_steps,
-            batch_size=training.batch_size,
-            lr=self.relearn_lr,
-        )
+        return stage_phase(training, "relearning", self.relearn_rounds, self.relearn_lr, self.relearn_local_steps)
 
     def relearn(self, context: Context, state: State) -> StageResult:
         """Descent on D_f."""
@@ -102,31 +122,26 @@ class Recovery:
         recover_rounds: rounds of descent (Table 2, §4.1: 2).
         recover_local_steps: T; None takes the training's T.
         recover_local_epochs: passes over the client's set in place of T steps, so that the size of the set decides
-            the cost (§4.4.2, benchmarks/DEVIATIONS.md); None counts steps.
+            the cost (§4.4.2, benchmarks/DEVIATIONS.md); None counts T as training does.
         recover_lr: η (§4.1: 0.01).
-        recover_participation: share of clients per round (§4.5: as in training).
+        recover_participation: share of clients per round; None takes that of training (§4.5).
     """
 
     recover_rounds: int = 2
     recover_local_steps: int | None = None
     recover_local_epochs: int | None = None
     recover_lr: float = 0.01
-    recover_participation: float = 1.0
+    recover_participation: float | None = None
 
     def __post_init__(self) -> None:
         check_steps(self)
 
     def recovery(self, training: Phase) -> Phase:
         """The recovery phase."""
-        return Phase(
-            name="recovery",
-            rounds=self.recover_rounds,
-            local_steps=self.recover_local_steps or training.local_steps,
-            batch_size=training.batch_size,
-            lr=self.recover_lr,
-            participation=self.recover_participation,
-            local_epochs=self.recover_local_epochs,
-        )
+        share = self.recover_participation or training.participation
+        steps, epochs = self.recover_local_steps, self.recover_local_epochs
+        phase = stage_phase(training, "recovery", self.recover_rounds, self.recover_lr, steps, epochs)
+        return replace(phase, participation=share)
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten (Algorithm 1, lines 4 and 16)."""
@@ -135,32 +150,54 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Ascent:
-    """Hyper-parameters of unlearning by gradient ascent.
+    """Unlearning by ascent on what is to be forgotten, in one of two forms that are the same for a single step.
+
+    ``gradient`` is Algorithm 1: T steps of θ + η∇L. ``reflection`` is the published code's: a client makes T steps of
+    *descent* from θ₀ to θ′, and 2θ₀ − θ′ is averaged for it. Descent flattens out, so reflection bounds itself, and
+    no bound on the loss applies to it.
 
     Attributes:
         unlearn_rounds: rounds of ascent (Table 2: SGA-Or 2; §4.1: QuickDrop 1).
-        unlearn_local_steps: T; None takes the training's T. Ascent is unbounded: T = 50 steps at 0.02 can destroy
-            a model (benchmarks/DEVIATIONS.md).
+        unlearn_local_steps: T; None takes the training's T. Gradient ascent is unbounded: T = 50 steps at 0.02 can
+            destroy a model (benchmarks/DEVIATIONS.md).
         unlearn_lr: η (§4.1: 0.02).
-        unlearn_stop_loss: a client ends its ascent once its batch's mean loss is above this; None never does.
+        unlearn_stop_loss: a client ends its gradient ascent once its batch's mean loss is above this; None never
+            does. It cannot be combined with reflection.
+        ascent: ``gradient`` or ``reflection``.
     """
 
     unlearn_rounds: int = 1
     unlearn_local_steps: int | None = None
     unlearn_lr: float = 0.02
     unlearn_stop_loss: float | None = None
+    ascent: str = "gradient"
 
     def __post_init__(self) -> None:
         check_steps(self)
+        if self.ascent not in ASCENTS:
+            raise BadInput("ascent", self.ascent, f"use one of {', '.join(ASCENTS)}")
+        if self.ascent == "reflection" and self.unlearn_stop_loss is not None:
+            allowed = "it bounds gradient ascent only; leave it out with ascent reflection"
+            raise BadInput("unlearn_stop_loss", self.unlearn_stop_loss, allowed)
 
-    def ascent(self, training: Phase) -> Phase:
+    def ascending(self, training: Phase) -> Phase:
         """The unlearning phase: all clients with forget data take part (§4.5)."""
-        return Phase(
-            name="unlearning",
-            rounds=self.unlearn_rounds,
-            local_steps=self.unlearn_local_steps or training.local_steps,
-            batch_size=training.batch_size,
-            lr=self.unlearn_lr,
-            ascend=True,
-            stop_loss=self.unlearn_stop_loss,
+        phase = stage_phase(training, "unlearning", self.unlearn_rounds, self.unlearn_lr, self.unlearn_local_steps)
+        return replace(phase, ascend=self.ascent == "gradient", stop_loss=self.unlearn_stop_loss)
+
+    def ascend(self, context: Context, data: Mapping[int, LabelledSet]) -> StageResult:
+        """The unlearning stage on each client's forget data (Algorithm 1, lines 3 and 14)."""
+        # Not context.run: its patience would take a reflection for a descent that makes no progress.
+        return context.federation.run(
+            context.state,
+            data,
+            self.ascending(context.training),
+            context.seed,
+            on_round=context.on_round,
+            transform=_reflected if self.ascent == "reflection" else None,
         )
+
+
+def _reflected(k: int, client: int, before: State, after: State) -> State:
+    """2θ₀ − θ′ (published code)."""
+    return {name: 2 * before[name] - value for name, value in after.items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["EMPTY", "ORACLE", "ORIGINAL", "Column", "Layout", "method_name"]
+__all__ = ["COLLAPSED", "EMPTY", "ORACLE", "ORIGINAL", "Column", "Layout", "method_name"]
 
 ORACLE = "retrain-or"
 ORIGINAL = "original"
 EMPTY = "—"
+COLLAPSED = "†"
 
 METHOD_NAMES = {
     "retrain-or": "Retrain-Or",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, Layout, method_name
+from quickdrop_bench.reporting.layout import COLLAPSED, EMPTY, ORIGINAL, Column, Layout, method_name
 from quickdrop_bench.reporting.measured import SEARCH, SETTING, TRAINING, derive, without_training
 from quickdrop_bench.reporting.published import beside, published_dataset
 from quickdrop_bench.reporting.sheets import Sheet
@@ -17,6 +17,11 @@ __all__ = ["Line", "Section", "facts", "marked", "sections"]
 
 LEGEND = (
     f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
+)
+
+COLLAPSE = (
+    f"{COLLAPSED}: collapsed in at least one run: no better on the retained classes than one answer for every image, "
+    "or weights grown more than tenfold"
 )
 
 
@@ -89,7 +94,10 @@ class Section:
     def notes(self) -> list[str]:
         """Where the numbers come from."""
         texts = {text for line in self.lines for text in line.texts(self.layout)}
-        return [*facts(self.slots), *([LEGEND] if texts & {"", EMPTY} else [])]
+        known = facts(self.slots)
+        if any(COLLAPSED in text for text in [*texts, *known]):
+            known.append(COLLAPSE)
+        return [*known, *([LEGEND] if texts & {"", EMPTY} else [])]
 
 
 def sections(

@@ -30,6 +30,7 @@ LATEX = {
     "∞": r"$\infty$",
     "✓": r"$\checkmark$",
     "✗": r"$\times$",
+    "†": r"$\dagger$",
 }
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import EMPTY, Column
+from quickdrop_bench.reporting.layout import COLLAPSED, EMPTY, Column
 from quickdrop_bench.reporting.measured import SEARCH, SETTING
 from quickdrop_bench.reporting.published import Published
 
@@ -79,8 +79,14 @@ class Slot:
         return Cell.of(self.values(method, column.stage, column.metric))
 
     def text(self, method: str, column: Column) -> str:
-        """A cell for people: blank if the method was not run, a dash if it was and has no such number."""
-        return "" if self.status(method) == "not run" else self.cell(method, column).text(column)
+        """A cell for people: blank if the method was not run, a dash if it was and has no such number.
+
+        Accuracies of a stage that left a collapsed model in any run have a mark.
+        """
+        if self.status(method) == "not run":
+            return ""
+        marked = column.metric.endswith("_set_accuracy") and self.count(method, "collapsed", column.stage)
+        return self.cell(method, column).text(column) + (f" {COLLAPSED}" if marked else "")
 
     def paper(self, method: str, column: Column) -> float | None:
         """The published number, if there is one."""
@@ -98,9 +104,9 @@ class Slot:
         found.update((str(method), sorted(seeds.unique())) for method, seeds in r.groupby("method")["seed"])
         return found
 
-    def count(self, method: str, metric: str) -> int:
-        """Runs that ``diverged`` or ``failed``."""
-        return int(self.values(method, "total", metric).sum())
+    def count(self, method: str, metric: str, stage: str = "total") -> int:
+        """Runs that ``diverged``, ``failed`` or, in a stage, ``collapsed``."""
+        return int(self.values(method, stage, metric).sum())
 
     def status(self, method: str) -> str:
         """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""

@@ -157,7 +157,12 @@ def _csv(found: Sequence[Section]) -> str:
 
 def _csv_line(slot: Slot, method: str, layout: Layout) -> dict[str, object]:
     failed = slot.count(method, "failed")
-    counts = {"seeds": len(slot.seeds(method)) - failed, "diverged": slot.count(method, "diverged"), "failed": failed}
+    counts = {"seeds": len(slot.seeds(method)) - failed}
+    counts |= {
+        "collapsed": slot.count(method, "collapsed"),
+        "diverged": slot.count(method, "diverged"),
+        "failed": failed,
+    }
     line = {**slot.setting(), "method": method, **counts}
     line |= {"status": slot.status(method), "error": "/".join(slot.errors(method)), "published": slot.published.name}
     for column in layout.columns:

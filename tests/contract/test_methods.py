@@ -310,7 +310,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
     if level == "client":  # the first round is replayed without training
         calibrated = (4, 33, calibrated[2] * 3 // 4, calibrated[3] * 3 // 4)
     cases: dict[str, tuple[dict[str, object], Expected, Expected | None]] = {
-        "retrain-or": ({}, expected(retain, 4, 6), None),
+        "retrain-or": ({"rounds": None}, expected(retain, 4, 6), None),
         "federaser": ({"recover_local_steps": 3}, calibrated, expected(retain, 3, 3)),
         "sga-or": (bounded, expected(forget, 2, 2), expected(retain, 2, 3)),
         "quickdrop": (bounded, expected(small_forget, 1, 2), expected([2 * int(n) for n in small], 2, 3)),

@@ -317,12 +317,16 @@ def test_paper_preset_is_the_papers_setting() -> None:
     assert {name: args[name] for name in expected} == expected
     assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.02, 0.01)
     assert (args.quickdrop.unlearn_rounds, args.quickdrop.recover_rounds, args.retrain_or.rounds) == (1, 2, 30)
-    assert args.quickdrop.unlearn_local_steps is args.quickdrop.unlearn_stop_loss is None  # T, unbounded
+    assert (args.quickdrop.unlearn_local_steps, args.quickdrop.unlearn_stop_loss) == (
+        10,
+        6,
+    )  # T would destroy the model
+    assert (args.quickdrop.recover_local_steps, args.quickdrop.relearn_local_steps) == (None, 5)
     assert args.rounds // args.record_every == 10  # rounds that FedEraser replays, Table 2
     assert (args.federaser.recover_rounds, args.fu_mp.recover_rounds, args.sga_or.unlearn_rounds) == (3, 4, 2)
     third = parse(["table", "3", "--preset", "paper"])["table"]
     assert (third.dataset, third.clients, third.participation) == ("svhn", 100, 0.1)
-    assert third.quickdrop.recover_participation == 0.1
+    assert third.quickdrop.recover_participation is None  # as in training
     assert [parse(["table", n, "--preset", "paper"])["table"].clients for n in "45"] == [20, 20]
     assert parse(["table", "5", "--preset", "paper"])["table"].dataset == "cifar10,mnist"
 

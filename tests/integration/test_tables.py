@@ -108,10 +108,10 @@ def test_a_sequence_of_requests(run: Run) -> None:
 
 def test_protocols_stand_side_by_side(run: Run) -> None:
     chosen = ["--methods", "retrain-or,quickdrop"]
-    code, out, _ = run("table", "2", *TINY, *chosen, "--protocol", "paper,tuned")
+    code, out, _ = run("table", "2", *TINY, *chosen, "--protocol", "letter-steps,tuned")
     assert code == 0
     rows = rows_of("table2")
-    assert set(rows["protocol"]) == {"paper", "tuned"}
+    assert set(rows["protocol"]) == {"letter-steps", "tuned"}
     search = rows[(rows["stage"] == "search") & (rows["method"] == "quickdrop")]
     assert {"seconds", "sample_gradients", "tried", "unlearn_local_steps", "recover_lr"} <= set(search["metric"])
     assert "protocol tuned" in out
@@ -121,6 +121,22 @@ def test_protocols_stand_side_by_side(run: Run) -> None:
     assert len(trials) == value(search, metric="tried")
     code, _, err = run("table", "2", *TINY, *chosen, "--protocol", "tuned")
     assert "round" not in err
+
+
+def test_a_collapsed_model_is_marked(run: Run) -> None:
+    """Ascent at a high rate without bound destroys the model; a trained one is far from chance."""
+    better = ["--rounds", "6", "--local-steps", "10", "--width", "8"]
+    wreck = ["--sga-or.unlearn-lr", "5", "--sga-or.unlearn-stop-loss", "null", "--sga-or.recover-rounds", "0"]
+    code, out, _ = run("table", "2", *TINY, *better, *wreck, "--methods", "retrain-or,sga-or")
+    assert code == 0
+    rows = rows_of("table2")
+    found = rows[rows["metric"] == "collapsed"].set_index(["method", "stage"])["value"].to_dict()
+    assert found == {
+        ("original", "fl-training"): 0, ("retrain-or", "unlearning"): 0, ("retrain-or", "total"): 0,
+        ("sga-or", "unlearning"): 1, ("sga-or", "recovery"): 1, ("sga-or", "total"): 1,
+    }  # fmt: skip
+    assert out.count("†") == 4 + 1  # F-Set and R-Set after two stages, and the footnote
+    assert "$\\dagger$" in Path("results/quick/table2/table.tex").read_text()
 
 
 def test_patience_is_a_setting_of_its_own(run: Run) -> None:
@@ -213,7 +229,10 @@ BAD = {
     "client in words": (["table", "4", "--client", "first"], "--client first"),
     "class in words": (["table", "2", "--class", "nine"], "--class nine"),
     "class out of range": (["table", "2", "--class", "9,10"], "--class 10"),
-    "unknown protocol": (["table", "2", "--protocol", "fast"], "--protocol fast: use one of preset, paper, tuned"),
+    "unknown protocol": (
+        ["table", "2", "--protocol", "fast"],
+        "--protocol fast: use one of preset, tuned, letter-steps, letter-passes",
+    ),
     "client without data": (
         ["table", "4", "--alpha", "0.02", "--min-client-size", "0", "--clients", "20", "--client", "3"],
         "--client 3: on seed 1 that client holds no data",

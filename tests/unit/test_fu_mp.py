@@ -363,11 +363,11 @@ def test_the_requested_class_alone_or_absent_is_no_crash(make_federation: Make, 
     """Alone: every score is 0 and the first channels go. Absent: nothing to measure, nothing pruned."""
     context = make_context(make_federation(), toy_clients)
     everything = replace(context, forgotten=tuple(class_request(c) for c in range(3)))
-    result = FuMp().unlearn(everything)
+    result = FuMp(prune_ratio=0.2).unlearn(everything)
     assert zeroed(result.state) == [0]
-    assert FuMp().recover(everything, result.state) is not None
+    assert FuMp(prune_ratio=0.2).recover(everything, result.state) is not None
     absent = replace(context, request=class_request(5), forgotten=(class_request(5),))
-    assert equal(FuMp().unlearn(absent).state, context.state)
+    assert equal(FuMp(prune_ratio=0.2).unlearn(absent).state, context.state)
 
 
 def test_hooks_do_not_outlive_the_round(make_federation: Make) -> None:
@@ -403,4 +403,4 @@ def test_other_bad_options(options: dict[str, float]) -> None:
 
 
 def test_defaults_are_those_of_table_2() -> None:
-    assert (FuMp().recover_rounds, FuMp().prune_ratio, FuMp().score_samples) == (4, 0.2, None)
+    assert (FuMp().recover_rounds, FuMp().prune_ratio, FuMp().score_samples) == (4, 0.5, None)

@@ -18,7 +18,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, _Judge, as_in_the_paper, tune
+from quickdrop_bench.harness.protocol import Judgement, _candidates, _expected, _Judge, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
 from quickdrop_bench.reporting.tables import SETTING, write_trials
@@ -174,10 +174,12 @@ def test_the_judge_reads_training_data_only(context: Context) -> None:
     assert judgement.excess == pytest.approx(float(hit[labels == 1].mean()))
 
 
-def test_the_papers_letter_has_no_bounds() -> None:
-    assert as_in_the_paper(Scripted()) == Scripted(None, None, None)
-    literal = as_in_the_paper(METHODS["quickdrop"](unlearn_local_steps=3, unlearn_stop_loss=6.0, recover_lr=0.05))
-    assert literal == METHODS["quickdrop"](recover_lr=0.05)
+def test_reflection_is_searched_without_a_bound(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_with(monkeypatch, lambda state: Judgement(0.0, 0.9))
+    tried = [tune(context, METHODS["sga-or"](ascent=form), 3).trials for form in ("gradient", "reflection")]
+    firsts = [[t for t in trials if t["stage"] == "unlearning"] for trials in tried]
+    assert [len(first) for first in firsts] == [4 * 2 * 2, 4 * 2]  # steps capped at 8, rates, bounds
+    assert not any("unlearn_stop_loss" in t for t in firsts[1])
 
 
 @pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
