@@ -353,7 +353,7 @@ def arithmetic(args: Namespace) -> str:
 
     Federations that differ in it never share a folder or a speed-up.
     """
-    return args.precision + (" on CUDA" if on_gpu(args) else "") + (" with TF32" if args.get("tf32") else "")
+    return str(args.precision) + (" on CUDA" if on_gpu(args) else "") + (" with TF32" if args.get("tf32") else "")
 
 
 @cache

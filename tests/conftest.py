@@ -106,10 +106,11 @@ def make_federation() -> Callable[..., Federation]:
         precision: str = "32-true",
         callbacks: list[object] | None = None,
         faults: Faults | None = None,
+        static: bool | None = None,
         **model: object,
     ) -> Federation:
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision, callbacks=callbacks)
         net = ConvNet(1, 8, 3, **{"width": 4, "depth": 2, **model})
-        return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256), faults)
+        return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256), faults, static=static)
 
     return make

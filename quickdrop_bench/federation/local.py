@@ -164,6 +164,7 @@ def train_locally(
                 with distillation_clock.running():
                     distiller.step()
             for parameter, mask in held:
+                assert parameter.grad is not None
                 parameter.grad.mul_(mask)
             optimizer.step()
     mean_loss = float(torch.stack(losses).mean())

@@ -29,6 +29,9 @@ __all__ = ["StaticEngine", "is_possible"]
 STAGED = 64
 """Steps whose images lie ready on the device; a client with more steps is served in several portions."""
 
+EIGHT = 8
+"""Synthetic images of a step are padded to a multiple of it."""
+
 FUSED = 256
 """Narrowest batch whose kernels are worth fusing by the compiler; narrower ones are bound by launches."""
 
@@ -118,7 +121,8 @@ class _Steps:
 
     def _row(self, table: Tensor, *widths: int) -> Sequence[Tensor]:
         """Row t, cut into parts."""
-        return table.index_select(0, self.t)[0].split(widths)
+        row = table.index_select(0, self.t)[0]
+        return torch.split(row, list(widths))
 
     def _descend(self) -> None:
         """Loss and gradients of the batch at θ_{k,t}."""
@@ -179,7 +183,7 @@ class _Steps:
     @torch.no_grad()
     def _advance(self) -> None:
         """θ_{k,t+1}, and on to the next step."""
-        changes = torch._foreach_mul(self._gradients, self.rate)
+        changes = list(torch._foreach_mul(self._gradients, self.rate))
         if self._kind.masked:
             torch._foreach_mul_(changes, self.masks)
         if self._kind.bounded:
@@ -254,10 +258,12 @@ class StaticEngine:
         own, images = torch.empty(0, dtype=torch.int64), 0
         if synthetic is not None and self._settings is not None and self._settings.image_steps:
             own = self._known(synthetic.labels, lambda: synthetic.labels)
-            images = _padded(synthetic_images(own, synthetic.fixed_classes, self._settings))
+            images = -(-synthetic_images(own, synthetic.fixed_classes, self._settings) // EIGHT) * EIGHT
         steps = self._steps_for(_Kind(plan.rows.shape[1], images, phase.stop_loss is not None, bool(masks)), data)
         if images:
-            assert synthetic is not None and self._settings is not None and distillation_generator is not None
+            assert synthetic is not None
+            assert self._settings is not None
+            assert distillation_generator is not None
             plan = with_matching(plan, own, synthetic.fixed_classes, self._settings, distillation_generator, images)
             steps.synthetic[: len(own)].copy_(synthetic.images)
             steps.velocity[: len(own)].copy_(synthetic.velocity)
@@ -327,15 +333,12 @@ class StaticEngine:
         return LocalResult(round(samples), second_order, loss / batches_, distance / max(matched, 1))
 
 
-def _padded(count: int, most: int | None = None) -> int:
-    """A width for this many images, so that sets of any size share a few graphs: 0, 16, 32, 48, 64, 96, 128, 192, ...
+def _padded(count: int, most: int) -> int:
+    """A width for batches of this many images, so that sets of any size share a few graphs: 16, 32, 48, 64, 96, ...
 
     Args:
-        count: of the images.
+        count: of the images, at least 1.
         most: the widest that is needed.
     """
-    if not count:
-        return 0
     power = max(16, 1 << (count - 1).bit_length())
-    width = power * 3 // 4 if power > 32 and count <= power * 3 // 4 else power
-    return width if most is None else min(most, width)
+    return min(most, power * 3 // 4 if power > 32 and count <= power * 3 // 4 else power)

@@ -17,9 +17,7 @@ from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
 
 __all__ = [
     "Classes",
-    "Convolution",
     "Layer",
-    "UnfoldedConvolution",
     "Weighted",
     "is_small",
     "is_supported",
@@ -95,7 +93,7 @@ class Layer:
         return self.back(y)
 
 
-class Pool(Layer):
+class _Pool(Layer):
     """Averages of 2×2 squares."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -112,7 +110,7 @@ class Pool(Layer):
         return None if a is None else self.forward(a)
 
 
-class Relu(Layer):
+class _Relu(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self._y = x.relu()
         return self._y
@@ -125,7 +123,7 @@ class Relu(Layer):
         return None if a is None else self.back(a)
 
 
-class Flatten(Layer):
+class _Flatten(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self._shape = x.shape
         return x.flatten(1)
@@ -137,7 +135,7 @@ class Flatten(Layer):
         return None if a is None else a.flatten(1)
 
 
-class Norm(Layer):
+class _Norm(Layer):
     """The only layer that bends: x̂ = (x − mean)·r, over the L values of each group."""
 
     def __init__(self, module: nn.GroupNorm) -> None:
@@ -201,10 +199,11 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 class Weighted(Layer):
     """A layer whose weight is matched, class by class."""
 
-    _m: nn.Conv2d | nn.Linear
+    bias: Tensor | None
 
     def own_gradients(self, g: Tensor) -> list[Tensor]:
-        return [] if self._m.bias is None else [g.sum([d for d in range(g.dim()) if d != 1])]
+        """The bias's."""
+        return [] if self.bias is None else [g.sum([d for d in range(g.dim()) if d != 1])]
 
     direction: Tensor
     """V, (K, *weight.shape): the gradient of the distance with respect to the class-wise weight gradients."""
@@ -214,9 +213,9 @@ class Weighted(Layer):
         raise NotImplementedError
 
 
-class Linear(Weighted):
+class _Linear(Weighted):
     def __init__(self, module: nn.Linear, classes: Classes) -> None:
-        self._m, self._classes = module, classes
+        self._m, self._classes, self.bias = module, classes, module.bias
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
@@ -243,11 +242,11 @@ class Linear(Weighted):
         return self.back(y).addmm_(self._apart, self.direction.flatten(0, 1))
 
 
-class Convolution(Weighted):
+class _Convolution(Weighted):
     """Convolutions class by class."""
 
     def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
-        self._m, self._sizes = module, classes.sizes
+        self._m, self._sizes, self.bias = module, classes.sizes, module.bias
         self._options: tuple[Any, ...] = (module.stride, module.padding, module.dilation, module.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -276,7 +275,7 @@ class Convolution(Weighted):
         return own.add_(self.back(y))
 
 
-class UnfoldedConvolution(Convolution):
+class _UnfoldedConvolution(_Convolution):
     """What differs by class as products with the unfolded input, for all classes at once."""
 
     def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
@@ -298,7 +297,7 @@ class UnfoldedConvolution(Convolution):
         return F.fold(columns, self._x.shape[2:], *self._window).add_(self.back(y))
 
 
-class _PaddedConvolution(UnfoldedConvolution):
+class _PaddedConvolution(_UnfoldedConvolution):
     """The same for padded images on any device: no number of classes is read, and no kernel is launched per image."""
 
     def weight_gradients(self) -> Tensor:
@@ -314,23 +313,29 @@ class _PaddedConvolution(UnfoldedConvolution):
 
 def _columns(x: Tensor, m: nn.Conv2d) -> Tensor:
     """``F.unfold`` in two kernels: on CUDA the library's launches one for every image."""
-    (down, right), (rows, cols) = m.padding, m.kernel_size
-    padded = F.pad(x, (right, right, down, down))  # type: ignore[arg-type]
+    (down, right), (rows, cols) = _padding(m), m.kernel_size
+    padded = F.pad(x, (right, right, down, down))
     windows = padded.unfold(2, rows, m.stride[0]).unfold(3, cols, m.stride[1])  # (M, C, h, w, rows, cols), a view
     return windows.permute(0, 1, 4, 5, 2, 3).reshape(len(x), x.shape[1] * rows * cols, -1)
 
 
 def _folded(columns: Tensor, x: Tensor, m: nn.Conv2d) -> Tensor:
     """``F.fold`` of stride 1 as a sum of shifted images, for the same reason."""
-    (down, right), (rows, cols) = m.padding, m.kernel_size
+    (down, right), (rows, cols) = _padding(m), m.kernel_size
     n, c, height, width = x.shape
-    h, w = height + 2 * int(down) - rows + 1, width + 2 * int(right) - cols + 1
+    h, w = height + 2 * down - rows + 1, width + 2 * right - cols + 1
     parts = columns.view(n, c, rows, cols, h, w)
     total = x.new_zeros(n, c, h + rows - 1, w + cols - 1)
     for i in range(rows):
         for j in range(cols):
             total[:, :, i : i + h, j : j + w] += parts[:, :, i, j]
-    return total[:, :, int(down) : int(down) + height, int(right) : int(right) + width]
+    return total[:, :, down : down + height, right : right + width]
+
+
+def _padding(m: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(m.padding, str)
+    down, right = m.padding
+    return int(down), int(right)
 
 
 def is_small(m: nn.Conv2d, x: Tensor) -> bool:
@@ -364,18 +369,19 @@ def is_supported(sequence: Sequence[nn.Module]) -> bool:
 
 
 def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
+    """The passes of a module whose input is x."""
     match module:
         case nn.Conv2d() if classes.members is not None:
             return _PaddedConvolution(module, classes)
         case nn.Conv2d():
-            return (UnfoldedConvolution if is_small(module, x) else Convolution)(module, classes)
+            return (_UnfoldedConvolution if is_small(module, x) else _Convolution)(module, classes)
         case nn.Linear():
-            return Linear(module, classes)
+            return _Linear(module, classes)
         case nn.GroupNorm():
-            return Norm(module)
+            return _Norm(module)
         case nn.ReLU():
-            return Relu()
+            return _Relu()
         case HalvingPool():
-            return Pool(module)
+            return _Pool(module)
         case _:
-            return Flatten()
+            return _Flatten()

@@ -25,7 +25,8 @@ def direction(real: Tensor, synthetic: Tensor, matched: Tensor | None = None) ->
     """The distance d over all rows of one weight, and ∂d/∂synthetic.
 
     Args:
-        real, synthetic: (K, ...) class-wise gradients.
+        real: (K, ...) class-wise gradients.
+        synthetic: likewise.
         matched: (K,) 1 for classes that count, 0 for others; None counts all.
     """
     a, b = real.flatten(2), synthetic.flatten(2)

@@ -1,0 +1,58 @@
+"""Every method's stages by the static engine against the reference loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.federation.faults import Faults
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.methods import Method
+from quickdrop_bench.methods.base import Context, StageResult
+from tests.contract.test_methods import CASES, make_context, tiny
+
+Make = Callable[..., Federation]
+
+
+def stages(method: Method, context: Context) -> list[StageResult]:
+    found = [method.unlearn(context)]
+    recovered = method.recover(context, found[-1].state)
+    found += [] if recovered is None else [recovered]
+    return [*found, method.relearn(context, found[-1].state)] if method.can_relearn else found
+
+
+def far_apart(a: State, b: State, start: State) -> dict[str, float]:
+    """Weights' differences relative to their change; biases before a normalisation move by rounding alone."""
+    weights = {name for name, value in a.items() if value.dim() > 1}
+    return {n: float((a[n] - b[n]).norm() / (b[n] - start[n]).norm().clamp(min=1e-3)) for n in weights}
+
+
+@pytest.mark.parametrize("faults", [None, Faults(dropout_rate=0.3, straggler_rate=0.2)], ids=["", "faults"])
+@pytest.mark.parametrize(("name", "level"), CASES)
+def test_every_stage_is_the_same(
+    name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]
+) -> None:
+    context = make_context(make_federation(faults=faults), toy_clients, level)
+    method = tiny(name)
+    expected = stages(method, context)
+    found = stages(method, replace(context, federation=make_federation(faults=faults, static=True)))
+    for a, b in zip(found, expected, strict=True):
+        assert max(far_apart(a.state, b.state, context.state).values()) < 1e-4
+        assert replace(a.cost, seconds=0) == replace(b.cost, seconds=0)
+
+
+def test_training_with_distillation_is_the_same(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+    contexts = [make_context(make_federation(static=static), toy_clients) for static in (False, True)]
+    start = contexts[0].federation.fresh_state(1, "init")
+    assert max(far_apart(contexts[1].state, contexts[0].state, start).values()) < 1e-5
+    for client in toy_clients:
+        reference, own = (c.clients[client].synthetic for c in contexts)
+        assert reference is not None
+        assert own is not None
+        torch.testing.assert_close(own.images, reference.images, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.velocity, reference.velocity, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,125 @@
+"""The engine for GPUs, run on a CPU, against the reference loop."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.fabric import Fabric
+from torch import nn
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
+from quickdrop_bench.federation.federation import Federation, PhaseResult
+from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.plan import batches, plan_steps
+from quickdrop_bench.federation.static import StaticEngine, is_possible
+from quickdrop_bench.models import ConvNet
+
+CLASSES = 5
+SETTINGS = Distillation(1, 0.1, 0.5, 4)
+TRAIN = Phase("fl-training", rounds=2, local_steps=4, batch_size=16, lr=0.05)
+
+
+def images_of(labels: list[int], size: int = 8) -> LabelledSet:
+    own = torch.tensor(labels)
+    stream = torch.Generator().manual_seed(len(labels))
+    pictures = torch.randn(len(labels), 1, size, size, generator=stream) + own[:, None, None, None] / 2
+    return LabelledSet.of(pictures, own)
+
+
+def ran(
+    clients: dict[int, LabelledSet],
+    phase: Phase,
+    *,
+    static: bool,
+    distillation: Distillation = SETTINGS,
+    scale: float = 4,
+    distil: bool = True,
+    model: nn.Module | None = None,
+) -> tuple[PhaseResult, dict[int, SyntheticSet]]:
+    torch.manual_seed(0)
+    net = model or ConvNet(1, clients[0].images.shape[-1], CLASSES, width=4, depth=2)
+    federation = Federation(Fabric(accelerator="cpu", devices=1), copy.deepcopy(net), distillation, static=static)
+    assert (federation._static is not None) == static
+    starts = {i: initial_synthetic_set(d, scale, torch.Generator().manual_seed(1)) for i, d in clients.items()}
+    synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if distil else {}
+    result = federation.run(federation.fresh_state(1, "init"), clients, phase, 1, synthetic=synthetic)
+    return result, synthetic
+
+
+def check_same(clients: dict[int, LabelledSet], phase: Phase, **options: object) -> None:
+    (expected, theirs), (found, ours) = (ran(clients, phase, static=static, **options) for static in (False, True))  # type: ignore[arg-type]
+    for name, value in expected.state.items():
+        torch.testing.assert_close(found.state[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert replace(found.cost, seconds=0, distillation_seconds=0) == replace(
+        expected.cost, seconds=0, distillation_seconds=0
+    )
+    for i, own in theirs.items():
+        torch.testing.assert_close(ours[i].images, own.images, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[i].velocity, own.velocity, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    clients=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=40), min_size=1, max_size=3),
+    image_steps=st.integers(0, 2),
+    scale=st.sampled_from([1.0, 3.0, 100.0]),
+)
+def test_ragged_clients_with_missing_and_fixed_classes(
+    clients: list[list[int]], image_steps: int, scale: float
+) -> None:
+    data = {i: images_of(labels) for i, labels in enumerate(clients)}
+    check_same(data, TRAIN, distillation=replace(SETTINGS, image_steps=image_steps), scale=scale)
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer", "none"])
+def test_every_normalisation_and_the_larger_first_padding(norm: str) -> None:
+    model = ConvNet(1, 28, CLASSES, width=4, depth=2, norm=norm)
+    check_same({0: images_of([0, 1, 1, 2, 4] * 6, size=28)}, TRAIN, model=model)
+
+
+def test_a_stopping_rule_ends_the_steps_at_the_same_batch() -> None:
+    """Losses of 2 to 3 stop some clients early and others not at all."""
+    clients = {i: images_of([i, i, 3] * (4 + 9 * i)) for i in range(3)}
+    phase = replace(TRAIN, rounds=1, local_steps=12, lr=0.3, ascend=True, stop_loss=2.5)
+    check_same(clients, phase, distil=False)
+    whole = sum(min(len(d), 16) * 12 for d in clients.values())
+    assert ran(clients, phase, static=True, distil=False)[0].cost.sample_gradients < whole
+
+
+def test_passes_longer_than_a_portion() -> None:
+    check_same({0: images_of([0, 1, 2] * 20)}, replace(TRAIN, rounds=1, local_epochs=20, lr=0.01))
+
+
+def test_a_plan_pads_and_sorts() -> None:
+    drawn = list(batches(5, 3, 2, torch.Generator().manual_seed(0)))
+    labels = torch.tensor([1, 0, 1, 2, 0])
+    plan = plan_steps(drawn, labels, width=4, classes=3)
+    for t, batch in enumerate(drawn):
+        size = len(batch)
+        assert sorted(plan.rows[t, :size].tolist()) == sorted(batch.tolist())
+        assert plan.labels[t, :size].tolist() == sorted(labels[batch].tolist())
+        assert plan.weights[t].tolist() == pytest.approx([1 / size] * size + [0] * (4 - size))
+        counts = torch.bincount(labels[batch], minlength=3)
+        assert plan.means[t].tolist() == pytest.approx([size / n if n else 0 for n in counts.tolist()])
+
+
+def test_models_and_precisions_that_are_left_to_the_loop() -> None:
+    assert is_possible(ConvNet(1, 8, 3, width=4, depth=2), "32-true")
+    assert not is_possible(ConvNet(1, 8, 3, width=4, depth=2), "bf16-mixed")
+    assert not is_possible(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "32-true")
+    assert not is_possible(ConvNet(1, 10, 3, width=4, depth=2), "32-true")  # odd sides
+
+
+def test_few_graphs_serve_sets_of_all_sizes() -> None:
+    model = ConvNet(1, 8, CLASSES, width=4, depth=2)
+    federation = Federation(Fabric(accelerator="cpu", devices=1), model, SETTINGS, static=True)
+    data = {i: images_of(list(range(CLASSES)) * (i + 1)) for i in range(12)}
+    federation.run(federation.fresh_state(1, "init"), data, replace(TRAIN, rounds=1, batch_size=64), 1)
+    assert isinstance(federation._static, StaticEngine)
+    assert len(federation._static._steps) <= 4
