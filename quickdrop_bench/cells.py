@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -59,25 +61,33 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
             here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]
             if wanted and not here:
                 continue
-            rules = rules_of(one, relearn=layout.relearn, each_round=getattr(own, "EACH_ROUND", False))
-            methods = _configured(one, dict.fromkeys((*shown, *wanted)))
-            experiment = Experiment(
-                artefact=name,
-                preset=args.preset,
-                federation=federation_spec(one),
-                requests=requests_of(one, layout.level),
-                methods=methods,
-                seeds=seeds_of(one),
-                data_dir=one.data_dir,
-                precision=one.precision,
-                rules=rules,
-            )
+            each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
+            described = partial(_experiment, name, layout, each_round, run)
+            preset = [argv[0], *map(str, filter(None, [args.get("number")])), *options, "--preset", args.preset]
+            usual = described(parse([*preset, "--dataset", dataset], section))
+            experiment = replace(described(one), usual=usual, swept=frozenset(axes))
             identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
             identity.pop("alpha")  # in the distribution, unless that is IID
             if identity not in seen:  # --iid makes a variant equal to another
                 seen.append(identity)
                 experiment.check(here)
                 yield experiment, here
+
+
+def _experiment(name: str, layout: Any, each_round: bool, methods: Sequence[str], args: Namespace) -> Experiment:
+    """What the options describe."""
+    configured = methods_of(args)
+    return Experiment(
+        artefact=name,
+        preset=args.preset,
+        federation=federation_spec(args),
+        requests=requests_of(args, layout.level),
+        methods={method: configured[method] for method in methods},
+        seeds=seeds_of(args),
+        data_dir=args.data_dir,
+        precision=args.precision,
+        rules=rules_of(args, relearn=layout.relearn, each_round=each_round),
+    )
 
 
 def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
@@ -121,8 +131,3 @@ def _is_reference(axes: Mapping[str, list[str]], place: Mapping[str, str], args:
         if float(place[option]) != (own if own in values else values[0]):
             return False
     return True
-
-
-def _configured(args: Namespace, methods: Iterable[str]) -> dict[str, Any]:
-    configured = methods_of(args)
-    return {name: configured[name] for name in methods}

@@ -152,7 +152,8 @@ def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: 
         spec_hash = e.run_spec(method, seed, step).hash
         if not rows.has(spec_hash):
             known = next(other for other in siblings if other.has(spec_hash))
-            rows.write({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
+            own = {**e.identity(step), **e.method_setting(method)}
+            rows.write({**row, **own} for row in known.rows if row["spec_hash"] == spec_hash)
     return True
 
 

@@ -29,6 +29,8 @@ LATEX = {
     "α": r"$\alpha$",
     "∞": r"$\infty$",
     "✓": r"$\checkmark$",
+    "†": r"$\dagger$",
+    "–": "--",
     "✗": r"$\times$",
 }
 
