@@ -283,6 +283,7 @@ def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
             ("total_seconds", cost.seconds),
             ("distillation_seconds", cost.distillation_seconds),
             ("overhead_percent", share),
+            *([("shared_cores", float(cost.shared_cores))] if cost.cpu_seconds else []),
         ):
             yield Value("fl-training", metric, value, {"method": "quickdrop", **device})
     if session.experiment.rules.each_round and len(context.forgotten) == 1:

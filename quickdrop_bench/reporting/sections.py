@@ -41,8 +41,8 @@ DIFFERENCES = tuple(
 )
 """What the second table of a section shows."""
 
-PAIRED = "differences in percentage points after the last stage, seed by seed, and their mean over seeds"
-INTERVALS = "in brackets its 95% interval (Student's t); where that holds 0, seeds alone may explain the difference"
+PAIRED = f"differences in percentage points after the last stage, seed by seed; {EMPTY}: nothing to compare with"
+INTERVALS = "mean over seeds with its 95% interval (Student's t), which holds 0 where chance alone may explain it"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Section:
             body += [[line.name, *texts]] if any(text != EMPTY for text in texts) else []
         several = any("[" in text for cells in body for text in cells[1:])
         heading = ", ".join(filter(None, (self.heading, "differences paired over seeds")))
-        notes = [PAIRED + (f"; {INTERVALS}" if several else "")]
+        notes = [PAIRED, *([INTERVALS] if several else [])]
         return Sheet(heading, "Method", headers, body, notes) if body else None
 
 

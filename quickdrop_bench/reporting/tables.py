@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from filelock import FileLock
@@ -37,6 +38,8 @@ __all__ = [
     "write_table",
     "write_trials",
 ]
+
+T = TypeVar("T")
 
 ABREAST = 4
 """Most lines of a table that a terminal shows side by side."""
@@ -84,7 +87,8 @@ def on_terminal(
         parts += [_terminal_table(section, lines) for lines in _abreast(section.lines)]
         parts.append(escape(f"{section.sheet().footnote}\n"))
         if differences := section.differences():
-            parts += [_terminal_sheet(differences), escape(f"{differences.footnote}\n")]
+            parts += [_terminal_sheet(differences, lines) for lines in _abreast(differences.body)]
+            parts.append(escape(f"{differences.footnote}\n"))
     return parts
 
 
@@ -121,7 +125,7 @@ def write_table(folder: Path, texts: dict[str, str]) -> None:
         write_text(folder / name, text)
 
 
-def _abreast(lines: Sequence[Line]) -> list[Sequence[Line]]:
+def _abreast(lines: Sequence[T]) -> list[Sequence[T]]:
     """As few stacked tables as can be, of nearly the same width."""
     size = math.ceil(len(lines) / math.ceil(len(lines) / ABREAST))
     return [lines[i : i + size] for i in range(0, len(lines), size)]
@@ -142,14 +146,14 @@ def _terminal_table(section: Section, lines: Sequence[Line]) -> Table:
     return table
 
 
-def _terminal_sheet(sheet: Sheet) -> Table:
-    """A small table as it stands."""
+def _terminal_sheet(sheet: Sheet, lines: Sequence[Sequence[str]]) -> Table:
+    """Lines of a sheet side by side."""
     table = Table(title=escape(sheet.heading), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(sheet.corner, overflow="fold")
-    for header in sheet.headers:
-        table.add_column(escape("\n".join(filter(None, header))), justify="right", overflow="fold")
-    for cells in sheet.body:
-        table.add_row(*map(escape, cells))
+    table.add_column("", overflow="fold")
+    for name, *_ in lines:
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for header, *cells in zip(sheet.headers, *(cells for _, *cells in lines), strict=True):
+        table.add_row(escape(": ".join(filter(None, header))), *map(escape, cells))
     return table
 
 
