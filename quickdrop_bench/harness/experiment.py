@@ -138,13 +138,11 @@ class Experiment:
         """The same for a method's hyper-parameters, which must be equal to be averaged."""
         if method == ORIGINAL:
             return {"method_setting": "", "method_changes": ""}
-        own, usual = (e._hyper_parameters(method) for e in (self, self.usual or self))
+        e = self.usual or self
+        own, usual = asdict(self.methods[method]), asdict(e.methods[method])  # type: ignore[call-overload]
+        if self.rules.protocol == "tuned":  # it searches on the first seed
+            own, usual = {**own, "search_seed": self.seeds[0]}, {**usual, "search_seed": e.seeds[0]}
         return {"method_setting": digest(as_numbers(own)), "method_changes": changes(own, usual)}
-
-    def _hyper_parameters(self, method: str) -> dict[str, Any]:
-        """Those of the options; with the tuned protocol, which searches on the first seed, that seed too."""
-        searched = {"search_seed": self.seeds[0]} if self.rules.protocol == "tuned" else {}
-        return {**asdict(self.methods[method]), **searched}  # type: ignore[call-overload]
 
     def spec_hashes(self, request: int) -> list[str]:
         """Of every run about a request, whether or not it was measured."""

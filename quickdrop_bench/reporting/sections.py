@@ -131,21 +131,12 @@ class Section:
         headers = self.headers(DIFFERENCES)
         body = []
         for line in (line for line in self.lines if registered(line.method) != ORACLE):
-            texts = [_difference(slot, line.method, column) for slot in self.slots for column in DIFFERENCES]
+            texts = [slot.difference(line.method, column) for slot in self.slots for column in DIFFERENCES]
             body += [[line.name, *texts]] if any(text != EMPTY for text in texts) else []
         several = any("[" in text for cells in body for text in cells[1:])
         heading = ", ".join(filter(None, (self.heading, "differences paired over seeds")))
         notes = [PAIRED, *([INTERVALS] if several else [])]
         return Sheet(heading, "Method", headers, body, notes) if body else None
-
-
-def _difference(slot: Slot, method: str, column: Column) -> str:
-    """Mean difference and its interval; nothing of a method with itself."""
-    cell = slot.cell(method, column)
-    if not cell.seeds or (registered(method) == CONTROL and column.metric.endswith("_control")):
-        return EMPTY
-    ends = "" if cell.seeds < 2 else " [{}, {}]".format(*map(column.format, cell.interval()))
-    return column.format(cell.mean) + ends
 
 
 def sections(

@@ -10,7 +10,7 @@ from functools import cached_property
 import pandas as pd
 from scipy.stats import t
 
-from quickdrop_bench.reporting.layout import EMPTY, ORACLE, Column, registered
+from quickdrop_bench.reporting.layout import CONTROL, EMPTY, ORACLE, Column, registered
 from quickdrop_bench.reporting.measured import SEARCH, SETTING
 from quickdrop_bench.reporting.published import Published
 
@@ -105,6 +105,15 @@ class Slot:
         if self.status(method) == "not run":
             return ""
         return self.cell(method, column).text(column) + self.sign(method, column)
+
+    def difference(self, method: str, column: Column) -> str:
+        """A paired difference for people: the mean and its 95% interval; a dash for a method and itself."""
+        reference = CONTROL if column.metric.endswith("_control") else ORACLE
+        cell = self.cell(method, column)
+        if not cell.seeds or registered(method) == reference:
+            return EMPTY
+        ends = " [{}, {}]".format(*map(column.format, cell.interval())) if cell.seeds > 1 else ""
+        return column.format(cell.mean) + ends
 
     def sign(self, method: str, column: Column) -> str:
         """:data:`SHARED` behind a time, or a ratio of times, that says too much."""

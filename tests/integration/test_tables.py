@@ -84,6 +84,8 @@ def test_table_6_trains_only(run: Run) -> None:
     assert "unlearning" not in err
     rows = rows_of("table6")
     assert set(rows["method"]) == {"original", "quickdrop"}
+    assert rows["setting"].nunique() == 2  # Table 3's federation samples clients
+    rows = rows[rows["setting"] == rows["setting"].iloc[0]]
     parts = {
         metric: value(rows, method="quickdrop", metric=metric, clients=3)
         for metric in ("total_seconds", "distillation_seconds", "overhead_percent")
@@ -149,7 +151,7 @@ def test_runs_of_other_settings_are_never_averaged(run: Run) -> None:
     assert Path("results/quick/table2/table.md").read_text().rstrip() == second.rstrip()
     run("report")
     page = Path("results/report.html").read_text()
-    assert page.count(f"quick/table2 — {usual}") == page.count(f"quick/table2 — {other}") == 3
+    assert all(f"Table 2 · quick/table2 — {heading}" in page for heading in (usual, other))
     rows = rows_of("table2")
     final = rows[(rows["stage"] == "total") & (rows["metric"] == "r_set_accuracy")]
     assert final.groupby(["changes", "setting", "method"])["seed"].apply(list).tolist() == [[1], [1], [1, 2], [1, 2]]
@@ -247,13 +249,13 @@ def test_the_control_needs_neither_distillation_nor_records(run: Run) -> None:
 
 
 def test_methods_of_different_federations_are_not_compared(run: Run) -> None:
-    """After K = 2, QuickDrop alone at K = 4: another command shows the newer federation's method, without the old
-    oracle."""
+    """After K = 2, QuickDrop alone at K = 4: another command shows it in a block of its own, without the old oracle."""
     run("table", "2", *TINY, "--methods", "retrain-or,quickdrop")
     run("table", "2", *TINY, "--methods", "quickdrop", "--rounds", "4")
     run("table", "2", *TINY, "--methods", "retrain-or", "--iid")
     lines = pd.read_csv("results/quick/table2/table.csv")
-    lines = lines[lines["distribution"] == "dirichlet-0.1"].set_index("method")
+    lines = lines[(lines["distribution"] == "dirichlet-0.1") & lines["changes"].str.contains("rounds 4")]
+    lines = lines.set_index("method")
     assert lines.loc["quickdrop", "seeds"] == 1
     assert lines.loc["retrain-or", "seeds"] == 0
     assert pd.isna(lines.loc["quickdrop", "total_speedup_median"])
