@@ -33,8 +33,8 @@ def block() -> str:
     rows = rows[(rows["protocol"] == "preset") & (rows["stage"].isin(["total", "fl-training"]))]
     parts = [section(setting, group) for setting, group in rows.groupby(SETTING, sort=False)]
     note = (
-        "Means over seeds. Speedups are taken seed by seed: median (range). Differences to Retrain-Or are in percentage "
-        "points, paired by seed, with their 95% interval. "
+        "Means over seeds. Speedups are taken seed by seed: median (range). Differences to Retrain-Or are in "
+        "percentage points, paired by seed, with their 95% interval. "
         f"Whole tables, the paper's numbers beside ours and every row: [{SOURCE}]({SOURCE})."
     )
     return "\n\n".join([START, *parts, note, END])

@@ -52,20 +52,21 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
         datasets = split(of_section.get("datasets") or of_section.dataset)
+        shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
+        wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
+        each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
+        described = partial(_experiment, name, layout, each_round, run)
+        number = [str(args.number)] if "number" in args else []
+        preset = [argv[0], *number, *options, "--preset", args.preset]
+        usual = {dataset: described(parse([*preset, "--dataset", dataset], section)) for dataset in datasets}
         for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
             place = dict(zip(axes, point, strict=True))
             swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
             one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
-            shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
-            wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
             here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]
             if wanted and not here:
                 continue
-            each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
-            described = partial(_experiment, name, layout, each_round, run)
-            preset = [argv[0], *map(str, filter(None, [args.get("number")])), *options, "--preset", args.preset]
-            usual = described(parse([*preset, "--dataset", dataset], section))
-            experiment = replace(described(one), usual=usual, swept=frozenset(axes))
+            experiment = replace(described(one), usual=usual[dataset], swept=frozenset(axes))
             identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
             identity.pop("alpha")  # in the distribution, unless that is IID
             if identity not in seen:  # --iid makes a variant equal to another
