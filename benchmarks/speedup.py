@@ -62,8 +62,10 @@ def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
     frame = complete(latest(pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)))
     frame = frame[(frame["stage"] == "total") & (frame["protocol"] == protocol)]
     for _, part in frame.groupby(SETTING, sort=False):
-        wide = part.pivot_table(index="seed", columns=["metric", "method"], values="value")
-        seconds, gradients = wide["seconds"], wide["sample_gradients"]
+        seconds, gradients = (
+            part[part["metric"] == metric].pivot_table(index="seed", columns="method", values="value")
+            for metric in ("seconds", "sample_gradients")
+        )
         best = str(seconds.drop(columns=[ORACLE, OURS, CONTROL]).median().idxmin())
         label = f"{part['dataset'].iloc[0]}{differing(part['changes'].iloc[0])}"
         yield (

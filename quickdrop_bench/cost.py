@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -59,8 +59,8 @@ class Cost:
     dropouts: int = 0
     stragglers: int = 0
     rejected_updates: int = 0
-    cpu_seconds: float = 0.0
-    waiting_seconds: float = 0.0
+    cpu_seconds: float = field(default=0.0, compare=False)
+    waiting_seconds: float = field(default=0.0, compare=False)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

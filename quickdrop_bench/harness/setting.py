@@ -24,5 +24,5 @@ def changes(own: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
-        return str(value).lower()
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,6 +14,8 @@ from quickdrop_bench.cost import Clock, Cost
 from quickdrop_bench.harness.catalogue import artefact, paper_values
 from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.reporting.measured import complete, derive, latest
+from quickdrop_bench.reporting.pictures import published_figure
+from quickdrop_bench.reporting.points import panels
 from quickdrop_bench.reporting.sections import Section, sections
 from quickdrop_bench.reporting.slots import Cell
 from quickdrop_bench.reporting.tables import read_published, render
@@ -232,3 +234,10 @@ def test_shared_cores_are_told_by_the_waiting_of_all_clients() -> None:
 def test_idle_helpers_are_no_sign_of_shared_cores() -> None:
     """One thread of two works all the time: that is how it goes where tensors are too small to be shared out."""
     assert not Cost(seconds=10, cpu_seconds=10, waiting_seconds=0).shared_cores
+
+
+def test_figures_keep_settings_apart() -> None:
+    rows = common.frame([*runs({"quickdrop": [0.9, 0.8]}), *runs({"quickdrop": [0.1]}, **SHORT)])
+    first, second = panels(rows, published_figure(paper_values(), 3))
+    assert second.label == f"{first.label}, with rounds 2"
+    assert [len(slot.seeds("quickdrop")) for slot in (first, second)] == [2, 1]
