@@ -35,6 +35,8 @@ from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.options import federation_spec, methods_of
 from quickdrop_bench.parsing import options_of
+from quickdrop_bench.reporting.measured import SETTING, complete, latest
+from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.rows import RowFile
 from quickdrop_bench.seeding import generator
 from quickdrop_bench.serving.planned import CountingFederation
@@ -56,23 +58,25 @@ IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
 
 
 def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
-    """A line per data set: medians over seeds of time and sample-gradients."""
-    frame = pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)
-    frame = frame[(frame["stage"] == "total") & frame["metric"].isin(["seconds", "sample_gradients"])]
-    for dataset, part in frame[frame["protocol"] == protocol].groupby("dataset"):
-        wide = part.pivot_table(index="method", columns="metric", values="value", aggfunc="median")
-        seconds, gradients = wide["seconds"], wide["sample_gradients"]
-        others = seconds.drop([ORACLE, OURS, CONTROL])
-        best = str(others.idxmin())
+    """A line per setting: medians over seeds of our time, and of the seeds' ratios of time and sample-gradients."""
+    frame = complete(latest(pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)))
+    frame = frame[(frame["stage"] == "total") & (frame["protocol"] == protocol)]
+    for _, part in frame.groupby(SETTING, sort=False):
+        seconds, gradients = (
+            part[part["metric"] == metric].pivot_table(index="seed", columns="method", values="value")
+            for metric in ("seconds", "sample_gradients")
+        )
+        best = str(seconds.drop(columns=[ORACLE, OURS, CONTROL]).median().idxmin())
+        label = f"{part['dataset'].iloc[0]}{differing(part['changes'].iloc[0])}"
         yield (
-            f"| {name} | {dataset} | {seconds[OURS]:.2f} | {ratios(seconds, gradients, ORACLE)}"
+            f"| {name} | {label} | {seconds[OURS].median():.2f} | {ratios(seconds, gradients, ORACLE)}"
             f" | {best} | {ratios(seconds, gradients, best)} | {part['device'].iloc[-1]} |"
         )
 
 
-def ratios(seconds: pd.Series, gradients: pd.Series, other: str) -> str:
-    """Another method's cost in units of ours: seconds, and sample-gradients."""
-    return f"{seconds[other] / seconds[OURS]:.1f}× | {gradients[other] / gradients[OURS]:.1f}×"
+def ratios(seconds: pd.DataFrame, gradients: pd.DataFrame, other: str) -> str:
+    """Another method's cost in units of ours, the median of the seeds' ratios: seconds, and sample-gradients."""
+    return " | ".join(f"{(costs[other] / costs[OURS]).median():.1f}×" for costs in (seconds, gradients))
 
 
 # At the paper's sizes.
@@ -191,7 +195,7 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
         "",
         "Written by `benchmarks/speedup.py`. Gradients are sample-gradients.",
         "",
-        "## Whole runs (rows in `results/`; medians over seeds)",
+        "## Whole runs (rows in `results/`; medians over seeds of times, and of the seeds' ratios)",
         "",
         *table(
             whole,

@@ -9,10 +9,11 @@ LAYOUT = Layout(
     columns=(
         Column("Accuracy", "F-Set", "total", "f_set_accuracy", "percent"),
         Column("Accuracy", "R-Set", "total", "r_set_accuracy", "percent"),
+        Column("Accuracy", "F-Set − oracle", "total", "f_set_gap", "points"),
         Column("Accuracy", "R-Set − oracle", "total", "r_set_gap", "points"),
-        Column("Computation cost", "Time (s)", "total", "seconds", "seconds"),
-        Column("Computation cost", "Speedup", "total", "speedup", "ratio"),
         Column("Computation cost", "Speedup (sample-gradients)", "total", "speedup_sample_gradients", "ratio"),
+        Column("Computation cost", "Time (s)", "total", "seconds", "seconds"),
+        Column("Computation cost", "Speedup (seconds)", "total", "speedup", "ratio"),
         Column("Other cost", "Upload", "total", "upload_bytes", "bytes"),
         Column("Other cost", "Storage", "total", "storage_bytes", "bytes"),
     ),

@@ -76,7 +76,7 @@ MEASURED = ("loss", "matching_distance")
 FAILURES = ("dropped", "late", "rejected")
 """Columns with how many clients failed in a round."""
 
-ADDED = {"dropouts", "stragglers", "rejected_updates"}
+ADDED = {"dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_seconds"}
 """Counters that the costs of older trainings lack; they are zero."""
 
 Header = Mapping[str, tuple[str, tuple[int, ...]]]

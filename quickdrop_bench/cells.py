@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -59,34 +61,46 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
         datasets = split(of_section.get("datasets") or of_section.dataset)
+        shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
+        wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
+        each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
+        described = partial(_experiment, name, layout, each_round, run)
+        number = [str(args.number)] if "number" in args else []
+        preset = [argv[0], *number, *options, "--preset", args.preset]
+        usual = {
+            (dataset, protocol): described(parse([*preset, "--dataset", dataset, "--protocol", protocol], section))
+            for dataset, protocol in product(datasets, split(args.protocol))
+        }
         for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
             place = dict(zip(axes, point, strict=True))
             swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
             one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
-            shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
-            wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
             here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]
             if wanted and not here:
                 continue
-            rules = rules_of(one, relearn=layout.relearn, each_round=getattr(own, "EACH_ROUND", False))
-            methods = _configured(one, dict.fromkeys((*shown, *wanted)))
-            experiment = Experiment(
-                artefact=name,
-                preset=args.preset,
-                federation=federation_spec(one),
-                requests=requests_of(one, layout.level),
-                methods=methods,
-                seeds=seeds_of(one),
-                data_dir=one.data_dir,
-                precision=arithmetic(one),
-                rules=rules,
-            )
+            experiment = replace(described(one), usual=usual[dataset, protocol], swept=frozenset(axes))
             identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
             identity.pop("alpha")  # in the distribution, unless that is IID
             if identity not in seen:  # --iid makes a variant equal to another
                 seen.append(identity)
                 experiment.check(here)
                 yield experiment, here
+
+
+def _experiment(name: str, layout: Any, each_round: bool, methods: Sequence[str], args: Namespace) -> Experiment:
+    """What the options describe."""
+    configured = methods_of(args)
+    return Experiment(
+        artefact=name,
+        preset=args.preset,
+        federation=federation_spec(args),
+        requests=requests_of(args, layout.level),
+        methods={method: configured[method] for method in methods},
+        seeds=seeds_of(args),
+        data_dir=args.data_dir,
+        precision=arithmetic(args),
+        rules=rules_of(args, relearn=layout.relearn, each_round=each_round),
+    )
 
 
 def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
@@ -130,8 +144,3 @@ def _is_reference(axes: Mapping[str, list[str]], place: Mapping[str, str], args:
         if float(place[option]) != (own if own in values else values[0]):
             return False
     return True
-
-
-def _configured(args: Namespace, methods: Iterable[str]) -> dict[str, Any]:
-    configured = methods_of(args)
-    return {name: configured[name] for name in methods}

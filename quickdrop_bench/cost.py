@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -13,6 +13,7 @@ __all__ = ["Clock", "Cost", "Storage"]
 
 
 RARE = (
+    "cpu_seconds",
     "second_order_sample_gradients",
     "sample_forwards",
     "distillation_seconds",
@@ -20,6 +21,9 @@ RARE = (
     "stragglers",
     "rejected_updates",
 )
+
+MOST_WAITING = 0.15
+"""Share of a stage's time that its thread may wait for a core before the stage counts as disturbed."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Cost:
         dropouts: times that a chosen client did not take part in a round.
         stragglers: times that one computed, which is counted above, but was too late to be heard.
         rejected_updates: updates that the server got and did not use, as they were not finite.
+        cpu_seconds: CPU time of all threads of the process during ``seconds``; 0 on other devices.
+        waiting_seconds: the part of ``seconds`` in which the computing thread did not run; 0 on other devices.
     """
 
     seconds: float = 0.0
@@ -53,6 +59,8 @@ class Cost:
     dropouts: int = 0
     stragglers: int = 0
     rejected_updates: int = 0
+    cpu_seconds: float = field(default=0.0, compare=False)
+    waiting_seconds: float = field(default=0.0, compare=False)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -62,10 +70,23 @@ class Cost:
         """All passes in sample-gradients; a forward pass alone counts a third, as backward takes about two."""
         return self.sample_gradients + self.second_order_sample_gradients + self.sample_forwards / 3
 
+    @property
+    def shared_cores(self) -> bool:
+        """Whether other work had the cores for so long that ``seconds`` say too much.
+
+        The thread that computes never waits inside the clock but for a core, or for its helpers that wait for one.
+        Their own CPU time says less: they idle wherever a tensor is too small to be shared out.
+        """
+        return self.waiting_seconds > MOST_WAITING * self.seconds
+
     def metrics(self) -> dict[str, float]:
-        """The counters by name, ready for rows; those that few stages have are left out where they are zero."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: v for name, v in values.items() if v or name not in RARE}
+        """The counters by name, ready for rows; those that few stages have are left out where they are zero.
+
+        ``shared_cores`` (0 or 1) stands in the place of ``waiting_seconds``, wherever CPU time was measured.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "waiting_seconds"}
+        shared = {"shared_cores": float(self.shared_cores)} if self.cpu_seconds else {}
+        return {name: v for name, v in values.items() if v or name not in RARE} | shared
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,10 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._cpu = device.type == "cpu"
         self._seconds = 0.0
+        self._cpu_seconds = 0.0
+        self._waiting = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -106,9 +130,18 @@ class Clock:
             end.record()
             self._events.append((start, end))
         else:
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time(), time.thread_time()
             yield
-            self._seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began[0]
+            self._seconds += seconds
+            if self._cpu:
+                self._cpu_seconds += time.process_time() - began[1]
+                self._waiting += max(seconds - (time.thread_time() - began[2]), 0.0)
+
+    @property
+    def cost(self) -> Cost:
+        """The times so far; waits for the device."""
+        return Cost(seconds=self.seconds, cpu_seconds=self._cpu_seconds, waiting_seconds=self._waiting)
 
     @property
     def seconds(self) -> float:

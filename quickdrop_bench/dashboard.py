@@ -19,7 +19,7 @@ __all__ = ["GROUPING", "definition", "publish", "workspace"]
 
 NAME = "Federated unlearning"
 
-GROUPING = ("method", *SETTING, "scale", "fine_tuning")
+GROUPING = ("method", "method_setting", *SETTING, "scale", "fine_tuning")
 """Config keys by which runs are grouped, the outermost first; what is left in one group differs in its seed.
 
 W&B draws one point for each innermost group, so by the method alone a sweep would shrink to one point.

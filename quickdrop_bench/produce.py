@@ -23,7 +23,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.harness.catalogue import artefact, paper_values
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.run import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.jobs import die_with_parent, run_processes
@@ -268,13 +268,14 @@ def _duration(seconds: float) -> str:
 
 def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], folder: Path) -> None:
     """Write and print a table or figure from the rows of its experiments and of other settings in the same file."""
-    own = {tables.setting_of(e.identity(step)) for e in experiments for step in range(len(e.requests))}
+    steps = [(e, step) for e in experiments for step in range(len(e.requests))]
     # A sweep shows what was asked for, and nothing beside it.
-    others = [row for row in rows.rows if tables.setting_of(row) not in own and folder.name != "sweep"]
+    others = _others(rows, steps) if folder.name != "sweep" else []
     layout = artefact(folder.name).LAYOUT
     apart = list(VARIED) if isinstance(layout, FigureLayout) else []
     frames = [tables.latest(pd.DataFrame(others), apart)] if others else []
-    frame = pd.concat([*frames, *(rows.frame(e.spec_hashes()) for e in experiments)], ignore_index=True)
+    frames += [rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps]
+    frame = pd.concat(frames, ignore_index=True)
     if isinstance(layout, FigureLayout):
         paths = write_figure(folder, layout, frame, published_figure(paper_values(), layout.number))
         numbers = pd.read_csv(folder / "figure.csv")
@@ -294,6 +295,18 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
         Console(highlight=False).print(*shown(), sep="\n")
     else:
         print(texts["table.md"])
+
+
+def _others(rows: RowFile, steps: Sequence[tuple[Experiment, int]]) -> list[Row]:
+    """What else the file holds: other settings, and on the same seeds other hyper-parameters of the same methods."""
+    own = {tables.setting_of(e.identity(step)): e for e, step in steps}
+    found = []
+    for row in rows.rows:
+        e, method = own.get(tables.setting_of(row)), row["method"]
+        changed = e and row["seed"] in e.seeds and row.get("method_setting") and method in e.methods
+        if e is None or (changed and row["method_setting"] != e.method_setting(method)["method_setting"]):
+            found.append(row)
+    return found
 
 
 def capabilities() -> list[Capability]:

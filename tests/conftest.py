@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 """Options of a federation that trains in a moment."""
 
-NEVER_EQUAL = ("seconds", "overhead_percent")
+NEVER_EQUAL = ("seconds", "overhead_percent", "shared_cores")
 """Metrics, or ends of their names, that differ from run to run."""
 
 # Tiny tensors gain nothing from threads, and lose much where another process wants the cores; nor do commands.

@@ -137,12 +137,13 @@ class _Report:
 
     Attributes:
         result: of its local steps.
-        seconds, distillation_seconds: that it computed.
+        cost: the time that it computed.
+        distillation_seconds: the part of it spent on distillation.
         accepted: whether its update was finite; None if none arrived.
     """
 
     result: LocalResult
-    seconds: float
+    cost: Cost
     distillation_seconds: float
     accepted: bool | None
 
@@ -320,8 +321,7 @@ class Federation:
         tolerated = rejected if self.faults.corrupt_rate else []
         diverged = rejected != tolerated or not averaged
         dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
-        cost = before.cost + Cost(
-            seconds=sum(r.seconds for r in reports.values()),
+        cost = sum((r.cost for r in reports.values()), before.cost) + Cost(
             distillation_seconds=sum(r.distillation_seconds for r in reports.values()),
             rounds=1,
             sample_gradients=sum(r.result.sample_gradients for r in reports.values()),
@@ -357,7 +357,7 @@ class Federation:
             accepted = is_finite(update)
             if accepted:
                 mean.add(update, len(job.data[client]))
-        return _Report(result, clock.seconds, distillation_clock.seconds, accepted)
+        return _Report(result, clock.cost, distillation_clock.seconds, accepted)
 
     def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
         """A client's local steps on the working model, and on its synthetic set if it has one."""

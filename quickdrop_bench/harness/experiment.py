@@ -25,7 +25,8 @@ from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.protocol import Tuned, by_the_letter, tune
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec
+from quickdrop_bench.harness.setting import changes
+from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest
 from quickdrop_bench.harness.training import build_federation, training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData, check_support
@@ -56,6 +57,8 @@ class Experiment:
         data_dir: where the data set lies.
         precision: Fabric's precision, and on a GPU that and whether TF32 is allowed: what decides rounding.
         rules: how methods are run.
+        usual: the same with the preset's own values, from which rows say what differs; None if nothing does.
+        swept: fields of the federation that the artefact varies on purpose; rows have columns for them.
     """
 
     artefact: str
@@ -67,6 +70,8 @@ class Experiment:
     data_dir: Path
     precision: str
     rules: Rules
+    usual: Experiment | None = None
+    swept: frozenset[str] = frozenset()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,12 +122,31 @@ class Experiment:
             "distribution": self.federation.distribution,
             "request": ">".join(map(str, requests)),
             "protocol": self.rules.protocol,
+            **self.setting,
         }
 
-    def spec_hashes(self) -> list[str]:
-        """Of every run, whether or not it was measured."""
-        steps = range(len(self.requests))
-        runs = ((m, seed, step) for seed in self.seeds for m in (ORIGINAL, *self.methods) for step in steps)
+    @cached_property
+    def setting(self) -> dict[str, str]:
+        """The columns of rows that may stand in one block of a table: a hash, and what differs from the preset."""
+        own = {"precision": self.precision, "patience": self.rules.patience}
+        own |= self.federation.setting(self.swept)
+        e = self.usual or self
+        usual = {"precision": e.precision, "patience": e.rules.patience, **asdict(e.federation)}
+        return {"setting": digest({**own, "data": self.fingerprint}), "changes": changes(own, usual)}
+
+    def method_setting(self, method: str) -> dict[str, str]:
+        """The same for a method's hyper-parameters, which must be equal to be averaged."""
+        if method == ORIGINAL:
+            return {"method_setting": "", "method_changes": ""}
+        e = self.usual or self
+        own, usual = asdict(self.methods[method]), asdict(e.methods[method])  # type: ignore[call-overload]
+        if self.rules.protocol == "tuned":  # it searches on the first seed
+            own, usual = {**own, "search_seed": self.seeds[0]}, {**usual, "search_seed": e.seeds[0]}
+        return {"method_setting": digest(as_numbers(own)), "method_changes": changes(own, usual)}
+
+    def spec_hashes(self, request: int) -> list[str]:
+        """Of every run about a request, whether or not it was measured."""
+        runs = ((m, seed, request) for seed in self.seeds for m in (ORIGINAL, *self.methods))
         return [self.run_spec(*run).hash for run in runs]
 
 
@@ -229,6 +253,7 @@ class Session:
             **e.identity(step),
             "seed": seed,
             "method": method,
+            **e.method_setting(method),
             "spec_hash": e.run_spec(method, seed, step).hash,
             "federation_hash": e.federation_hash(seed),
             "patience": e.rules.patience,

@@ -76,16 +76,16 @@ def _fine_tune(
     work = {i: len(own) for i, own in synthetic.items()}
     for k in range(progress["done"], spec.fine_tune):
 
-        def refine(i: int, k: int = k) -> tuple[FineTuningResult, float]:
+        def refine(i: int, k: int = k) -> tuple[FineTuningResult, Cost]:
             clock = Clock(fabric.device)
             with clock.running():
                 result = fine_tune(model, clients[i], synthetic[i], spec.fine_tuning, images, seed, i, k)
-            return result, clock.seconds
+            return result, clock.cost
 
         reports = spread(fabric, ("fine-tuning", k), work, refine)
         hand_round(fabric, work, lambda i: [synthetic[i].images, synthetic[i].velocity])
         results = [result for result, _ in reports.values()]
-        cost += _cost(results, sum(seconds for _, seconds in reports.values()))
+        cost = sum((spent for _, spent in reports.values()), cost + _counted(results))
         distance = sum(r.matching_distance for r in results) / max(len(results), 1)
         progress = {"done": k + 1, "gradients": progress["gradients"] + sum(r.gradients for r in results)}
         fabric.call("on_initialisation_end", done=k + 1, of=spec.fine_tune, distance=distance)
@@ -114,9 +114,8 @@ def _at(spec: FederationSpec, initialisations: int, folder_of: Callable[[Federat
     return folder_of(replace(spec, fine_tune=initialisations))
 
 
-def _cost(results: list[FineTuningResult], seconds: float) -> Cost:
+def _counted(results: list[FineTuningResult]) -> Cost:
     return Cost(
-        seconds=seconds,
         sample_gradients=sum(r.sample_gradients for r in results),
         second_order_sample_gradients=sum(r.second_order_sample_gradients for r in results),
     )

@@ -215,7 +215,7 @@ class _Judge:
             forgotten, retained = (
                 class_accuracy(self._federation.model, data, self._classes) for data in (self._forget, self._retain)
             )
-        cost = Cost(seconds=clock.seconds, sample_forwards=len(self._forget) + len(self._retain))
+        cost = clock.cost + Cost(sample_forwards=len(self._forget) + len(self._retain))
         kept = retained.without(())
         # Nothing left to retain is nothing lost.
         return self.cost + cost, Judgement(

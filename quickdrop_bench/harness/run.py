@@ -153,7 +153,8 @@ def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: 
         spec_hash = e.run_spec(method, seed, step).hash
         if not rows.has(spec_hash):
             known = next(other for other in siblings if other.has(spec_hash))
-            rows.write({**row, "artefact": e.artefact} for row in known.rows if row["spec_hash"] == spec_hash)
+            own = {**e.identity(step), **e.method_setting(method)}
+            rows.write({**row, **own} for row in known.rows if row["spec_hash"] == spec_hash)
     return True
 
 
@@ -283,6 +284,7 @@ def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
             ("total_seconds", cost.seconds),
             ("distillation_seconds", cost.distillation_seconds),
             ("overhead_percent", share),
+            *([("shared_cores", float(cost.shared_cores))] if cost.cpu_seconds else []),
         ):
             yield Value("fl-training", metric, value, {"method": "quickdrop", **device})
     if session.experiment.rules.each_round and len(context.forgotten) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,16 @@ from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.models.convnet import NORMS
 
-__all__ = ["LETTERS", "PROTOCOLS", "FederationSpec", "Rules", "RunSpec", "source_fingerprint"]
+__all__ = [
+    "LETTERS",
+    "PROTOCOLS",
+    "FederationSpec",
+    "Rules",
+    "RunSpec",
+    "as_numbers",
+    "digest",
+    "source_fingerprint",
+]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -71,6 +80,9 @@ WHOLE = {
     "fine_tune_batch_size": (1, 10**6),
 }
 """Least and most of fields that count something; the most is far above all use, and below what breaks a machine."""
+
+IN_COLUMNS = ("dataset", "clients", "alpha", "iid")
+"""Fields that every row states in columns of their own."""
 
 MOST_RATE = 3e38
 """The largest learning rate that float32 holds; with most of them, training says that it diverged."""
@@ -174,9 +186,20 @@ class FederationSpec:
             values = {name: value for name, value in values.items() if name not in asdict(self.faults)}
         return values
 
+    def setting(self, apart: Collection[str] = ()) -> dict[str, Any]:
+        """The fields that runs must share to be averaged, but for those that have columns of their own in rows.
+
+        Constants of fine-tuning are always among them: F = 0 stands on one curve with F > 0.
+
+        Args:
+            apart: further fields to leave out, which vary on purpose and have columns too.
+        """
+        values = {name: value for name, value in asdict(self).items() if name.startswith("fine_tune")}
+        return {name: v for name, v in (values | self.resolved()).items() if name not in {*IN_COLUMNS, *apart}}
+
     def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:
         """Identifies a trained federation: spec, data, seed, precision and the code that trains."""
-        return _digest(
+        return digest(
             {
                 "spec": self.resolved(),
                 "data": data_fingerprint,
@@ -237,11 +260,11 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """Identifies the run's rows."""
-        return _digest(
+        return digest(
             {
                 "federation": self.federation_hash,
                 "method": self.method,
-                "hyper_parameters": {name: _as_number(value) for name, value in self.hyper_parameters.items()},
+                "hyper_parameters": as_numbers(self.hyper_parameters),
                 "requests": [str(request) for request in self.requests],
                 "rules": asdict(self.rules),
                 "tuned_on": self.tuned_on,
@@ -251,12 +274,13 @@ class RunSpec:
         )
 
 
-def _as_number(value: Any) -> Any:
+def as_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """1 as 1.0: which of them a preset or an option gives makes no difference."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return {n: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for n, v in values.items()}
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
+    """A short hash of values that JSON can hold."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

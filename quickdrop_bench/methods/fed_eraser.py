@@ -137,7 +137,7 @@ class _Replay:
             step = mean.result()
             state = {name: value + step[name] for name, value in initial.items()}
         size = sum(len(z) for z in data.values())
-        return PhaseResult(state, Cost(seconds=clock.seconds, rounds=1, data_size=size))
+        return PhaseResult(state, clock.cost + Cost(rounds=1, data_size=size))
 
 
 def _history(context: Context) -> UpdateHistory:

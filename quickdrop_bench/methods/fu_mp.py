@@ -92,11 +92,10 @@ class FuMp(Recovery):
         fates = context.federation.faults.fates(context.seed, "unlearning", 0, list(drawn), holders)
         of = {fate: {i: d for i, d in drawn.items() if fates[i] is fate} for fate in Fate}
         classes = torch.cat([d.own_labels() for d in of[Fate.RETURNS].values()]).unique()
-        means, seconds = measure(context, of[Fate.RETURNS], classes)
+        means, computing = measure(context, of[Fate.RETURNS], classes)
         if in_vain := of[Fate.LATE] | of[Fate.CORRUPT]:
-            seconds += measure(context, in_vain, classes)[1]
-        cost = Cost(
-            seconds=seconds,
+            computing += measure(context, in_vain, classes)[1]
+        cost = computing + Cost(
             rounds=1,
             data_size=sum(len(d) for d in data.values()),
             sample_forwards=sum(len(d) for d in (of[Fate.RETURNS] | in_vain).values()),
@@ -179,7 +178,7 @@ def channel_masks(layers: Layers, alive: Sequence[Tensor], state: Mapping[str, T
     return masks
 
 
-def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) -> tuple[Tensor, float]:
+def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) -> tuple[Tensor, Cost]:
     """The forward-only round: every client's channel activity by class, pooled on the server.
 
     Args:
@@ -188,7 +187,7 @@ def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) 
         classes: (U,) int64.
 
     Returns:
-        (U, n) float64 means over all samples of a class, and the clients' seconds.
+        (U, n) float64 means over all samples of a class, and the time that the clients computed.
     """
     federation = context.federation
     federation.load(context.state)
@@ -196,17 +195,17 @@ def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) 
         first = min(data)
         federation.model(data[first].take(torch.arange(min(len(data[first]), BATCH_SIZE), device=classes.device))[0])
 
-        def ask(client: int) -> tuple[Tensor, Tensor, float]:
+        def ask(client: int) -> tuple[Tensor, Tensor, Cost]:
             clock = Clock(federation.fabric.device)
             with clock.running():
                 mean, count = _client_means(federation.model, activity, data[client], classes)
-            return mean.cpu(), count.cpu(), clock.seconds
+            return mean.cpu(), count.cpu(), clock.cost
 
         # A fixed order, so that the sums round alike however the clients are listed.
         work = {client: len(data[client]) for client in sorted(data)}
         reports = spread(federation.fabric, "channel activity", work, ask)
-    means, counts, seconds = zip(*reports.values(), strict=True)
-    return pooled_means(means, counts).to(classes.device), sum(seconds)
+    means, counts, costs = zip(*reports.values(), strict=True)
+    return pooled_means(means, counts).to(classes.device), sum(costs, Cost())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from quickdrop_bench.reporting.declared import THRESHOLDS, Capability, Capabilit
 from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, method_name
 from quickdrop_bench.reporting.measured import SETTING, derive, without_training
 from quickdrop_bench.reporting.published import Published
-from quickdrop_bench.reporting.sections import facts, marked
+from quickdrop_bench.reporting.sections import differing, facts, marked
 from quickdrop_bench.reporting.sheets import Sheet, latex, markdown
 from quickdrop_bench.reporting.slots import Cell, Slot
 
@@ -37,15 +37,16 @@ HEADERS = (
     ("Storage", "Server"),
     ("Storage", "Clients"),
     ("Computation", "Efficient"),
-    ("Computation", "Speedup"),
     ("Computation", "Speedup (sample-gradients)"),
+    ("Computation", "Speedup (seconds)"),
 )
 RULES = (
     "storage is efficient if server and clients together keep less than the training images, as bytes, take",
-    "computation, by the speedup in seconds for a class request, or for a client request where there is no other: "
+    "computation, by the speedup in sample-gradients for a class request, or where there is none for a client request: "
     + ", ".join(f"{mark.strip('✗ ()')} below {limit:g}×" for limit, mark in THRESHOLDS)
     + ", high from there on",
-    f"a method's speedup is the oracle's cost ÷ its own; blank cells: not measured; {EMPTY}: the paper gives no figure",
+    "a method's speedup is the oracle's cost ÷ its own on the same seed: median (range) over seeds",
+    f"blank cells: not measured; {EMPTY}: the paper gives no figure",
 )
 
 BYTES = Column("", "", "total", "storage_bytes", "bytes")
@@ -132,8 +133,9 @@ class CapabilityLine:
         return {level: cell for level, cell in found.items() if cell.seeds}
 
     def judged(self, metric: str) -> float | None:
-        """The mean that decides: for class requests, or else for client requests."""
-        return next((cell.mean for cell in self.cells(metric).values()), None)
+        """The number that decides: for class requests, or else for client requests."""
+        column = RATIO if metric.startswith("speedup") else BYTES
+        return next((cell.typical(column) for cell in self.cells(metric).values()), None)
 
     @property
     def storage_efficient(self) -> bool | None:
@@ -144,7 +146,7 @@ class CapabilityLine:
     @property
     def computation(self) -> str:
         """Mark of the measured speed-up; empty if there is none."""
-        speedup = self.judged("speedup")
+        speedup = self.judged("speedup_sample_gradients")
         return "" if speedup is None else computation(speedup)
 
     def bytes(self, metric: str) -> str:
@@ -154,7 +156,8 @@ class CapabilityLine:
 
     def speedups(self, metric: str) -> str:
         """Of every measured level, for people."""
-        return ", ".join(f"{level} {cell.text(RATIO)}" for level, cell in self.cells(metric).items())
+        method, column = self.capability.method, Column("", "", "total", metric, "ratio")
+        return ", ".join(f"{level} {self.slots[level].text(method, column)}" for level in self.cells(metric))
 
     def texts(self) -> list[str]:
         """The cells of its line."""
@@ -164,8 +167,8 @@ class CapabilityLine:
             self.bytes("storage_server_bytes"),
             self.bytes("storage_client_bytes"),
             self.computation,
-            self.speedups("speedup"),
             self.speedups("speedup_sample_gradients"),
+            self.speedups("speedup"),
         ]
 
     def paper(self) -> list[str]:
@@ -192,9 +195,9 @@ class CapabilityLine:
         line |= {"storage_efficient": self.storage_efficient, "data_bytes": self.data_bytes}
         line |= {f"{name}_mean": self.judged(name) for name in ("storage_server_bytes", "storage_client_bytes")}
         line["computation"] = self.computation
-        for metric in ("speedup", "speedup_sample_gradients"):
+        for metric in ("speedup_sample_gradients", "speedup"):
             cells = self.cells(metric)
-            line |= {f"{metric}_{level}_mean": cells[level].mean if level in cells else None for level in LEVELS}
+            line |= {f"{metric}_{level}_median": cells[level].median if level in cells else None for level in LEVELS}
         published = {f"{f.name}_published": getattr(m, f.name) if m else None for f in fields(Marks)}
         return {"method": c.method, **line, **published, "summary": c.summary}
 
@@ -214,7 +217,8 @@ class CapabilitySection:
             return ""
         protocol = "" if f["protocol"] == "preset" else f", protocol {f['protocol']}"
         requests = " and ".join(slot.label for slot in self.lines[0].slots.values() if slot.label) if self.lines else ""
-        return f"{f['dataset']}, {f['clients']} clients, {f['distribution']}, {requests}{protocol}"
+        changed = differing(f["changes"])
+        return f"{f['dataset']}, {f['clients']} clients, {f['distribution']}, {requests}{protocol}{changed}"
 
     def csv(self) -> list[dict[str, object]]:
         """One line per method."""

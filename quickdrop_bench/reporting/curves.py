@@ -11,11 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quickdrop_bench.reporting.layout import method_name
+from quickdrop_bench.reporting.layout import marked, method_name, registered
 from quickdrop_bench.reporting.looks import HOLLOW, VERMILLION, Style, method_styles
 from quickdrop_bench.reporting.pictures import draw_line, say
 from quickdrop_bench.reporting.points import SYNTHETIC, VARIED, by_value, marks, measure, plain
-from quickdrop_bench.reporting.sections import marked
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = [
@@ -125,7 +124,8 @@ def draw_curve(
         joined: whether a line joins the points.
         more: for ``axes.plot``.
     """
-    alone = column in VARIED and (points["runs"] > 0).sum() == 1 and points["method"].iloc[0] not in SYNTHETIC
+    method = registered(points["method"].iloc[0]) if len(points) else ""
+    alone = column in VARIED and (points["runs"] > 0).sum() == 1 and method not in SYNTHETIC
     points = points.dropna(subset="mean")
     if points.empty:
         axes.plot([], [], color=look.color, marker=look.marker, linestyle=look.line, markersize=4, label=label, **more)

@@ -13,7 +13,7 @@ EFFICIENT = "✓ (high)"
 
 
 def computation(speedup: float) -> str:
-    """The mark of a speed-up in seconds over the oracle."""
+    """The mark of a speed-up in sample-gradients over the oracle."""
     return next((mark for limit, mark in THRESHOLDS if speedup < limit), EFFICIENT)
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["COLLAPSED", "EMPTY", "ORACLE", "ORIGINAL", "Column", "Layout", "method_name"]
+__all__ = [
+    "COLLAPSED",
+    "CONTROL",
+    "EMPTY",
+    "ORACLE",
+    "ORIGINAL",
+    "Column",
+    "Layout",
+    "marked",
+    "method_name",
+    "registered",
+]
 
 ORACLE = "retrain-or"
+CONTROL = "random-subset"
+"""QuickDrop without distillation: what it does as well, distillation did not buy."""
+
 ORIGINAL = "original"
 EMPTY = "—"
 COLLAPSED = "†"
@@ -33,9 +48,23 @@ UNITS = {
 """Factor and unit of each kind of number; that of bytes depends on the size."""
 
 
+def registered(method: str) -> str:
+    """The method's registered name; what differs from the preset may stand behind it in brackets."""
+    return method.partition(" (")[0]
+
+
 def method_name(method: str) -> str:
-    """The name that tables show."""
-    return METHOD_NAMES.get(method, method)
+    """The name that tables show, with what differs from the preset."""
+    own = registered(method)
+    return marked(METHOD_NAMES.get(own, own), list(filter(None, [method[len(own) + 2 : -1]])))
+
+
+def marked(name: str, marks: Sequence[str]) -> str:
+    """A name with what a reader must know beside it."""
+    if not marks:
+        return name
+    opened = f"{name[:-1]}; " if name.endswith(")") else f"{name} ("
+    return f"{opened}{'; '.join(marks)})"
 
 
 def _byte_unit(value: float) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import ORACLE, ORIGINAL
+from quickdrop_bench.reporting.layout import CONTROL, ORACLE, ORIGINAL, registered
 
 __all__ = [
     "SEARCH",
@@ -22,13 +22,19 @@ __all__ = [
     "without_training",
 ]
 
-RUNS_WITH = ["federation_hash", "patience"]
-"""The columns that runs must share to be compared, beside :data:`SETTING` and the seed."""
+SETTING = ["dataset", "clients", "distribution", "request", "protocol", "changes", "setting"]
+"""The columns that say what was measured, whatever the method and seed; only rows that share them are averaged.
 
-SETTING = ["dataset", "clients", "distribution", "request", "protocol"]
-"""The columns that say what was measured, whatever the method and seed."""
+``setting`` is a hash of all that the others do not say; ``changes`` tells in words what differs from the preset."""
 
-DEFAULTS: Mapping[str, Any] = {"protocol": "preset", "federation_hash": "", "patience": -1, "device": ""}
+DEFAULTS: Mapping[str, Any] = {
+    "protocol": "preset",
+    "federation_hash": "",
+    "device": "",
+    "changes": "",
+    "method_setting": "",
+    "method_changes": "",
+}
 """What older rows leave out."""
 
 TRAINING = "fl-training"
@@ -46,18 +52,51 @@ COMPARED = ("seconds", "f_set_accuracy", "r_set_accuracy", *(name for name, _, _
 
 
 def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of :data:`SETTING` in one row, as read from a JSON line."""
+    """The values of :data:`SETTING` in one row, as read from a JSON line; None for a setting that is not recorded."""
     return tuple(row.get(name, DEFAULTS.get(name)) for name in SETTING)
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with every column of :data:`SETTING`, and values as numbers, NaN where they are none."""
+    """Rows with every column of :data:`SETTING`, and values as numbers, NaN where they are none.
+
+    A method whose hyper-parameters differ from the preset's becomes a method of its own, which says so behind its
+    name. Settings, or hyper-parameters, that would bear one name get their hash beside it.
+    """
     rows = rows.copy()
+    if rows.empty:
+        return rows
     for name, default in DEFAULTS.items():
         rows[name] = rows[name].fillna(default) if name in rows else default
     if "value" in rows:
         rows["value"] = pd.to_numeric(rows["value"], errors="coerce").astype(float)
-    return rows
+    if "setting" not in rows or rows["setting"].isna().any():
+        rows["setting"] = rows.reindex(columns=["setting"])["setting"].astype(object).fillna(_unrecorded(rows))
+    rows["changes"] = _told_apart(rows, SETTING[:-1], "setting")
+    changes = _told_apart(rows, [*SETTING, "method", "method_changes"], "method_setting")
+    rows["method"] = rows["method"].where(changes == "", rows["method"] + " (" + changes + ")")
+    return rows.assign(method_changes="")
+
+
+def _unrecorded(rows: pd.DataFrame) -> pd.Series:
+    """For older rows, which have no ``setting``: what else tells federations apart whatever the seed."""
+    training = rows[(rows["stage"] == TRAINING) & (rows["metric"] == "rounds") & (rows["federation_hash"] != "")]
+    rounds = training.drop_duplicates("federation_hash", keep="last").set_index("federation_hash")["value"]
+    known = rows.reindex(columns=["artefact", "patience", "precision", "scale", "fine_tuning"]).astype(object)
+    of_figures = ~known["artefact"].astype(str).str.startswith("table")  # these vary both on purpose
+    known.loc[of_figures, ["scale", "fine_tuning"]] = None
+    known["artefact"] = rows["federation_hash"].map(rounds)
+    facts = known.rename(columns={"artefact": "rounds"}).astype(object).fillna("")
+    texts = pd.Series("", rows.index)
+    for name, values in facts.items():
+        texts += (f"{name} " + values.astype(str) + ", ").where(values != "", "")
+    return "not recorded (" + texts.str.removesuffix(", ") + ")"
+
+
+def _told_apart(rows: pd.DataFrame, within: Sequence[str], key: str) -> pd.Series:
+    """The last of some columns, with the value of another where that is not the same in all rows."""
+    text = rows[within[-1]]
+    several = rows.assign(**{key: rows[key].replace("", None)}).groupby(list(within))[key].transform("nunique") > 1
+    return text.where(~several | (rows[key] == ""), text.where(text == "", text + ", ") + "setting " + rows[key])
 
 
 def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
@@ -74,8 +113,7 @@ def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     for name in apart:
         full[name] = full[name].fillna(-1) if name in full else -1
     setting = [*SETTING, *apart]
-    for name in RUNS_WITH:
-        full = full[full[name] == full.groupby([*setting, "seed"])[name].transform("last")]
+    full = full[full["federation_hash"] == full.groupby([*setting, "seed"])["federation_hash"].transform("last")]
     part = full["stage"].where(full["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
     newest = full.groupby([*setting, "method", "seed", part])["spec_hash"].transform("last")
     return rows.loc[full.index[full["spec_hash"] == newest]]
@@ -87,13 +125,14 @@ def without_training(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def derive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add what follows from the rows, each against the oracle's run of the same setting and seed on the same device.
+    """Add what follows from the rows, each against another's run of the same setting and seed on the same device.
 
     Returns:
         The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``speedup`` (oracle's
         seconds ÷ the method's), ``speedup_sample_gradients`` (the same with first- plus second-order sample-gradients
         plus a third of the forward-only passes, as backward takes about two thirds of a pass), ``f_set_gap`` and
-        ``r_set_gap`` (the method's accuracy − the oracle's).
+        ``r_set_gap`` (the method's accuracy − the oracle's), ``f_set_gap_control`` and ``r_set_gap_control`` (− the
+        control's).
     """
     rows = complete(rows)
     if rows.empty:
@@ -103,7 +142,9 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     keys = [*SETTING, "seed", "device", "method"]
     wide = total.pivot_table(index=keys, columns="metric", values="value", aggfunc="last").reset_index()
-    derived = pd.concat([_storage(wide), _against_oracle(wide)])
+    control = _against(wide, CONTROL).drop(columns=["speedup", "speedup_sample_gradients"])
+    control = control.rename(columns={name: f"{name}_control" for name in ("f_set_gap", "r_set_gap")})
+    derived = pd.concat([_storage(wide), _against(wide, ORACLE), control])
     new = derived.melt([*SETTING, "seed", "method", "stage"], var_name="metric", value_name="value").dropna(
         subset="value"
     )
@@ -116,15 +157,16 @@ def _storage(wide: pd.DataFrame) -> pd.DataFrame:
     return _identity(wide).assign(storage_bytes=kept.sum(axis=1, min_count=1))
 
 
-def _against_oracle(wide: pd.DataFrame) -> pd.DataFrame:
-    """Speed-ups and gaps of every run whose oracle was measured."""
+def _against(wide: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Speed-ups and gaps of runs beside which a reference was measured; one with the preset's values goes first."""
     keys = [*SETTING, "seed", "device"]  # seconds of two devices have no ratio
     wide = wide.reindex(columns=[*keys, "method", *COMPARED])
-    oracles = wide[wide["method"] == ORACLE]
-    pairs = wide[[*keys, "method"]].merge(oracles[keys])
-    own, theirs = (pairs.merge(side, how="left")[list(COMPARED)] for side in (wide, oracles.drop(columns="method")))
+    references = wide[wide["method"].map(registered) == reference].sort_values("method").drop_duplicates(keys)
+    pairs = wide[[*keys, "method"]].merge(references[keys])
+    own, theirs = (pairs.merge(side, how="left")[list(COMPARED)] for side in (wide, references.drop(columns="method")))
     records = zip(own.to_dict("records"), theirs.to_dict("records"), strict=True)
-    return pd.concat([_identity(pairs), pd.DataFrame([against_oracle(*pair) for pair in records])], axis=1)
+    found = pd.DataFrame([against_oracle(*pair) for pair in records], columns=[*against_oracle({}, {})])
+    return pd.concat([_identity(pairs), found], axis=1)
 
 
 def against_oracle(own: Mapping[Any, Any], oracle: Mapping[Any, Any]) -> dict[str, float]:

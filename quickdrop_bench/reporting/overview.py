@@ -21,6 +21,7 @@ from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.layout import EMPTY, ORACLE, ORIGINAL, method_name
 from quickdrop_bench.reporting.measured import SETTING, complete, latest, without_training
 from quickdrop_bench.reporting.points import VARIED
+from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.rows import KEY, LARGEST
 
 __all__ = [
@@ -38,7 +39,10 @@ __all__ = [
 TEXTS = ("dataset", "distribution", "method", "request", "stage", "metric", "spec_hash")
 WHOLE = ("clients", "seed")
 """What a row must have, as text and as whole numbers."""
-OPTIONAL = ("artefact", "protocol", "federation_hash", "device", "precision", "preset", "git_commit", "created_at")
+OPTIONAL = (
+    *("artefact", "protocol", "federation_hash", "device", "precision", "preset", "git_commit", "created_at"),
+    *("setting", "changes", "method_setting", "method_changes"),
+)
 MACHINE = {"device": "", "precision": "", "git_commit": "", "created_at": "", "preset": "", "error": ""}
 IMAGES = {".svg": "image/svg+xml", ".png": "image/png"}
 PER_ROUND = ("phase", "round")
@@ -237,8 +241,9 @@ def dataset_words(label: str) -> str:
 
 def what_ran(found: Sequence[Found]) -> Listing:
     """One line per folder and setting."""
-    header = ["Folder", "Preset", "Data set", "Clients", "Distribution", "Request", "Protocol", "Scale", "Fine-tuning"]
-    header += ["Seeds", "Methods", "Device", "Precision", "Measured (UTC)", "Commit", "Wall time"]
+    header = ["Folder", "Preset", "Data set", "Clients", "Distribution", "Request", "Protocol", "Changed"]
+    header += ["Scale", "Fine-tuning", "Seeds", "Methods", "Device", "Precision"]
+    header += ["Measured (UTC)", "Commit", "Wall time"]
     lines = []
     for f in found:
         for setting, rows in f.settings():
@@ -249,7 +254,7 @@ def what_ran(found: Sequence[Found]) -> Listing:
             lines.append(
                 [
                     *(f.folder, f.preset, dataset_words(str(setting["dataset"]))),
-                    *(str(setting[name]) for name in ("clients", "distribution", "request", "protocol")),
+                    *(str(setting[name]) for name in ("clients", "distribution", "request", "protocol", "changes")),
                     *(_distinct(rows, name) or EMPTY for name in VARIED),
                     ", ".join(map(str, sorted(rows["seed"].unique()))),
                     ", ".join(methods) or "training only",
@@ -381,7 +386,7 @@ def setting_words(setting: Mapping[str, Any]) -> str:
     protocol = "" if setting["protocol"] == "preset" else f", protocol {setting['protocol']}"
     return (
         f"{dataset_words(str(setting['dataset']))}, {setting['clients']} clients, {setting['distribution']}, "
-        f"request {setting['request']}{protocol}"
+        f"request {setting['request']}{protocol}{differing(setting['changes'])}"
     )
 
 

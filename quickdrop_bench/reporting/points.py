@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column
+from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, registered
 from quickdrop_bench.reporting.measured import SETTING, TRAINING, complete, without_training
 from quickdrop_bench.reporting.published import beside
+from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.reporting.sheets import Sheet, markdown
 from quickdrop_bench.reporting.slots import Cell, Slot
 
@@ -60,7 +61,9 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     rows = complete(without_training(rows))
     rows = rows.reindex(columns=[*rows.columns, *(c for c in (*VARIED, "phase", "round") if c not in rows)])
     found = []
-    for _, group in rows.groupby([name for name in SETTING if name not in within], sort=False):
+    # Other data have another hash, though nothing else differs.
+    varied = {*within, "setting"} if "dataset" in within else within
+    for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         for variant, part in _variants(group, [name for name in VARIED if name not in within]):
             values = beside(published, part["dataset"].iloc[0], part["distribution"].iloc[0])
             found.append(Slot(part, values, ", ".join([*_title(part, within), *variant, *_failed_training(part)])))
@@ -72,7 +75,7 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
     parts = group.groupby(columns, dropna=False, sort=False).ngroup()
     often = parts.groupby(group["method"]).nunique()
     varied = group["method"].isin(often.index[often > 1])
-    dependent = group["method"].isin((*SYNTHETIC, ORIGINAL))
+    dependent = group["method"].map(registered).isin((*SYNTHETIC, ORIGINAL))
     if parts[dependent].nunique() > 1:  # none of them is at home in another's part
         varied |= dependent
     if not varied.any():
@@ -88,7 +91,8 @@ def _title(rows: pd.DataFrame, within: Collection[str]) -> list[str]:
     parts = {name: f"{first[name]}" for name in SETTING}
     parts["clients"] += " clients"
     parts["protocol"] = "" if first["protocol"] == "preset" else f"protocol {first['protocol']}"
-    return [text for name, text in parts.items() if text and name not in within]
+    parts["changes"] = differing(first["changes"]).removeprefix(", ")
+    return [text for name, text in parts.items() if text and name not in (*within, "setting")]
 
 
 def _failed_training(rows: pd.DataFrame) -> list[str]:
@@ -100,7 +104,9 @@ def _failed_training(rows: pd.DataFrame) -> list[str]:
 
 def methods_in(slot: Slot, methods: Sequence[str]) -> list[str]:
     """Those wanted, and then the others that were measured."""
-    return [*methods, *(m for m in slot.rows["method"].unique() if m not in (*methods, ORIGINAL))]
+    there = [m for m in slot.rows["method"].unique() if m != ORIGINAL]
+    wanted = [m for m in methods if m in there or m not in map(registered, there)]
+    return [*wanted, *(m for m in there if m not in wanted)]
 
 
 def measure(slot: Slot, method: str, stage: str, metric: str, published: float | None = None) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def numbers_markdown(numbers: pd.DataFrame) -> str:
     apart = ["mean", "std", "seeds", "published"]
     keys = numbers.drop(columns=apart)
     same = [name for name in keys if keys[name].nunique(dropna=False) == 1]
-    heading = ", ".join(f"{name}: {plain(keys[name].iloc[0])}" for name in same if keys[name].notna().any())
+    heading = ", ".join(f"{name}: {plain(keys[name].iloc[0])}" for name in same if keys[name].replace("", None).any())
     shown = keys.drop(columns=same)
     body = [
         [*map(plain, key), *_value_texts(line)]

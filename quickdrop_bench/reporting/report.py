@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -15,14 +13,19 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from quickdrop_bench.files import write_text
 from quickdrop_bench.reporting.capabilities import CapabilityLine, capability_sections
 from quickdrop_bench.reporting.declared import Capability, CapabilityLayout
-from quickdrop_bench.reporting.layout import EMPTY, ORACLE, ORIGINAL, Column, Layout, method_name
-from quickdrop_bench.reporting.looks import method_styles, style
+from quickdrop_bench.reporting.layout import (
+    EMPTY,
+    ORACLE,
+    ORIGINAL,
+    Column,
+    Layout,
+    method_name,
+    registered,
+)
 from quickdrop_bench.reporting.measured import derive, without_training
 from quickdrop_bench.reporting.overview import (
     Found,
@@ -37,18 +40,17 @@ from quickdrop_bench.reporting.overview import (
 )
 from quickdrop_bench.reporting.pictures import FigureLayout
 from quickdrop_bench.reporting.published import Published, read_published
+from quickdrop_bench.reporting.scatter import scatter
 from quickdrop_bench.reporting.sections import Line, Section, sections
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = ["Found", "find_artefacts", "render_report", "write_report"]
 
 TITLE = "Federated unlearning: benchmark results"
-SPEEDUP = Column("", "Speedup", "total", "speedup", "ratio")
+GRADIENTS = Column("", "Speedup (sample-gradients)", "total", "speedup_sample_gradients", "ratio")
+SECONDS = Column("", "Speedup (seconds)", "total", "speedup", "ratio")
 R_SET = Column("", "R-Set", "total", "r_set_accuracy", "percent")
 UNPUBLISHED = Published(pd.DataFrame(columns=["method", "stage", "metric", "value"]), "")
-
-CONTROL = "random-subset"
-"""Drawn large and hollow, so that QuickDrop is seen where both coincide."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _tables(
             unable = [c.method for c in capabilities if not (c.client if layout.level == "client" else c.classes)]
             published = read_published(published_csv, layout.number)
             found_sections = [(f, s) for f in own for s in sections(f.newest, published, layout, unable)]
-            grids = [_grid(section, f) for f, section in found_sections]
+            grids = [grid for f, section in found_sections for grid in _grids(section, f)]
         else:
             continue
         if grids:
@@ -185,10 +187,20 @@ def _caption(number: int, found: Found, heading: str) -> str:
     return " — ".join(filter(None, (f"Table {number} · {found.folder}", found.in_words(heading))))
 
 
+def _grids(section: Section, found: Found) -> Iterator[_Grid]:
+    """The table, and the differences between its lines."""
+    yield _grid(section, found)
+    if sheet := section.differences():
+        caption = _caption(section.layout.number, found, sheet.heading)
+        rows = [_Row(name, (), False, list(map(_Datum, texts))) for name, *texts in sheet.body]
+        headers = [(found.in_words(block), *rest) for block, *rest in sheet.headers]
+        yield _Grid(caption, sheet.corner, _head(headers), rows, sheet.footnote)
+
+
 def _grid(section: Section, found: Found) -> _Grid:
     layout = section.layout
     by_dataset = layout.per == "dataset"
-    lines = sorted(section.lines, key=lambda line: line.method != ORACLE)
+    lines = sorted(section.lines, key=lambda line: registered(line.method) != ORACLE)
     rows = []
     for line in lines:
         name = found.in_words(line.slots[0].label) if by_dataset else method_name(line.method)
@@ -223,7 +235,7 @@ def _papers(section: Section) -> str:
 
 def _badges(line: Line) -> list[tuple[str, str]]:
     """Kind and text of what a reader must know beside a name."""
-    badges = [("good", "oracle")] if line.method == ORACLE else []
+    badges = [("good", "oracle")] if registered(line.method) == ORACLE else []
     if all(slot.status(line.method) == "unsupported" for slot in line.slots):
         badges.append(("none", "unsupported"))
     marks = [slot.marks(line.method) for slot in line.slots]
@@ -243,7 +255,7 @@ def _cells(line: Line, layout: Layout) -> list[_Datum]:
     for slot in line.slots:
         for column in layout.columns:
             paper = slot.paper(line.method, column)
-            ours = slot.cell(line.method, column).mean
+            ours = slot.cell(line.method, column).typical(column)
             difference = "" if paper is None else _difference(column, ours, paper)
             text = "" if paper is None else column.format(paper)
             cells.append(_Datum(slot.text(line.method, column), text, difference))
@@ -327,63 +339,14 @@ def _panels(found: Found, order: Sequence[str]) -> Iterator[_Panel]:
     for setting, group in found.settings():
         slot = Slot(without_training(derive(group)), UNPUBLISHED)
         methods = sorted(m for m in slot.rows["method"].unique() if m != ORIGINAL and slot.seeds(m))
-        methods.sort(key=lambda method: order.index(method) if method in order else len(order))
+        methods.sort(key=lambda method: order.index(own) if (own := registered(method)) in order else len(order))
         caption = f"{found.folder} — {setting_words(setting)}"
-        lines = [[method_name(m), slot.text(m, SPEEDUP), slot.text(m, R_SET)] for m in methods]
-        numbers = Listing("Speed and accuracy", ["Method", "Speedup over Retrain-Or", "R-Set accuracy"], lines)
-        points = {m: (slot.cell(m, SPEEDUP), slot.cell(m, R_SET)) for m in methods}
-        known = {m: (x, y) for m, (x, y) in points.items() if x.seeds and y.seeds and 0 < x.mean < math.inf}
+        shown = (GRADIENTS, SECONDS, R_SET)
+        lines = [[method_name(m), *(slot.text(m, column) for column in shown)] for m in methods]
+        numbers = Listing("Speed and accuracy", ["Method", *(column.header for column in shown)], lines)
+        points = {m: (slot.cell(m, GRADIENTS), slot.cell(m, R_SET)) for m in methods}
+        known = {m: (x, y) for m, (x, y) in points.items() if x.seeds and y.seeds and 0 < x.low <= x.high < math.inf}
         if not known:
             yield _Panel(caption, "", numbers, "no method was run beside the oracle, so that there is no speedup")
             continue
-        ours = {m: (x.mean, x.std, 100 * y.mean, 100 * y.std) for m, (x, y) in known.items()}
-        yield _Panel(caption, _scatter(ours), numbers)
-
-
-def _scatter(points: Mapping[str, tuple[float, float, float, float]]) -> str:
-    """Speed-up and accuracy with their deviations, as a data URI."""
-    looks = method_styles(list(points))
-    with style():
-        figure = Figure(figsize=(3.7, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        for method, (x, dx, y, dy) in points.items():
-            look, hollow = looks[method], method == CONTROL
-            axes.errorbar(
-                x,
-                y,
-                _bar(dy),
-                _bar(min(dx, 0.9 * x)),
-                label=method_name(method).lstrip("_"),
-                color=look.color,
-                marker=look.marker,
-                markersize=14 if hollow else 8,
-                markerfacecolor="none" if hollow else look.color,
-                markeredgewidth=1.5 if hollow else 0.6,
-                markeredgecolor=look.color if hollow else "black",
-                linestyle="none",
-                elinewidth=0.8,
-                zorder=3,
-            )
-        if ORACLE in points:
-            axes.axhline(points[ORACLE][2], color="#000000", linewidth=0.8, linestyle=":", zorder=1)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=_subs([p[0] for p in points.values()])))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.12, y=0.15)
-        axes.set(xlabel="speedup over Retrain-Or (seconds, log)", ylabel="R-Set accuracy after the last stage (%)")
-        axes.grid(alpha=0.25, linewidth=0.5)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, markerscale=0.7)
-        text = io.BytesIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue()).decode('ascii')}"
-
-
-def _bar(deviation: float) -> float | None:
-    return deviation if math.isfinite(deviation) and deviation > 0 else None
-
-
-def _subs(values: Iterable[float]) -> tuple[float, ...]:
-    """Which multiples of powers of ten get a label: fewer over many decades."""
-    known = list(values)
-    return (1.0,) if max(known) / min(known) > 300 else (1.0, 3.0) if max(known) / min(known) > 10 else (1.0, 2.0, 5.0)
+        yield _Panel(caption, scatter(known), numbers)

@@ -15,12 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from quickdrop_bench.reporting.layout import ORIGINAL, method_name
+from quickdrop_bench.reporting.layout import ORIGINAL, marked, method_name
 from quickdrop_bench.reporting.looks import class_style
 from quickdrop_bench.reporting.measured import TRAINING
 from quickdrop_bench.reporting.pictures import draw_line, handles_in, rows_of_panels, say
 from quickdrop_bench.reporting.points import measure, methods_in, numbers_frame, panels
-from quickdrop_bench.reporting.sections import marked
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = ["PER_ROUND", "SHADES", "Course", "figure_2", "forgotten", "shade", "why_empty"]

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import COLLAPSED, EMPTY, ORIGINAL, Column, Layout, method_name
+from quickdrop_bench.reporting.layout import (
+    COLLAPSED,
+    CONTROL,
+    EMPTY,
+    ORACLE,
+    ORIGINAL,
+    Column,
+    Layout,
+    marked,
+    method_name,
+    registered,
+)
 from quickdrop_bench.reporting.measured import SEARCH, SETTING, TRAINING, derive, without_training
 from quickdrop_bench.reporting.published import beside, published_dataset
 from quickdrop_bench.reporting.sheets import Sheet
-from quickdrop_bench.reporting.slots import Slot
+from quickdrop_bench.reporting.slots import SHARED, Slot
 
-__all__ = ["Line", "Section", "facts", "marked", "sections"]
+__all__ = ["DIFFERENCES", "Line", "Section", "differing", "facts", "marked", "sections"]
 
 LEGEND = (
     f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
@@ -23,6 +34,21 @@ COLLAPSE = (
     f"{COLLAPSED}: collapsed in at least one run: no better on the retained classes than one answer for every image, "
     "or weights grown more than tenfold"
 )
+
+RATIOS = "speedups: median (range) over seeds of the oracle's cost ÷ the method's, on the same seed"
+SHARED_NOTE = (
+    f"{SHARED.strip()}: other work had the cores for more than 15% of the time on {{}}; such seconds say too much"
+)
+
+DIFFERENCES = tuple(
+    Column(f"− {method_name(reference)}", f"{letter}-Set", "total", f"{letter.lower()}_set_gap{suffix}", "points")
+    for reference, suffix in ((ORACLE, ""), (CONTROL, "_control"))
+    for letter in "FR"
+)
+"""What the second table of a section shows."""
+
+PAIRED = f"differences in percentage points after the last stage, seed by seed; {EMPTY}: nothing to compare with"
+INTERVALS = "mean over seeds with its 95% interval (Student's t), which holds 0 where chance alone may explain it"
 
 
 @dataclass(frozen=True)
@@ -73,12 +99,12 @@ class Section:
         """All settings in it."""
         return tuple(dict.fromkeys(slot for line in self.lines for slot in line.slots))
 
-    def headers(self) -> list[tuple[str, str, str]]:
-        """Block, group and header of every column."""
+    def headers(self, columns: Sequence[Column] = ()) -> list[tuple[str, str, str]]:
+        """Block, group and header of every column; of the layout's columns if none are given."""
         return [
             (slot.label if self.layout.beside else "", column.group, column.header)
             for slot in self.lines[0].slots
-            for column in self.layout.columns
+            for column in columns or self.layout.columns
         ]
 
     def sheet(self) -> Sheet:
@@ -97,7 +123,29 @@ class Section:
         known = facts(self.slots)
         if any(COLLAPSED in text for text in [*texts, *known]):
             known.append(COLLAPSE)
-        return [*known, *([LEGEND] if texts & {"", EMPTY} else [])]
+        ratios = [RATIOS] if any(column.kind == "ratio" for column in self.layout.columns) else []
+        shared = _each(self.slots, SHARED_NOTE, self._shared) if any(SHARED in text for text in texts) else ""
+        return [*known, *ratios, shared, *([LEGEND] if texts & {"", EMPTY} else [])]
+
+    def _shared(self, slot: Slot) -> str:
+        """The seeds on which a stage that the table shows had to share its cores."""
+        stages = {column.stage for column in self.layout.columns}
+        seeds = {seed for line in self.lines for stage in stages for seed in slot.shared(line.method, stage)}
+        return f"seed{'s'[: len(seeds) != 1]} {', '.join(map(str, sorted(seeds)))}" if seeds else ""
+
+    def differences(self) -> Sheet | None:
+        """The second table: every method − the oracle, and − the control, seed by seed; None if there is nothing."""
+        if self.layout.per == "dataset":
+            return None
+        headers = self.headers(DIFFERENCES)
+        body = []
+        for line in (line for line in self.lines if registered(line.method) != ORACLE):
+            texts = [slot.difference(line.method, column) for slot in self.slots for column in DIFFERENCES]
+            body += [[line.name, *texts]] if any(text != EMPTY for text in texts) else []
+        several = any("[" in text for cells in body for text in cells[1:])
+        heading = ", ".join(filter(None, (self.heading, "differences paired over seeds")))
+        notes = [PAIRED, *([INTERVALS] if several else [])]
+        return Sheet(heading, "Method", headers, body, notes) if body else None
 
 
 def sections(
@@ -118,12 +166,23 @@ def sections(
         return _by_dataset(rows, published, layout)
     found = []
     rows = without_training(rows)
-    for _, group in rows.groupby([name for name in SETTING if name != layout.beside], sort=False):
+    # Other data have another hash, though nothing else differs.
+    varied = {layout.beside, "setting"} if layout.beside == "dataset" else {layout.beside}
+    for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         slots = _slots(group, published, layout, unsupported)
-        extra = [m for m in group["method"].unique() if m not in (*layout.methods, ORIGINAL)]
-        lines = [Line(_name(method, slots), method, slots) for method in (*layout.methods, *extra)]
+        lines = [Line(_name(method, slots), method, slots) for method in _methods(group, layout)]
         found.append(Section(_heading(slots[0], layout), tuple(lines), layout))
     return found
+
+
+def _methods(rows: pd.DataFrame, layout: Layout) -> list[str]:
+    """Who has a line: the layout's methods, each followed by what was run of it with other settings; then others."""
+    there = [method for method in rows["method"].unique() if method != ORIGINAL]
+    found = []
+    for method in layout.methods:
+        changed = [m for m in there if m != method and registered(m) == method]
+        found += [method] * (method in there or not changed) + changed
+    return [*found, *(m for m in there if m not in found)]
 
 
 def _slots(
@@ -146,9 +205,9 @@ def _by_dataset(rows: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> 
     method, stages = layout.methods[0], {column.stage for column in layout.columns}
     rows = rows[(rows["method"] == method) & rows["stage"].isin(stages)]
     lines = []
-    for _, group in rows.groupby(["dataset", "clients", "distribution"], sort=False):
+    for _, group in rows.groupby([c for c in SETTING if c not in ("request", "protocol")], sort=False):
         dataset, clients, distribution = (group[c].iloc[0] for c in ("dataset", "clients", "distribution"))
-        name = f"{dataset}, {clients} clients, {distribution}"
+        name = f"{dataset}, {clients} clients, {distribution}{differing(group['changes'].iloc[0])}"
         slot = Slot(group, beside(published, dataset, distribution), name)
         lines.append(Line(marked(name, slot.marks(method)), method, (slot,)))
     return [Section("", tuple(lines), layout)] if lines else []
@@ -170,7 +229,13 @@ def _heading(slot: Slot, layout: Layout) -> str:
         "request": f"request {own['request']}",
         "protocol": "" if own["protocol"] == "preset" else f"protocol {own['protocol']}",
     }
-    return ", ".join(text for name, text in parts.items() if text and name != layout.beside)
+    shown = ", ".join(text for name, text in parts.items() if text and name != layout.beside)
+    return shown + differing(own["changes"])
+
+
+def differing(changes: object) -> str:
+    """What a setting's name ends with where it differs from the preset."""
+    return f", with {changes}" if changes else ""
 
 
 def _name(method: str, slots: Sequence[Slot]) -> str:
@@ -180,14 +245,6 @@ def _name(method: str, slots: Sequence[Slot]) -> str:
         return marked(method_name(method), marks[0])
     named = [f"{mark} in {slot.label}" for slot, own in zip(slots, marks, strict=True) for mark in own]
     return marked(method_name(method), named)
-
-
-def marked(name: str, marks: Sequence[str]) -> str:
-    """A name with what a reader must know beside it."""
-    if not marks:
-        return name
-    opened = f"{name[:-1]}; " if name.endswith(")") else f"{name} ("
-    return f"{opened}{'; '.join(marks)})"
 
 
 def facts(slots: Sequence[Slot], original: bool = True) -> list[str]:

@@ -14,12 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from quickdrop_bench.reporting.layout import ORIGINAL, method_name
+from quickdrop_bench.reporting.layout import ORIGINAL, marked, method_name
 from quickdrop_bench.reporting.looks import VERMILLION, WIDTH
 from quickdrop_bench.reporting.pictures import put_title, rows_of_panels, say
 from quickdrop_bench.reporting.points import measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.rounds import PER_ROUND, SHADES, Course, forgotten, shade, why_empty
-from quickdrop_bench.reporting.sections import marked
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = ["figure_4"]

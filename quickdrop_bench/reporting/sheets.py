@@ -29,8 +29,10 @@ LATEX = {
     "α": r"$\alpha$",
     "∞": r"$\infty$",
     "✓": r"$\checkmark$",
-    "✗": r"$\times$",
     "†": r"$\dagger$",
+    "–": "--",
+    "✗": r"$\times$",
+    "‡": r"$\ddagger$",
 }
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
+from scipy.stats import t
 
-from quickdrop_bench.reporting.layout import COLLAPSED, EMPTY, Column
+from quickdrop_bench.reporting.layout import COLLAPSED, CONTROL, EMPTY, ORACLE, Column, registered
 from quickdrop_bench.reporting.measured import SEARCH, SETTING
 from quickdrop_bench.reporting.published import Published
 
-__all__ = ["Cell", "Slot"]
+__all__ = ["SHARED", "Cell", "Slot"]
+
+SHARED = " ‡"
+"""Behind seconds, and what follows from them, that were measured while other work had the cores."""
 
 NONE = pd.Series(dtype=float)
 
@@ -24,24 +29,41 @@ class Cell:
     Attributes:
         mean, std: NaN where there is none.
         seeds: how many it is the mean of.
+        median, low, high: the middle value, the smallest and the largest; NaN where there is none.
     """
 
     mean: float
     std: float
     seeds: int
+    median: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     @classmethod
     def of(cls, values: pd.Series) -> Cell:
         """Of one value per seed."""
         n, nan = len(values), float("nan")
         spread = n > 1 and bool(values.abs().lt(float("inf")).all())
-        return cls(float(values.mean()) if n else nan, float(values.std()) if spread else nan, n)
+        mean, std = float(values.mean()) if n else nan, float(values.std()) if spread else nan
+        return cls(mean, std, n, float(values.median()), float(values.min()), float(values.max()))
 
     def text(self, column: Column) -> str:
-        """For people."""
+        """For people: mean ± deviation; of ratios, whose mean one odd value can move far, median and range."""
         if self.seeds == 0:
             return EMPTY
-        return column.format(self.mean, self.std if self.seeds > 1 else None)
+        if column.kind != "ratio":
+            return column.format(self.mean, self.std if self.seeds > 1 else None)
+        low, high = (column.format(value).removesuffix("×") for value in (self.low, self.high))
+        return column.format(self.median) + (f" ({low}–{high})" if self.seeds > 1 and low != "∞" else "")
+
+    def typical(self, column: Column) -> float:
+        """The number that stands for all seeds."""
+        return self.median if column.kind == "ratio" else self.mean
+
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean by Student's t; NaN of fewer than two seeds."""
+        half = float(t.ppf(0.975, self.seeds - 1)) * self.std / math.sqrt(self.seeds) if self.seeds > 1 else math.nan
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +107,36 @@ class Slot:
         """
         if self.status(method) == "not run":
             return ""
-        marked = column.metric.endswith("_set_accuracy") and self.count(method, "collapsed", column.stage)
-        return self.cell(method, column).text(column) + (f" {COLLAPSED}" if marked else "")
+        collapsed = column.metric.endswith("_set_accuracy") and self.count(method, "collapsed", column.stage)
+        text = self.cell(method, column).text(column) + (f" {COLLAPSED}" if collapsed else "")
+        return text + self.sign(method, column)
+
+    def difference(self, method: str, column: Column) -> str:
+        """A paired difference for people: the mean and its 95% interval; a dash for a method and itself."""
+        reference = CONTROL if column.metric.endswith("_control") else ORACLE
+        cell = self.cell(method, column)
+        if not cell.seeds or registered(method) == reference:
+            return EMPTY
+        ends = " [{}, {}]".format(*map(column.format, cell.interval())) if cell.seeds > 1 else ""
+        return column.format(cell.mean) + ends
+
+    def sign(self, method: str, column: Column) -> str:
+        """:data:`SHARED` behind a time, or a ratio of times, that says too much."""
+        runs = [method, ORACLE] if column.metric == "speedup" else [method] if column.kind == "seconds" else []
+        return SHARED if any(self.shared(run, column.stage) for run in runs) else ""
+
+    def shared(self, method: str, stage: str) -> list[int]:
+        """Seeds on which a stage had to share its cores."""
+        return sorted(self._shared.get((method, stage), []))
+
+    @cached_property
+    def _shared(self) -> dict[tuple[str, ...], list[int]]:
+        r = self.rows[(self.rows["metric"] == "shared_cores") & (self.rows["value"] > 0)]
+        return {tuple(map(str, key)): [*seeds.unique()] for key, seeds in r.groupby(["method", "stage"])["seed"]}
 
     def paper(self, method: str, column: Column) -> float | None:
         """The published number, if there is one."""
-        return self.published.value(method, column.stage, column.metric)
+        return self.published.value(registered(method), column.stage, column.metric)
 
     def seeds(self, method: str | None = None) -> list[int]:
         """Seeds on which a method, or any, was measured; the search for settings is no measurement."""
@@ -112,7 +158,7 @@ class Slot:
         """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""
         if runs := len(self.seeds(method)):
             return "failed" if self.count(method, "failed") == runs else "measured"
-        return "unsupported" if method in self.unsupported else "not run"
+        return "unsupported" if registered(method) in self.unsupported else "not run"
 
     def marks(self, method: str) -> list[str]:
         """What a reader must know beside the method's name."""

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from filelock import FileLock
@@ -19,8 +20,8 @@ from quickdrop_bench.files import read_bytes, write_text
 from quickdrop_bench.reporting.layout import Column, Layout
 from quickdrop_bench.reporting.measured import SETTING, derive, latest, setting_of
 from quickdrop_bench.reporting.published import read_published
-from quickdrop_bench.reporting.sections import Line, Section, sections
-from quickdrop_bench.reporting.sheets import latex, markdown
+from quickdrop_bench.reporting.sections import DIFFERENCES, Line, Section, sections
+from quickdrop_bench.reporting.sheets import Sheet, latex, markdown
 from quickdrop_bench.reporting.slots import Slot
 from quickdrop_bench.rows import LARGEST, LOCK
 
@@ -37,6 +38,8 @@ __all__ = [
     "write_table",
     "write_trials",
 ]
+
+T = TypeVar("T")
 
 ABREAST = 4
 """Most lines of a table that a terminal shows side by side."""
@@ -57,7 +60,7 @@ def render(
         File name → text, for ``table.csv`` (one line per setting and method), ``table.md`` and ``table.tex``.
     """
     found = sections(rows, published, layout, unsupported)
-    sheets = [section.sheet() for section in found]
+    sheets = [sheet for section in found for sheet in (section.sheet(), section.differences()) if sheet]
     return {
         "table.csv": _csv(found),
         "table.md": f"# Table {layout.number}: {layout.title}\n\n" + "\n".join(map(markdown, sheets)),
@@ -83,6 +86,9 @@ def on_terminal(
     for section in sections(rows, published, layout, unsupported):
         parts += [_terminal_table(section, lines) for lines in _abreast(section.lines)]
         parts.append(escape(f"{section.sheet().footnote}\n"))
+        if differences := section.differences():
+            parts += [_terminal_sheet(differences, lines) for lines in _abreast(differences.body)]
+            parts.append(escape(f"{differences.footnote}\n"))
     return parts
 
 
@@ -98,10 +104,12 @@ def write_trials(path: Path, trials: Sequence[Mapping[str, object]]) -> None:
     """
     keys = [*SETTING, "seed", "method"]
     new = pd.DataFrame(trials)
+    recorded = dict.fromkeys(["changes", "setting"], "")  # which older files lack
     with FileLock(path.with_name(LOCK)):
         if os.path.lexists(path):
             try:
-                old = pd.read_csv(io.BytesIO(read_bytes(path, LARGEST)))
+                old = pd.read_csv(io.BytesIO(read_bytes(path, LARGEST)), dtype=dict.fromkeys(recorded, "str"))
+                old = old.assign(**{name: old.get(name, text) for name, text in recorded.items()}).fillna(recorded)
                 known = old[keys].astype(str).agg("|".join, axis=1)
             except (OSError, ValueError, KeyError) as error:
                 allowed = f"{path.name} cannot be read ({type(error).__name__}); move it away"
@@ -117,7 +125,7 @@ def write_table(folder: Path, texts: dict[str, str]) -> None:
         write_text(folder / name, text)
 
 
-def _abreast(lines: Sequence[Line]) -> list[Sequence[Line]]:
+def _abreast(lines: Sequence[T]) -> list[Sequence[T]]:
     """As few stacked tables as can be, of nearly the same width."""
     size = math.ceil(len(lines) / math.ceil(len(lines) / ABREAST))
     return [lines[i : i + size] for i in range(0, len(lines), size)]
@@ -138,13 +146,28 @@ def _terminal_table(section: Section, lines: Sequence[Line]) -> Table:
     return table
 
 
+def _terminal_sheet(sheet: Sheet, lines: Sequence[Sequence[str]]) -> Table:
+    """Lines of a sheet side by side."""
+    table = Table(title=escape(sheet.heading), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for name, *_ in lines:
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for header, *cells in zip(sheet.headers, *(cells for _, *cells in lines), strict=True):
+        table.add_row(escape(": ".join(filter(None, header))), *map(escape, cells))
+    return table
+
+
 def _terminal_cells(line: Line, layout: Layout) -> list[str]:
     pairs = zip(line.texts(layout), line.paper(layout), strict=True)
     return [f"{ours}\n[dim]({paper})[/dim]" if paper else ours for ours, paper in pairs]
 
 
 def _csv(found: Sequence[Section]) -> str:
-    """One line per setting and method; per column the mean, the deviation and the published value."""
+    """One line per setting and method.
+
+    Per column the mean and deviation, or of ratios the median and range, and the published value; then, but for the
+    oracle, the differences with their 95% intervals.
+    """
     lines = [
         _csv_line(slot, line.method, section.layout)
         for section in found
@@ -163,11 +186,19 @@ def _csv_line(slot: Slot, method: str, layout: Layout) -> dict[str, object]:
         "diverged": slot.count(method, "diverged"),
         "failed": failed,
     }
+    stages = {column.stage for column in layout.columns}
+    counts["shared_cores"] = len({seed for stage in stages for seed in slot.shared(method, stage)})
     line = {**slot.setting(), "method": method, **counts}
     line |= {"status": slot.status(method), "error": "/".join(slot.errors(method)), "published": slot.published.name}
     for column in layout.columns:
         cell = slot.cell(method, column)
-        line[f"{column.key}_mean"] = cell.mean
-        line[f"{column.key}_std"] = cell.std
+        if column.kind == "ratio":
+            line |= {f"{column.key}_median": cell.median, f"{column.key}_min": cell.low, f"{column.key}_max": cell.high}
+        else:
+            line |= {f"{column.key}_mean": cell.mean, f"{column.key}_std": cell.std}
         line[f"{column.key}_published"] = slot.paper(method, column)
+    for column in DIFFERENCES if layout.per == "method" else ():
+        cell = slot.cell(method, column)
+        line |= {f"{column.key}_mean": cell.mean, f"{column.key}_seeds": cell.seeds}
+        line |= dict(zip((f"{column.key}_low", f"{column.key}_high"), cell.interval(), strict=True))
     return line

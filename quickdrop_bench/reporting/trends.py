@@ -21,7 +21,7 @@ from quickdrop_bench.reporting.curves import (
     tell_if_empty,
     trend_lines,
 )
-from quickdrop_bench.reporting.layout import ORIGINAL, Column
+from quickdrop_bench.reporting.layout import ORIGINAL, Column, registered
 from quickdrop_bench.reporting.looks import GREY, HOLLOW, ORANGE, Line, method_styles
 from quickdrop_bench.reporting.measured import TRAINING
 from quickdrop_bench.reporting.pictures import legend_below, rows_of_panels
@@ -104,7 +104,7 @@ def figure_6(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]
         log_values(left, points, "scale")
         draw_paper(left, points, "scale", slot.published.name)
         left.set(xlabel=AXES["scale"], ylabel=R_SET)
-        own = [method for method in shown if method in SYNTHETIC]
+        own = [method for method in shown if registered(method) in SYNTHETIC]
         seconds = numbers_frame(trend_lines(slot, "scale", own, [(stage, "seconds") for stage in SECONDS]))
         _draw_seconds(right, seconds, own)
         legend_below(left.get_figure(root=False), (left, right), 4)
@@ -136,7 +136,7 @@ def _draw_seconds(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> N
         for stage, line in SECONDS.items():
             own = points[(points["method"] == method) & (points["stage"] == stage)]
             shown = replace(look, line=line)
-            draw_curve(axes, own, "scale", shown, "_", 1, alpha=1 if method == "quickdrop" else 0.5)
+            draw_curve(axes, own, "scale", shown, "_", 1, alpha=1 if registered(method) == "quickdrop" else 0.5)
     for stage, line in SECONDS.items():
         axes.plot([], [], color="black", linestyle=line, linewidth=1.3, label=stage)
     theirs = points.dropna(subset="published")

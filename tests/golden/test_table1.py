@@ -40,7 +40,7 @@ def test_table(name: str) -> None:
 def test_on_a_terminal() -> None:
     text = common.printed(capabilities_on_terminal(common.read_rows(1), CAPABILITIES, LAYOUT), 80)
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("✗ (✗)", "✓ (high)", "class 40.0×", "0 B + 1.50 MB"):
+    for part in ("✗ (✗)", "✓ (high)", "class 100.0×", "0 B + 1.50 MB"):
         assert part in text
 
 

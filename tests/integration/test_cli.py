@@ -97,8 +97,8 @@ def test_other_specs_are_not_mixed_in(run: Run) -> None:
     assert len(read_rows()) < 2 * count
     lines = pd.read_csv("results/quick/table2/table.csv")
     lines = lines[lines["status"] != "unsupported"]
-    assert lines["method"].tolist() == METHODS_OF_TABLE_2
-    assert lines["seeds"].tolist() == [1] * 6
+    assert lines["method"].tolist() == [*METHODS_OF_TABLE_2, "quickdrop (unlearn_lr 0.5)"]
+    assert lines["seeds"].tolist() == [1] * 7
 
 
 def test_changed_code_is_not_reused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_imitated_bfloat16_is_said_once(
 def test_diverged_runs_are_marked_and_the_others_go_on(run: Run) -> None:
     code, out, _ = run("table", "2", *TINY, "--sga-or.unlearn-lr", "1e30", "--sga-or.unlearn-stop-loss", "null")
     assert code == 1
-    assert "SGA-Or (diverged: 1 of 1)" in out
+    assert "SGA-Or (unlearn_lr 1e+30, unlearn_stop_loss null; diverged: 1 of 1)" in out
     assert {r["method"] for r in read_rows()} == {"original", *METHODS_OF_TABLE_2}
 
 

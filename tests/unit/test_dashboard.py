@@ -28,7 +28,7 @@ METRICS = TOTAL | STAGE | ROUND | CLASSES | {"round", "stage", "table"}
 
 CONFIG = {
     *("artefact", "preset", "dataset", "clients", "distribution", "request", "protocol", "method", "seed", "scale"),
-    *("fine_tuning", "spec_hash", "federation_hash", "federation.alpha"),
+    *("fine_tuning", "spec_hash", "federation_hash", "federation.alpha", "setting", "changes", "method_setting"),
 }
 """What the config of a run has."""
 

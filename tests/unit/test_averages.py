@@ -1,0 +1,243 @@
+"""What may be averaged, and how: settings apart, medians of paired ratios, paired differences, shared cores."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+import torch
+
+from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.setting import changes
+from quickdrop_bench.reporting.measured import complete, derive, latest
+from quickdrop_bench.reporting.pictures import published_figure
+from quickdrop_bench.reporting.points import panels
+from quickdrop_bench.reporting.sections import Section, sections
+from quickdrop_bench.reporting.slots import Cell
+from quickdrop_bench.reporting.tables import read_published, render
+from tests.golden import common
+
+Row = common.Row
+USUAL = {"setting": "aaa", "changes": "", "method_setting": "h1", "method_changes": ""}
+SHORT = {**USUAL, "setting": "bbb", "changes": "rounds 2"}
+
+
+def runs(r_set: dict[str, list[float]], first: int = 1, **columns: object) -> Iterator[Row]:
+    """By method its R-Set accuracy on every seed; the forgotten class is always gone."""
+    for method, values in r_set.items():
+        for seed, value in enumerate(values, first):
+            own = common.setting(2, **{**USUAL, **columns}, federation_hash=f"{columns.get('setting')}-{seed}")
+            total = common.accuracy(0.0, value) | common.cost(1.0, 10)
+            yield from common.run(own, method, seed, {"total": total}, spec_hash=f"{method}-{seed}-{columns}")
+
+
+def tables_of(*rows: Row) -> list[Section]:
+    return sections(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
+
+
+def texts(section: Section) -> dict[str, dict[str, str]]:
+    """By line and header the cells of a table."""
+    sheet = section.sheet()
+    headers = [": ".join(filter(None, header)) for header in sheet.headers]
+    return {name: dict(zip(headers, cells, strict=True)) for name, *cells in sheet.body}
+
+
+def test_settings_are_blocks_of_their_own() -> None:
+    usual = runs({"retrain-or": [0.9, 0.8, 0.7], "quickdrop": [0.9, 0.8, 0.7]})
+    short = runs({"retrain-or": [0.1], "quickdrop": [0.2]}, **SHORT)
+    first, second = tables_of(*usual, *short)
+    assert first.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
+    assert second.heading == f"{first.heading}, with rounds 2"
+    gap = "Total: R-Set − oracle"
+    assert texts(first)["QuickDrop"][gap] == "+0.00 ± 0.00"
+    assert texts(second)["QuickDrop"][gap] == "+10.00"
+    assert "over 3 seeds (1, 2, 3)" in first.sheet().footnote
+    assert "over 1 seed (1)" in second.sheet().footnote
+
+
+def test_newer_rows_of_another_setting_supersede_nothing() -> None:
+    rows = common.frame([*runs({"quickdrop": [0.9, 0.8]}), *runs({"quickdrop": [0.1]}, **SHORT)])
+    assert len(latest(rows)) == len(rows)
+
+
+def test_settings_that_bear_one_name_show_their_hash() -> None:
+    one, two = tables_of(*runs({"quickdrop": [0.9]}), *runs({"quickdrop": [0.1]}, first=2, setting="ccc"))
+    assert (one.heading[-14:], two.heading[-14:]) == (", with setting aaa"[-14:], ", with setting ccc"[-14:])
+
+
+def test_hyper_parameters_are_lines_of_their_own() -> None:
+    usual = runs({"retrain-or": [0.9, 0.9], "quickdrop": [0.8, 0.8]})
+    changed = {"method_setting": "h2", "method_changes": "recover_lr 0.02"}
+    (section,) = tables_of(*usual, *runs({"quickdrop": [0.1]}, **changed))
+    lines = texts(section)
+    assert lines["QuickDrop"]["Total: R-Set − oracle"] == "-10.00 ± 0.00"
+    assert lines["QuickDrop (recover_lr 0.02; 1 of 2 seeds)"]["Total: R-Set − oracle"] == "-80.00"
+
+
+def test_hyper_parameters_that_bear_one_name_show_their_hash() -> None:
+    rows = common.frame([*runs({"quickdrop": [0.9]}), *runs({"quickdrop": [0.1]}, first=2, method_setting="h2")])
+    names = {"quickdrop (setting h1)", "quickdrop (setting h2)"}
+    assert set(complete(rows)["method"]) == names
+    assert set(complete(complete(rows))["method"]) == names
+
+
+def old_rows(seed: int, rounds: int, r_set: float) -> Iterator[Row]:
+    own = common.setting(2, federation_hash=f"f-{seed}-{rounds}")
+    training = {"fl-training": {"rounds": rounds, **common.accuracy(1, r_set)}}
+    yield from common.run(own, "original", seed, training, spec_hash=f"o-{seed}-{rounds}")
+    total = {"total": common.accuracy(0.0, r_set)}
+    yield from common.run(own, "quickdrop", seed, total, spec_hash=f"q-{seed}-{rounds}")
+
+
+def test_rows_without_a_setting_are_told_apart_by_their_rounds() -> None:
+    (alone,) = tables_of(*old_rows(1, 30, 0.9), *old_rows(2, 30, 0.8))
+    assert alone.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
+    rows = [*old_rows(1, 30, 0.9), *old_rows(2, 30, 0.8), *old_rows(1, 2, 0.1)]
+    full, short = tables_of(*rows)
+    assert full.heading.endswith("with setting not recorded (rounds 30.0, precision 32-true)")
+    assert short.heading.endswith("with setting not recorded (rounds 2.0, precision 32-true)")
+
+
+def test_changes_in_words() -> None:
+    usual = {"rounds": 30, "lr": 0.1, "iid": False, "image_size": None}
+    assert changes(usual, usual) == ""
+    assert changes({**usual, "rounds": 2, "lr": 1e-5, "iid": True}, usual) == "rounds 2, lr 1e-05, iid true"
+
+
+def timed(seed: int, oracle: float, method: float, **more: float) -> Iterator[Row]:
+    own = common.setting(2, **USUAL)
+    yield from common.run(own, "retrain-or", seed, {"total": common.cost(oracle, 4000) | more})
+    yield from common.run(own, "quickdrop", seed, {"total": common.cost(method, 100)})
+
+
+def test_one_disturbed_timing_does_not_move_the_speedup() -> None:
+    """The ratios are 60, 36 and 40: their mean is 45.3, the ratio of the means 45.5, and the median 40."""
+    rows = [*timed(1, 600, 10), *timed(2, 360, 10), *timed(3, 400, 10)]
+    (section,) = tables_of(*rows)
+    line = texts(section)["QuickDrop"]
+    assert line["Total: Speedup (seconds)"] == "40.0× (36.0–60.0)"
+    assert line["Total: Speedup (sample-gradients)"] == "40.0× (40.0–40.0)"
+    headers = list(line)
+    assert headers.index("Total: Speedup (sample-gradients)") < headers.index("Total: Speedup (seconds)")
+    assert "median (range) over seeds of the oracle's cost ÷ the method's" in section.sheet().footnote
+
+
+def test_ratios_are_those_of_one_seed() -> None:
+    """Seconds fall on both sides from seed to seed: each ratio is 10, while the medians' ratio is 10 by chance only."""
+    rows = [*timed(1, 100, 10), *timed(2, 50, 1), *timed(3, 10, 5)]
+    (section,) = tables_of(*rows)
+    assert texts(section)["QuickDrop"]["Total: Speedup (seconds)"] == "10.0× (2.0–50.0)"
+
+
+def test_seconds_of_shared_cores_are_marked() -> None:
+    rows = [*timed(1, 600, 10, shared_cores=1.0), *timed(2, 360, 10, shared_cores=0.0)]
+    (section,) = tables_of(*rows)
+    lines = texts(section)
+    assert lines["Retrain-Or"]["Total: Time (s)"].endswith(" †")
+    assert lines["QuickDrop"]["Total: Speedup (seconds)"].endswith("× (36.0–60.0) †")
+    assert not lines["QuickDrop"]["Total: Time (s)"].endswith("†")
+    assert not lines["QuickDrop"]["Total: Speedup (sample-gradients)"].endswith("†")
+    assert "†: other work had the cores for more than 15% of the time on seed 1; such seconds say too" in (
+        section.sheet().footnote
+    )
+    table = render(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
+    assert r"$\dagger$" in table["table.tex"]
+
+
+def test_without_shared_cores_nothing_is_said() -> None:
+    (section,) = tables_of(*timed(1, 600, 10, shared_cores=0.0))
+    assert "†" not in str(section.sheet())
+
+
+def test_interval_of_student() -> None:
+    """Of 1, 2, 3 and 6: mean 3, deviation √(14/3), and t = 3.182 for three degrees of freedom."""
+    low, high = Cell.of(pd.Series([1.0, 2.0, 3.0, 6.0])).interval()
+    half = 3.182446 * (14 / 3) ** 0.5 / 2
+    assert (low, high) == (pytest.approx(3 - half), pytest.approx(3 + half))
+    assert Cell.of(pd.Series([1.0, 1.0])).interval() == (1.0, 1.0)
+    assert all(map(math.isnan, Cell.of(pd.Series([1.0])).interval()))
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by far more than methods do; QuickDrop is 1 and 3 points above the oracle, 2 below the control."""
+    values = {"retrain-or": [0.50, 0.90], "random-subset": [0.53, 0.95], "quickdrop": [0.51, 0.93], "sga-or": [0.40]}
+    (section,) = tables_of(*runs(values))
+    sheet = section.differences()
+    assert sheet is not None
+    assert sheet.heading.endswith("request class-9, differences paired over seeds")
+    assert [": ".join(filter(None, header)) for header in sheet.headers] == [
+        "− Retrain-Or: F-Set",
+        "− Retrain-Or: R-Set",
+        "− Random subset (control): F-Set",
+        "− Random subset (control): R-Set",
+    ]
+    lines = {name: cells for name, *cells in sheet.body}
+    # Half the interval of two values is 12.706 times half their distance.
+    assert lines["QuickDrop"][1] == "+2.00 [-10.71, +14.71]"
+    assert lines["QuickDrop"][3] == "-2.00 [-2.00, -2.00]"
+    assert lines["Random subset (control)"][1:] == ["+4.00 [-8.71, +16.71]", "—", "—"]
+    assert lines["SGA-Or (1 of 2 seeds)"][1] == "-10.00"
+    assert list(lines) == ["SGA-Or (1 of 2 seeds)", "Random subset (control)", "QuickDrop"]
+
+
+def test_differences_stand_in_the_csv_file() -> None:
+    rows = common.frame(runs({"retrain-or": [0.50, 0.90], "quickdrop": [0.51, 0.93]}))
+    texts = render(rows, read_published(paper_values(), 2), artefact("table2").LAYOUT)
+    with open("table.csv", "w", encoding="utf-8") as file:
+        file.write(texts["table.csv"])
+    line = pd.read_csv("table.csv").set_index("method").loc["quickdrop"]
+    assert line["total_r_set_gap_mean"] == pytest.approx(0.02)
+    assert line["total_r_set_gap_low"] == pytest.approx(0.02 - 0.12706, abs=1e-5)
+    assert line["total_r_set_gap_high"] == pytest.approx(0.02 + 0.12706, abs=1e-5)
+    assert line["total_r_set_gap_seeds"] == 2
+    assert pd.isna(line["total_r_set_gap_control_mean"])
+
+
+def test_gaps_to_the_control_are_derived() -> None:
+    frame = derive(common.frame(runs({"random-subset": [0.5], "quickdrop": [0.75]})))
+    found = frame[frame["metric"] == "r_set_gap_control"].set_index("method")["value"]
+    assert found.to_dict() == {"random-subset": 0.0, "quickdrop": 0.25}
+    assert "speedup" not in set(frame["metric"])
+
+
+def test_a_clock_knows_work_from_waiting() -> None:
+    clock = Clock(torch.device("cpu"))
+    with clock.running():
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+    work = clock.cost
+    assert work.cpu_seconds >= 0.1
+    assert work.seconds - work.waiting_seconds == pytest.approx(0.1, abs=0.02)
+    with clock.running():
+        time.sleep(0.3)
+    disturbed = clock.cost
+    assert disturbed.waiting_seconds >= work.waiting_seconds + 0.25
+    assert disturbed.shared_cores
+
+
+def test_shared_cores_are_told_by_the_waiting_of_all_clients() -> None:
+    quiet = Cost(seconds=10, cpu_seconds=9, waiting_seconds=1)
+    assert not quiet.shared_cores
+    both = quiet + Cost(seconds=10, cpu_seconds=7, waiting_seconds=3)
+    assert both.shared_cores
+    assert both.metrics()["cpu_seconds"] == 16
+    assert both.metrics()["shared_cores"] == 1.0
+    assert "waiting_seconds" not in both.metrics()
+    assert {"cpu_seconds", "shared_cores"}.isdisjoint(Cost(seconds=1).metrics())  # as measured on a GPU
+
+
+def test_idle_helpers_are_no_sign_of_shared_cores() -> None:
+    """One thread of two works all the time: that is how it goes where tensors are too small to be shared out."""
+    assert not Cost(seconds=10, cpu_seconds=10, waiting_seconds=0).shared_cores
+
+
+def test_figures_keep_settings_apart() -> None:
+    rows = common.frame([*runs({"quickdrop": [0.9, 0.8]}), *runs({"quickdrop": [0.1]}, **SHORT)])
+    first, second = panels(rows, published_figure(paper_values(), 3))
+    assert second.label == f"{first.label}, with rounds 2"
+    assert [len(slot.seeds("quickdrop")) for slot in (first, second)] == [2, 1]
