@@ -308,7 +308,10 @@ def _membership(session: Session, context: Context, stage: str, state: State) ->
         suffix = "" if feature == "entropy" else f"_{feature}"
         yield Value(stage, f"f_set_mia{suffix}", rates.forget)
         yield Value(stage, f"r_set_mia{suffix}", rates.retain)
-        yield Value(stage, f"false_positive_mia{suffix}", rates.false_positive)
+        yield Value(stage, f"f_set_false_positive_mia{suffix}", rates.forget_false_positive)
+        yield Value(stage, f"r_set_false_positive_mia{suffix}", rates.retain_false_positive)
+        yield Value(stage, f"f_set_advantage_mia{suffix}", rates.forget_advantage)
+        yield Value(stage, f"r_set_advantage_mia{suffix}", rates.retain_advantage)
 
 
 def _stage(session: Session, run: Run, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
