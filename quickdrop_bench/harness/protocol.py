@@ -44,7 +44,8 @@ class Tuned:
         chosen: those settings by field.
         cost: of the search, judging included.
         trials: the model before the request, then every setting tried, with ``stage``, ``forget`` and ``retain``
-            (accuracies), ``excess`` and ``gradient_equivalents`` of the request up to there.
+            (accuracies), ``excess`` and ``gradient_equivalents`` of the request up to there, and ``front``: whether it
+            is a whole request that no other beats in compute, in nearness to the baseline and in what it retains.
     """
 
     method: Method
@@ -53,7 +54,7 @@ class Tuned:
     trials: Sequence[Mapping[str, Any]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Trial:
     changes: Mapping[str, Any]
     state: State
@@ -64,6 +65,11 @@ class _Trial:
     def loss(self) -> float:
         """How far off it is from a model that never saw the forgotten images and retains everything, in [0, 2]."""
         return abs(self.judgement.excess) + 1 - self.judgement.retain
+
+    @property
+    def gaps(self) -> tuple[float, float, float]:
+        """Compute, distance from the baseline, and accuracy lost on retained images: the less, the better."""
+        return self.cost.gradient_equivalents, abs(self.judgement.excess), 1 - self.judgement.retain
 
     def line(self, stage: str, baseline: float) -> dict[str, Any]:
         """For people, without the state."""
@@ -114,9 +120,14 @@ def tune(context: Context, method: Method, judge: Judge) -> Tuned:
             result = _with(method, both).recover(context, first.state)
             has_recovery = result is not None
             recovered += judged(both, result, first.cost) if result else []
-    chosen = _winner(recovered if has_recovery else unlearned)
+    whole = recovered if has_recovery else unlearned
+    chosen, front = _winner(whole), _front(whole)
     by_stage = {UNTOUCHED: untouched, "unlearning": unlearned, "recovery": recovered}
-    trials = [trial.line(stage, judge.baseline.accuracy) for stage, tried in by_stage.items() for trial in tried]
+    trials = [
+        {**trial.line(stage, judge.baseline.accuracy), "front": trial in front}
+        for stage, tried in by_stage.items()
+        for trial in tried
+    ]
     return Tuned(_with(method, chosen), chosen, sum(spent, Cost()), trials)
 
 
@@ -163,3 +174,15 @@ def _winner(trials: Sequence[_Trial]) -> Mapping[str, Any]:
     least = min((t.loss for t in served), default=0.0)
     near = [t for t in served if t.loss <= least + TOLERANCE]
     return min(near, key=lambda t: t.cost.gradient_equivalents).changes if near else {}
+
+
+def _front(trials: Sequence[_Trial]) -> set[_Trial]:
+    """Those that no other is at least as good as in every respect, and better in one."""
+
+    def is_beaten(trial: _Trial) -> bool:
+        return any(
+            other.gaps != trial.gaps and all(a <= b for a, b in zip(other.gaps, trial.gaps, strict=True))
+            for other in trials
+        )
+
+    return {trial for trial in trials if not is_beaten(trial)}

@@ -103,10 +103,17 @@ def test_search_takes_the_cheapest_of_those_that_forget_and_keep(context: Contex
     assert tuned.method == Scripted(unlearn_local_steps=2, recover_local_steps=2)
     assert [trial["stage"] for trial in tuned.trials] == ["untouched"] + ["unlearning"] * 4 + ["recovery"] * 12
     untouched = {"stage": "untouched", "forget": 0.75, "excess": 0.5, "retain": 0.99, "gradient_equivalents": 0}
-    assert tuned.trials[0] == untouched
+    assert tuned.trials[0] == {**untouched, "front": False}
     first = {"stage": "unlearning", "forget": 0.65, "excess": 0.4, "retain": 0.95, "gradient_equivalents": 1}
-    assert tuned.trials[1] == {**first, "unlearn_local_steps": 1}
+    assert tuned.trials[1] == {**first, "unlearn_local_steps": 1, "front": False}
     assert tuned.cost.sample_gradients == (1 + 2 + 4 + 8) + 4 * (1 + 2 + 4)
+
+
+def test_the_front_is_what_no_other_setting_beats(context: Context) -> None:
+    """Whole requests with 1 step cost least, though they do not forget; of those that do, 2 steps are the cheapest."""
+    trials = tune(context, Scripted(), ScriptedJudge()).trials
+    front = [(t["unlearn_local_steps"], t.get("recover_local_steps")) for t in trials if t["front"]]
+    assert front == [(2, 1), (2, 2), (2, 4), (1, 1), (1, 2), (1, 4)]
 
 
 def test_where_nothing_forgets_the_closest_is_taken(context: Context) -> None:
