@@ -97,6 +97,7 @@ def tune(context: Context, method: Method, judge: Judge) -> Tuned:
     if not method.search:
         return Tuned(method, {}, Cost())
     method = _without(method, "_local_epochs")  # they would override the steps that are searched
+    steps = context.training.local_steps
     spent = [judge.baseline.cost]
 
     def judged(changes: Mapping[str, Any], result: StageResult, before: Cost) -> list[_Trial]:
@@ -110,12 +111,12 @@ def tune(context: Context, method: Method, judge: Judge) -> Tuned:
 
     untouched = judged({}, StageResult(context.state, Cost()), Cost())
     unlearned: list[_Trial] = []
-    for changes in _candidates(method, "unlearning", context.training.local_steps):
+    for changes in _candidates(method.search.get("unlearning", {}), steps):
         unlearned += judged(changes, _with(method, changes).unlearn(context), Cost())
     recovered: list[_Trial] = []
     has_recovery = True
     for first in _finalists(unlearned):
-        for changes in _candidates(method, "recovery", context.training.local_steps):
+        for changes in _candidates(method.search.get("recovery", {}), steps):
             both = {**first.changes, **changes}
             result = _with(method, both).recover(context, first.state)
             has_recovery = result is not None
@@ -140,9 +141,8 @@ def _with(method: Method, changes: Mapping[str, Any]) -> Method:
     return replace(method, **changes)  # type: ignore[type-var]
 
 
-def _candidates(method: Method, stage: str, local_steps: int) -> Iterator[dict[str, Any]]:
-    """Every combination for a stage, local steps capped at T; one empty combination without a space."""
-    space = method.search.get(stage, {})
+def _candidates(space: Mapping[str, tuple[Any, ...]], local_steps: int) -> Iterator[dict[str, Any]]:
+    """Every combination, local steps capped at T; one empty combination without a space."""
     values = [
         sorted({min(v, local_steps) for v in choices}) if name.endswith("_local_steps") else choices
         for name, choices in space.items()
