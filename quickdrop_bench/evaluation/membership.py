@@ -3,13 +3,16 @@
 The paper takes the attack from the literature on machine unlearning. The public code of those works has no shadow
 models: it fits a support vector machine to tell the model's own training samples (members: the retain set) from
 test samples (non-members) by one number per image, and counts how many forget samples it calls members.
+
+That rate alone says nothing of membership: an attack on the loss rejects every image that the model mislabels, whether
+or not it was trained on. So each rate is compared with the same attack's rate on test images of the same classes,
+which nobody trained on; their difference is the attack's advantage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""
 
 SCORED = 2500
-"""Largest number of samples that a rate is computed on: its standard error is then at most 1 point."""
+"""Largest number of training samples that a rate is computed on: its standard error is then at most 1 point."""
 
 Outputs = tuple[Tensor, Tensor]
 """(n, classes) float64 logits and (n,) labels, on the CPU."""
@@ -47,13 +50,16 @@ def _softmax(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
-FEATURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+Feature = Callable[[Tensor, Tensor], Tensor]
+"""(n, classes) logits and (n,) labels to (n, k) features."""
+
+FEATURES: Mapping[str, Feature] = {
     "entropy": _entropy,
     "loss": _loss,
     "p_true": _p_true,
     "softmax": _softmax,
 }
-"""What an attack sees of an image, by name: (n, classes) logits and (n,) labels to (n, k) features.
+"""What an attack sees of an image, by name.
 
 ``entropy`` of the softmax, in nats, is the cited attack's only feature; it knows no labels. ``loss`` is the
 cross-entropy with the image's own label, ``p_true`` that label's probability (k = 1 for all three), and ``softmax``
@@ -65,19 +71,34 @@ all probabilities (k = classes).
 class MembershipRates:
     """How often an attack calls samples members, i.e. training samples of the model.
 
-    Attributes:
-        forget: share of the forget samples, in [0, 1] (F-MIA).
-        retain: share of the retain training samples that the attack was not fitted on, in [0, 1] (R-MIA).
-        false_positive: share of the test samples that the attack was not fitted on, in [0, 1].
+    Only the advantages speak of membership: where the feature tells the sides apart poorly, the attack may call nearly
+    all samples members, or nearly none.
 
-    A rate is NaN where there are no samples, or where there is no attack. Only differences from ``false_positive``
-    speak of membership: where the feature tells the sides apart poorly, the attack may call nearly all samples members,
-    or nearly none.
+    Attributes:
+        forget: share of the forget samples, in [0, 1] (F-MIA); NaN without samples or without an attack.
+        retain: share of the retain training samples that the attack was not fitted on, likewise (R-MIA).
+        forget_false_positive: share of the test samples that the attack was not fitted on, each class weighing as much
+            as among the forget samples, in [0, 1]; NaN if the test samples lack one of these classes.
+        retain_false_positive: likewise, with the classes of the retain samples.
     """
 
     forget: float
     retain: float
-    false_positive: float
+    forget_false_positive: float
+    retain_false_positive: float
+
+    @property
+    def forget_advantage(self) -> float:
+        """How much more often forget samples are called members than test samples of their classes, in [−1, 1]."""
+        return self.forget - self.forget_false_positive
+
+    @property
+    def retain_advantage(self) -> float:
+        """How much more often retain samples are called members than test samples of their classes, in [−1, 1]."""
+        return self.retain - self.retain_false_positive
+
+
+NO_RATES = MembershipRates(*[float("nan")] * 4)
 
 
 def _shuffled(data: LabelledSet, seed: int, name: str) -> Tensor:
@@ -98,12 +119,41 @@ def _outputs(model: nn.Module, data: LabelledSet, positions: Tensor) -> Outputs 
     return (logits, torch.cat([b[1] for b in batches])) if logits.isfinite().all() else None
 
 
-def _fit(members: Tensor, others: Tensor) -> Any:
-    """The cited classifier, fitted to call (n, k) members 1 and (n, k) others 0."""
+def _attack(feature: Feature, members: Outputs, others: Outputs) -> Callable[[Outputs | None], Tensor | None]:
+    """The cited classifier on one feature; of outputs it tells which are members', as (n,) float64 zeros and ones."""
     from sklearn.svm import SVC  # slow to import
 
-    sides = torch.tensor([1] * len(members) + [0] * len(others))
-    return SVC(C=3, gamma="auto", kernel="rbf").fit(torch.cat([members, others]).numpy(), sides.numpy())
+    inside, outside = feature(*members), feature(*others)
+    sides = torch.tensor([1] * len(inside) + [0] * len(outside))
+    fitted = SVC(C=3, gamma="auto", kernel="rbf").fit(torch.cat([inside, outside]).numpy(), sides.numpy())
+
+    def called(outputs: Outputs | None) -> Tensor | None:
+        return None if outputs is None else torch.from_numpy(fitted.predict(feature(*outputs).numpy())).double()
+
+    return called
+
+
+def _share(called: Tensor | None) -> float:
+    """The share of samples that are called members, in [0, 1]; NaN without samples."""
+    return float("nan") if called is None else float(called.mean())
+
+
+def _share_like(mix: Tensor, called: Tensor | None, labels: Tensor) -> float:
+    """The share of samples that are called members if each class weighs as much as in another set.
+
+    Args:
+        mix: (m,) classes of the other set.
+        called: (n,) zeros and ones.
+        labels: (n,) classes of the samples.
+
+    Returns:
+        In [0, 1]; NaN if the other set is empty or has a class that the samples lack.
+    """
+    if called is None or not len(mix):
+        return float("nan")
+    classes, counts = mix.unique(return_counts=True)
+    rates = torch.stack([called[labels == c].mean() for c in classes])
+    return float((counts * rates).sum() / counts.sum())
 
 
 @torch.no_grad()
@@ -118,11 +168,13 @@ def membership_inference(
     """Attack a model with one support vector machine per feature.
 
     The classifier is that of the cited code, ``SVC(C=3, gamma="auto", kernel="rbf")`` on the raw feature (``auto``
-    is 1 / k). Two things differ, as the cited code scores the forget set only: the retain and the test set are each
-    halved at random, one half to fit and the other to score, and the fit takes equally many samples of either side,
-    :data:`MOST` at most, because a majority of members drives it to call everything a member. Rates are computed on
-    at most :data:`SCORED` random samples. All draws depend on the seed and on the rows of the sets alone, so that
-    every method is judged on the same samples. Forget samples are never fitted on.
+    is 1 / k). Three things differ, as the cited code scores the forget set only. The retain and the test set are
+    divided at random into what is fitted on and what is scored, and the fit takes equally many samples of either side,
+    half of the smaller one and :data:`MOST` at most, because a majority of members drives it to call everything a
+    member. False positives are counted on all other test samples, class by class, and weighted by the classes of the
+    samples that they are compared with: a weighted rate has no noise of a further draw. The rates of training samples
+    are computed on at most :data:`SCORED` random ones. All draws depend on the seed and on the rows of the sets alone,
+    so that every method is judged on the same samples. Forget samples are never fitted on.
 
     Args:
         model: maps (B, C, H, W) to (B, classes) logits, on the data's device; run in evaluation mode, not modified.
@@ -140,29 +192,30 @@ def membership_inference(
         KeyError: a feature has no such name.
     """
     wanted = {name: FEATURES[name] for name in features}
-    nan = float("nan")
     if min(len(retain), len(test)) < 2:
-        return dict.fromkeys(wanted, MembershipRates(nan, nan, nan))
+        return dict.fromkeys(wanted, NO_RATES)
     in_retain, in_test = _shuffled(retain, seed, "retain"), _shuffled(test, seed, "test")
     size = min(len(retain) // 2, len(test) // 2, MOST)
+    of_forget = _shuffled(forget, seed, "forget")[:SCORED]
+    of_retain = in_retain[len(retain) // 2 :][:SCORED]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         members = _outputs(model, retain, in_retain[:size])
         others = _outputs(model, test, in_test[:size])
-        scored = [
-            _outputs(model, forget, _shuffled(forget, seed, "forget")[:SCORED]),
-            _outputs(model, retain, in_retain[len(retain) // 2 :][:SCORED]),
-            _outputs(model, test, in_test[len(test) // 2 :][:SCORED]),
-        ]
+        forgotten, retained = _outputs(model, forget, of_forget), _outputs(model, retain, of_retain)
+        strangers = _outputs(model, test, in_test[size:])
     finally:
         for module, mode in modes.items():
             module.training = mode
     if members is None or others is None:
-        return dict.fromkeys(wanted, MembershipRates(nan, nan, nan))
+        return dict.fromkeys(wanted, NO_RATES)
+    mixes = [data.subset(at).own_labels().cpu() for data, at in ((forget, of_forget), (retain, of_retain))]
+    test_labels = test.subset(in_test[size:]).own_labels().cpu()
     rates = {}
     for name, feature in wanted.items():
-        attack = _fit(feature(*members), feature(*others))
-        shares = [nan if s is None else float(attack.predict(feature(*s).numpy()).mean()) for s in scored]
-        rates[name] = MembershipRates(*shares)
+        called = _attack(feature, members, others)
+        on_test = called(strangers)
+        false_positives = (_share_like(mix, on_test, test_labels) for mix in mixes)
+        rates[name] = MembershipRates(_share(called(forgotten)), _share(called(retained)), *false_positives)
     return rates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,10 +112,10 @@ class UpdateHistory:
             raise BadInput("--artifacts-dir", trained, f"{allowed}; delete this folder to train again") from error
         return tensors, count
 
-    def stored_bytes(self) -> int:
-        """4·P·(1 + Σ_j participants of round t_j): float32 updates and θ_0, on the server."""
+    def stored_bytes(self, rounds: Iterable[int]) -> int:
+        """4·P·(1 + Σ_j participants of round t_j): float32 updates of these rounds and θ_0, on the server."""
         parameters = sum(value.numel() for value in self.initial().values())
-        return 4 * parameters * (1 + sum(len(clients) for clients in self.participants.values()))
+        return 4 * parameters * (1 + sum(len(self.participants[k]) for k in rounds))
 
 
 def _path(folder: Path, k: int, client: int) -> Path:

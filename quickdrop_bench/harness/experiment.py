@@ -23,6 +23,7 @@ from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.files import write_text
 from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
+from quickdrop_bench.harness.judging import Judge
 from quickdrop_bench.harness.protocol import Tuned, by_the_letter, tune
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.setting import changes
@@ -277,8 +278,13 @@ class Session:
         """The outcome of the search for a method, on the first seed's federation and the first request."""
         if name not in self._tuned:
             e = self.experiment
-            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], len(self.data.class_names))
+            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], self._judge)
         return self._tuned[name]
+
+    @cached_property
+    def _judge(self) -> Judge:
+        """One for all searches, so that they share its baseline."""
+        return Judge(self.context(self.experiment.seeds[0]), len(self.data.class_names))
 
     def trials(self) -> list[Row]:
         """Every setting that searches of this session tried, with the columns that tell searches apart."""

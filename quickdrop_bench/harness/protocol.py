@@ -5,12 +5,13 @@ paper's values, and T = 50 in every stage, read as local steps or as passes over
 a method has no part in it; what the user says of it has.
 
 The tuned protocol tries what each method declares in ``search`` and judges it on the clients' own training data:
-test data decide nothing. A request counts as served if the model does no better on the forgotten images than on
-retained images of the same classes (a class that nobody retains counts zero). Of the settings that serve it, those
-whose accuracy on retained data is within :data:`TOLERANCE` of the best remain, and the one with the least compute
-wins. At most :data:`FINALISTS` unlearning settings are followed through recovery, which may do the forgetting: first
-those that serve the request at once, by what they retain, then those that come closest. The cost of the search,
-judging included, is stated apart; it is not part of a request's cost.
+test data decide nothing. A request counts as served if the model does no better on the forgotten images than one that
+never saw them (:mod:`~quickdrop_bench.harness.judging`), as the model before the request rarely does. Of the settings
+that serve it, those remain that come closest to that accuracy, for a model that does worse has done more than forget,
+and to the best in what they retain: both gaps together are within :data:`TOLERANCE` of the least. Of these the one with
+the least compute wins. At most :data:`FINALISTS` unlearning settings are followed through recovery, which may do the
+forgetting: first those that serve the request at once, by these gaps, then those that come closest. The cost of the
+search, judging included, is stated apart; it is not part of a request's cost.
 """
 
 from __future__ import annotations
@@ -20,18 +21,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-import torch
-
-from quickdrop_bench.cost import Clock, Cost
-from quickdrop_bench.data.labelled import LabelledSet, pool
-from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+from quickdrop_bench.cost import Cost
 from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.judging import Judge, Judgement
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.seeding import generator
+from quickdrop_bench.methods.base import StageResult
 
-__all__ = ["SEARCH_IMAGES", "TOLERANCE", "Judgement", "Tuned", "by_the_letter", "tune"]
+__all__ = ["TOLERANCE", "UNTOUCHED", "Tuned", "by_the_letter", "tune"]
 
 LETTER_T = 50
 """T of the paper (§4.1)."""
@@ -39,25 +36,11 @@ LETTER_T = 50
 TOLERANCE = 0.01
 """Accuracies this close count as equal."""
 
-SEARCH_IMAGES = 10_000
-"""Most training images on which forgetting and retaining are judged, each drawn at random."""
-
 FINALISTS = 4
 """Unlearning settings that are followed through recovery."""
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """How a model does on the clients' training data.
-
-    Attributes:
-        excess: accuracy on forgotten images minus that on retained images of the same classes; served if at most
-            :data:`TOLERANCE`.
-        retain: accuracy on retained images, in [0, 1].
-    """
-
-    excess: float
-    retain: float
+UNTOUCHED = "untouched"
+"""The stage of the trial that does nothing, which is listed to be compared with and never chosen."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +51,9 @@ class Tuned:
         method: with the chosen settings.
         chosen: those settings by field.
         cost: of the search, judging included.
-        trials: every setting tried, with ``stage``, ``excess``, ``retain`` and ``gradient_equivalents`` of the
-            request up to there.
+        trials: the model before the request, then every setting tried, with ``stage``, ``forget`` and ``retain``
+            (accuracies), ``excess`` and ``gradient_equivalents`` of the request up to there, and ``front``: whether it
+            is a whole request that no other beats in compute, in nearness to the baseline and in what it retains.
     """
 
     method: Method
@@ -78,16 +62,27 @@ class Tuned:
     trials: Sequence[Mapping[str, Any]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Trial:
     changes: Mapping[str, Any]
     state: State
     cost: Cost
     judgement: Judgement
 
-    def line(self, stage: str) -> dict[str, Any]:
+    @property
+    def loss(self) -> float:
+        """How far off it is from a model that never saw the forgotten images and retains everything, in [0, 2]."""
+        return abs(self.judgement.excess) + 1 - self.judgement.retain
+
+    @property
+    def gaps(self) -> tuple[float, float, float]:
+        """Compute, distance from the baseline, and accuracy lost on retained images: the less, the better."""
+        return self.cost.gradient_equivalents, abs(self.judgement.excess), 1 - self.judgement.retain
+
+    def line(self, stage: str, baseline: float) -> dict[str, Any]:
         """For people, without the state."""
-        figures = {"excess": self.judgement.excess, "retain": self.judgement.retain}
+        excess, retain = self.judgement.excess, self.judgement.retain
+        figures = {"forget": baseline + excess, "excess": excess, "retain": retain}
         return {"stage": stage, **self.changes, **figures, "gradient_equivalents": self.cost.gradient_equivalents}
 
 
@@ -105,13 +100,13 @@ def by_the_letter(training: Phase, protocol: str) -> Phase:
             return training
 
 
-def tune(context: Context, method: Method, classes: int) -> Tuned:
+def tune(context: Context, method: Method, judge: Judge) -> Tuned:
     """Search a method's settings for a request.
 
     Args:
         context: the request on a trained federation.
         method: settings that the search leaves alone.
-        classes: number of classes.
+        judge: of that request; its baseline's cost counts for every method that is searched.
 
     Returns:
         The method unchanged, at no cost, if it declares nothing to search.
@@ -120,29 +115,39 @@ def tune(context: Context, method: Method, classes: int) -> Tuned:
         return Tuned(method, {}, Cost())
     epochs = [f.name for f in fields(method) if f.name.endswith("_local_epochs")]  # type: ignore[arg-type]
     method = _with(method, dict.fromkeys(epochs))  # they would override the steps that are searched
-    judge = _Judge(context, classes)
     steps = context.training.local_steps
-    spent: list[Cost] = []
+    spent = [judge.baseline.cost]
+
+    def judged(changes: Mapping[str, Any], result: StageResult, before: Cost) -> list[_Trial]:
+        """The trial; none if it diverged."""
+        spent.append(result.cost)
+        if result.diverged:
+            return []
+        judgement, cost = judge(result.state)
+        spent.append(cost)
+        return [_Trial(changes, result.state, before + result.cost, judgement)]
+
+    untouched = judged({}, StageResult(context.state, Cost()), Cost())
     unlearned: list[_Trial] = []
     for changes in _candidates(_unlearning_space(method), steps):
-        result = _with(method, changes).unlearn(context)
-        spent.append(result.cost)
-        if not result.diverged:
-            unlearned.append(_Trial(changes, result.state, result.cost, judge(result.state)))
-    finished: list[_Trial] = []
+        unlearned += judged(changes, _with(method, changes).unlearn(context), Cost())
+    recovered: list[_Trial] = []
+    has_recovery = True
     for first in _finalists(unlearned):
         for changes in _candidates(method.search.get("recovery", {}), steps):
-            recovered = _with(method, {**first.changes, **changes}).recover(context, first.state)
-            if recovered is None:
-                finished.append(first)
-                break
-            spent.append(recovered.cost)
-            cost = first.cost + recovered.cost
-            finished.append(_Trial({**first.changes, **changes}, recovered.state, cost, judge(recovered.state)))
-    chosen = _winner(finished)
-    after_recovery = [t for t in finished if not any(t is first for first in unlearned)]
-    trials = [t.line("unlearning") for t in unlearned] + [t.line("recovery") for t in after_recovery]
-    return Tuned(_with(method, chosen), chosen, sum(spent, judge.cost), trials)
+            both = {**first.changes, **changes}
+            result = _with(method, both).recover(context, first.state)
+            has_recovery = result is not None
+            recovered += judged(both, result, first.cost) if result else []
+    whole = recovered if has_recovery else unlearned
+    chosen, front = _winner(whole), _front(whole)
+    by_stage = {UNTOUCHED: untouched, "unlearning": unlearned, "recovery": recovered}
+    trials = [
+        {**trial.line(stage, judge.baseline.accuracy), "front": trial in front}
+        for stage, tried in by_stage.items()
+        for trial in tried
+    ]
+    return Tuned(_with(method, chosen), chosen, sum(spent, Cost()), trials)
 
 
 def _unlearning_space(method: Method) -> dict[str, tuple[Any, ...]]:
@@ -178,60 +183,27 @@ def _finalists(trials: Sequence[_Trial]) -> list[_Trial]:
     """Those to follow through recovery, each outcome once."""
 
     def rank(trial: _Trial) -> tuple[float, float, float]:
-        excess = max(trial.judgement.excess - TOLERANCE, 0.0)
-        return excess, -trial.judgement.retain, trial.cost.gradient_equivalents
+        return max(trial.judgement.excess - TOLERANCE, 0.0), trial.loss, trial.cost.gradient_equivalents
 
     distinct = {(t.judgement, t.cost.sample_gradients): t for t in sorted(trials, key=rank, reverse=True)}
     return sorted(distinct.values(), key=rank)[:FINALISTS]
 
 
 def _winner(trials: Sequence[_Trial]) -> Mapping[str, Any]:
-    """The settings with the least compute among those that forget and retain about as much as the best."""
+    """The settings with the least compute among those that forget and whose loss is about the least."""
     served = _served(trials)
-    best = max((t.judgement.retain for t in served), default=0.0)
-    near = [t for t in served if t.judgement.retain >= best - TOLERANCE]
+    least = min((t.loss for t in served), default=0.0)
+    near = [t for t in served if t.loss <= least + TOLERANCE]
     return min(near, key=lambda t: t.cost.gradient_equivalents).changes if near else {}
 
 
-class _Judge:
-    """Judges states on samples of the clients' training data and counts what that costs."""
+def _front(trials: Sequence[_Trial]) -> set[_Trial]:
+    """Those that no other is at least as good as in every respect, and better in one."""
 
-    def __init__(self, context: Context, classes: int) -> None:
-        self._federation = context.federation
-        self._classes = classes
-        self._forget = _sample(context, context.forget_data(), "forget")
-        self._retain = _sample(context, context.retain_data(), "retain")
-        self.cost = Cost()
-
-    def __call__(self, state: State) -> Judgement:
-        """How a state does, as the first process finds it: settings are to be chosen alike in all."""
-        self.cost, judgement = on_first(self._federation.fabric, lambda: self._judge(state))
-        return judgement
-
-    def _judge(self, state: State) -> tuple[Cost, Judgement]:
-        self._federation.load(state)
-        clock = Clock(self._federation.fabric.device)
-        with clock.running():
-            forgotten, retained = (
-                class_accuracy(self._federation.model, data, self._classes) for data in (self._forget, self._retain)
-            )
-        cost = clock.cost + Cost(sample_forwards=len(self._forget) + len(self._retain))
-        kept = retained.without(())
-        # Nothing left to retain is nothing lost.
-        return self.cost + cost, Judgement(
-            forgotten.without(()) - _expected(forgotten, retained), kept if len(self._retain) else 1.0
+    def is_beaten(trial: _Trial) -> bool:
+        return any(
+            other.gaps != trial.gaps and all(a <= b for a, b in zip(other.gaps, trial.gaps, strict=True))
+            for other in trials
         )
 
-
-def _expected(forgotten: ClassAccuracy, retained: ClassAccuracy) -> float:
-    """Accuracy on retained images, weighted by the classes of the forgotten ones."""
-    total = sum(forgotten.counts)
-    pairs = zip(forgotten.counts, retained.accuracy, retained.counts, strict=True)
-    return sum(n * accuracy for n, accuracy, kept in pairs if kept) / total if total else 0.0
-
-
-def _sample(context: Context, parts: Mapping[int, LabelledSet], name: str) -> LabelledSet:
-    """At most :data:`SEARCH_IMAGES` of all clients' images."""
-    together = pool(*parts.values())
-    stream = generator(context.seed, "search", name)
-    return together.subset(torch.randperm(len(together), generator=stream)[:SEARCH_IMAGES])
+    return {trial for trial in trials if not is_beaten(trial)}

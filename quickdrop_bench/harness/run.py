@@ -23,7 +23,7 @@ from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.events import TRAINING, Run
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.protocol import Tuned
+from quickdrop_bench.harness.protocol import UNTOUCHED, Tuned
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import StageResult
@@ -254,11 +254,10 @@ def _round(session: Session, stage: str, info: RoundInfo) -> Iterable[Value]:
 
 
 def _search_values(tuned: Tuned) -> Iterable[Value]:
-    """What the search cost and chose."""
+    """What the search cost and chose, and how many settings it tried, not to count the trial that does nothing."""
     cost = {name: value for name, value in tuned.cost.metrics().items() if name not in ("rounds", "data_size")}
-    return [
-        Value("search", metric, value) for metric, value in {**cost, "tried": len(tuned.trials), **tuned.chosen}.items()
-    ]
+    tried = sum(trial["stage"] != UNTOUCHED for trial in tuned.trials)
+    return [Value("search", metric, value) for metric, value in {**cost, "tried": tried, **tuned.chosen}.items()]
 
 
 def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
@@ -311,7 +310,10 @@ def _membership(session: Session, context: Context, stage: str, state: State) ->
         suffix = "" if feature == "entropy" else f"_{feature}"
         yield Value(stage, f"f_set_mia{suffix}", rates.forget)
         yield Value(stage, f"r_set_mia{suffix}", rates.retain)
-        yield Value(stage, f"false_positive_mia{suffix}", rates.false_positive)
+        yield Value(stage, f"f_set_false_positive_mia{suffix}", rates.forget_false_positive)
+        yield Value(stage, f"r_set_false_positive_mia{suffix}", rates.retain_false_positive)
+        yield Value(stage, f"f_set_advantage_mia{suffix}", rates.forget_advantage)
+        yield Value(stage, f"r_set_advantage_mia{suffix}", rates.retain_advantage)
 
 
 def _stage(session: Session, run: Run, context: Context, stage: str, result: StageResult) -> Iterator[Value]:

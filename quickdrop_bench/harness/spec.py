@@ -54,6 +54,7 @@ METHOD_SOURCES = (
     "harness/experiment.py",
     "harness/run.py",
     "harness/protocol.py",
+    "harness/judging.py",
 )
 """Code that, beside the above and the method's own file, decides what a run measures."""
 

@@ -15,12 +15,12 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.errors import positive
 from quickdrop_bench.federation.federation import PhaseResult
-from quickdrop_bench.federation.history import UpdateHistory
+from quickdrop_bench.federation.history import UpdateHistory, retained_rounds
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import RunningMean, State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+from quickdrop_bench.methods.steps import MOST_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["FedEraser"]
 
@@ -40,20 +40,26 @@ class FedEraser(Recovery, Relearning):
     Attributes:
         calibration_ratio: r in (0, 1], local work of calibration as a share of the training's T (paper: 0.5).
         calibration_lr: η of calibration; None takes the training's η.
+        replay_every: replay every m-th of the recorded rounds, as if Δt had been m times as long.
     """
 
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data", "update-history"})
     summary: ClassVar[str] = "replays stored client updates without the forget set, in directions learnt afresh"
-    search: ClassVar[Search] = {"unlearning": {"calibration_ratio": (0.1, 0.5, 1.0)}, "recovery": RECOVERY_SEARCH}
+    search: ClassVar[Search] = {
+        "unlearning": {"calibration_ratio": (0.25, 0.5, 1.0), "replay_every": (1, 2)},
+        "recovery": RECOVERY_SEARCH,
+    }
 
     calibration_ratio: float = 0.5
     calibration_lr: float | None = None
+    replay_every: int = 1
     recover_rounds: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("federaser.calibration_ratio", self.calibration_ratio, at_most=1)
+        positive("federaser.replay_every", self.replay_every, at_least=1, at_most=MOST_STEPS)
 
     def calibration(self, training: Phase, rounds: int) -> Phase:
         """The calibration phase: ⌈r·T⌉ local steps or passes, as T counts, in each of the retained rounds."""
@@ -68,7 +74,7 @@ class FedEraser(Recovery, Relearning):
     def unlearn(self, context: Context) -> StageResult:
         """Replay the retained rounds from θ_0; data and stored updates of who left are never read."""
         history, data = _history(context), context.retain_data()
-        replay = _Replay(history)
+        replay = _Replay(history, self.replay_every)
         start = None
         # θ_0 never saw a client that leaves, but the stored first updates did see a class that is forgotten.
         if context.request.level == "client" and not forgotten_classes(context.forgotten):
@@ -87,21 +93,24 @@ class FedEraser(Recovery, Relearning):
         )
 
     def storage(self, context: Context) -> Storage:
-        """θ_0 and the recorded updates, on the server."""
-        return Storage(server_bytes=_history(context).stored_bytes())
+        """θ_0 and the updates of the rounds that are replayed, on the server."""
+        history = _history(context)
+        return Storage(server_bytes=history.stored_bytes(_Replay(history, self.replay_every).rounds))
 
 
 class _Replay:
     """The hooks of ``Federation.run`` that turn its rounds into the retained ones.
 
     Args:
-        history: the clients' updates by retained round.
+        history: the clients' updates by recorded round.
+        every: m, of which every m-th is retained.
     """
 
-    def __init__(self, history: UpdateHistory) -> None:
+    def __init__(self, history: UpdateHistory, every: int) -> None:
         self._history = history
         self._fetched: dict[tuple[int, int], State] = {}
-        self.rounds = sorted(history.participants)
+        recorded = sorted(history.participants)
+        self.rounds = [recorded[j] for j in retained_rounds(len(recorded), every)] if recorded else []
 
     def choose(self, j: int, eligible: list[int]) -> list[int]:
         """Who took part in the j-th retained round and still has data."""

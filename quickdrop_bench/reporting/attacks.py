@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quickdrop_bench.reporting.layout import ORACLE, ORIGINAL, method_name
-from quickdrop_bench.reporting.looks import BLUE, GREY, HOLLOW, ORANGE
+from quickdrop_bench.reporting.looks import BLUE, GREY, HOLLOW, ORANGE, VERMILLION
 from quickdrop_bench.reporting.measured import TRAINING
 from quickdrop_bench.reporting.pictures import legend_below, rows_of_panels
 from quickdrop_bench.reporting.points import marks, measure, methods_in, numbers_frame, panels
@@ -22,15 +22,32 @@ __all__ = ["figure_3"]
 ATTACKS = {"": "entropy (the cited attack)", "_loss": "loss (knows the label)"}
 """What ends a metric's name, and the attack."""
 
-SETS = {"F-Set": ("f_set_mia", ORANGE, "///", "--", -0.2), "R-Set": ("r_set_mia", BLUE, "", ":", 0.2)}
-"""Metric, colour, hatch, line of the oracle, and place beside the method's name."""
+SETS = {"F-Set": ("f_set", ORANGE, "///", "--", -0.2), "R-Set": ("r_set", BLUE, "", ":", 0.2)}
+"""What begins a metric's name, colour, hatch, line of the oracle, and place beside the method's name."""
 
-FALSE_POSITIVES = "false_positive_mia"
+KINDS = ("mia", "false_positive_mia", "advantage_mia")
+"""What follows: the rate on training images, that on test images of their classes, and the difference."""
+
 REFERENCE = "reference"
+
+
+ON_TEST: dict[str, Any] = {
+    "marker": "|",
+    "linestyle": "none",
+    "color": VERMILLION,
+    "markersize": 9,
+    "markeredgewidth": 1.6,
+    "zorder": 4,
+    "label": "test images of the same classes",
+}
+BESIDE: dict[str, Any] = {"fontsize": 6, "va": "center", "ha": "left", "annotation_clip": False}
 
 
 def figure_3(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     """Bars of the attack's rate on the F-Set and the R-Set per method; Retrain-Or's rates are the reference.
+
+    A mark on each bar is the rate on test images of the same classes; the difference, the attack's advantage, stands
+    beside the bar in points.
 
     Args:
         rows: of the artefact.
@@ -49,7 +66,7 @@ def figure_3(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]
         for panel, (suffix, attack) in zip(row, ATTACKS.items(), strict=True):
             points = numbers_frame(_lines(slot, shown, suffix), REFERENCE)
             _draw(panel, points, shown, slot.published.name)
-            panel.set_title(f"{attack}{_false_positives(points)}", loc="left")
+            panel.set_title(attack, loc="left")
             lines += points.to_dict(orient="records")
         row[0].set_yticks(range(len(shown)), [_name(points, method) for method in shown])
         row[0].set_ylim(len(shown) - 0.4, -0.6)
@@ -58,8 +75,8 @@ def figure_3(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]
 
 
 def _lines(slot: Slot, methods: Sequence[str], suffix: str) -> Iterator[dict[str, Any]]:
-    """Of the methods that were run: rates on both sets, and of false positives."""
-    metrics = [f"{name}{suffix}" for name in (*(metric for metric, *_ in SETS.values()), FALSE_POSITIVES)]
+    """Of the methods that were run: the rates on both sets, on test images of their classes, and the advantages."""
+    metrics = [f"{name}_{kind}{suffix}" for kind in KINDS for name, *_ in SETS.values()]
     references = {metric: Cell.of(slot.values(ORACLE, "total", metric)).mean for metric in metrics}
     for method in (method for method in methods if slot.seeds(method)):
         for metric in metrics:
@@ -74,30 +91,26 @@ def _name(points: pd.DataFrame, method: str) -> str:
     return "\n".join([name, *(["; ".join(marks(own.head(1)))] if len(own) else [])]).rstrip()
 
 
-def _false_positives(points: pd.DataFrame) -> str:
-    """A line about images that were never trained on."""
-    rates = 100 * points[points["metric"].str.startswith(FALSE_POSITIVES)]["mean"].dropna()
-    if rates.empty:
-        return ""
-    low, high = f"{rates.min():.0f}", f"{rates.max():.0f}"
-    return f"\nfalse positives on test images: {low if low == high else f'{low}–{high}'}%"
-
-
 def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str], paper: str) -> None:
     """One attack."""
     axes.set(xlim=(0, 100), xlabel="taken for training data (%)")
-    for name, (metric, color, hatch, line, shift) in SETS.items():
-        own = points[points["metric"].str.startswith(metric)]
-        at = np.array([methods.index(method) for method in own["method"]]) + shift
-        mean, std = 100 * own["mean"], 100 * own["std"]
+    for name, (prefix, color, hatch, line, shift) in SETS.items():
+        rates, on_test, advantage = (points[points["metric"].str.startswith(f"{prefix}_{kind}")] for kind in KINDS)
+        at = np.array([methods.index(method) for method in rates["method"]]) + shift
+        mean, std = 100 * rates["mean"], 100 * rates["std"]
         bars: dict[str, Any] = {"height": 0.38, "color": color, "edgecolor": "black", "linewidth": 0.5, "hatch": hatch}
         axes.barh(at, mean, xerr=std, error_kw={"elinewidth": 0.8, "capsize": 1.5}, label=name, **bars)
-        reference = 100 * own[REFERENCE].dropna().head(1)
+        axes.plot(100 * on_test["mean"], at, **ON_TEST)
+        for y, difference in zip(at, 100 * advantage["mean"], strict=True):
+            if np.isfinite(difference):
+                axes.annotate(f"{difference:+.0f}", (1.02, y), xycoords=("axes fraction", "data"), **BESIDE)
+        reference = 100 * rates[REFERENCE].dropna().head(1)
         for rate in reference:
             axes.axvline(rate, color="black", linestyle=line, linewidth=1.2, label=f"{method_name(ORACLE)}, {name}")
-        known = own["published"].notna()
+        known = rates["published"].notna()
         if known.any():
-            axes.plot(100 * own["published"][known], at[known], "D", label=f"paper ({paper}), {name}", **HOLLOW)
+            axes.plot(100 * rates["published"][known], at[known], "D", label=f"paper ({paper}), {name}", **HOLLOW)
+    axes.set_title("advantage (points)", loc="right", fontsize=6)
     for k, method in enumerate(methods):
         if points[points["method"] == method]["mean"].isna().all():
             text = "no value" if method in set(points["method"]) else "not run"

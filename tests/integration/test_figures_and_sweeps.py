@@ -55,7 +55,13 @@ def test_figure_3_takes_its_runs_from_table_2(run: Run) -> None:
     rows = rows_of("figure3")
     attacks = rows[rows["metric"].str.contains("_mia")]
     assert set(attacks["method"]) == {"original", *(m for m in METHODS if "class" in METHODS[m].levels)}
-    assert attacks["value"].between(0, 1).all()
+    advantages = attacks["metric"].str.contains("advantage")
+    assert attacks["value"][~advantages].between(0, 1).all()
+    keys = ["method", "stage", "metric"]
+    by_name = attacks.set_index(keys)["value"]
+    for (method, stage, metric), advantage in attacks[advantages].set_index(keys)["value"].items():
+        rate, on_test = (by_name[method, stage, metric.replace("advantage_", k)] for k in ("", "false_positive_"))
+        assert advantage == pytest.approx(rate - on_test)
     numbers = pd.read_csv(folder("figure3") / "figure.csv")
     assert numbers.filter(like="reference").notna().all(axis=None)
 

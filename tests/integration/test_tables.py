@@ -120,7 +120,8 @@ def test_protocols_stand_side_by_side(run: Run) -> None:
     assert "stated apart" in out
     trials = pd.read_csv("results/quick/table2/search.csv")
     assert set(trials["method"]) == {"quickdrop"}
-    assert len(trials) == value(search, metric="tried")
+    assert list(trials["stage"]).index("untouched") == 0
+    assert len(trials) == value(search, metric="tried") + 1
     code, _, err = run("table", "2", *TINY, *chosen, "--protocol", "tuned")
     assert "round" not in err
 

@@ -137,11 +137,11 @@ def test_seconds_of_shared_cores_are_marked() -> None:
     rows = [*timed(1, 600, 10, shared_cores=1.0), *timed(2, 360, 10, shared_cores=0.0)]
     (section,) = tables_of(*rows)
     lines = texts(section)
-    assert lines["Retrain-Or"]["Total: Time (s)"].endswith(" †")
-    assert lines["QuickDrop"]["Total: Speedup (seconds)"].endswith("× (36.0–60.0) †")
-    assert not lines["QuickDrop"]["Total: Time (s)"].endswith("†")
-    assert not lines["QuickDrop"]["Total: Speedup (sample-gradients)"].endswith("†")
-    assert "†: other work had the cores for more than 15% of the time on seed 1; such seconds say too" in (
+    assert lines["Retrain-Or"]["Total: Time (s)"].endswith(" ‡")
+    assert lines["QuickDrop"]["Total: Speedup (seconds)"].endswith("× (36.0–60.0) ‡")
+    assert not lines["QuickDrop"]["Total: Time (s)"].endswith("‡")
+    assert not lines["QuickDrop"]["Total: Speedup (sample-gradients)"].endswith("‡")
+    assert "‡: other work had the cores for more than 15% of the time on seed 1; such seconds say too" in (
         section.sheet().footnote
     )
     table = render(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
@@ -150,7 +150,7 @@ def test_seconds_of_shared_cores_are_marked() -> None:
 
 def test_without_shared_cores_nothing_is_said() -> None:
     (section,) = tables_of(*timed(1, 600, 10, shared_cores=0.0))
-    assert "†" not in str(section.sheet())
+    assert "‡" not in str(section.sheet())
 
 
 def test_interval_of_student() -> None:

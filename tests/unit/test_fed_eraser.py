@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -265,7 +266,7 @@ def test_data_and_updates_of_the_forgotten_are_never_read(
     expected = [(k, i) for k in range(3) for i in (0, 1, 2) if i != locked]  # each once, and in this order
     assert history.given == expected
     assert method.recover(guarded, unlearned.state) is not None
-    assert method.storage(guarded) == Storage(server_bytes=history.stored_bytes())
+    assert method.storage(guarded) == Storage(server_bytes=history.stored_bytes(range(3)))
     with pytest.raises(AssertionError, match="forbidden data"):
         method.relearn(guarded, unlearned.state)
 
@@ -281,6 +282,21 @@ def test_one_retained_round_is_fedavg_of_its_models(trained: Callable[..., Conte
     cost = result.cost
     assert (cost.rounds, cost.data_size, cost.sample_gradients, cost.upload_bytes) == (1, 33, 0, 0)
     assert cost.seconds > 0
+
+
+@pytest.mark.parametrize("request_", [CLASS, CLIENT], ids=str)
+@pytest.mark.parametrize(("rounds", "every"), [(6, 2), (7, 2), (5, 3), (3, 9)])
+def test_every_mth_recorded_round_is_as_if_only_those_were_recorded(
+    request_: UnlearningRequest, rounds: int, every: int, trained: Callable[..., Context], tmp_path: Path
+) -> None:
+    training = replace(TRAIN, rounds=rounds)
+    context = trained(request_, training)
+    thinned = FedEraser(replay_every=every)
+    state, storage = thinned.unlearn(context).state, thinned.storage(context)
+    shutil.rmtree(tmp_path)
+    apart = trained(request_, training, every)
+    assert equal(state, FedEraser().unlearn(apart).state)
+    assert storage == FedEraser().storage(apart)
 
 
 def test_storage_is_the_formula(trained: Callable[..., Context]) -> None:
@@ -427,7 +443,13 @@ def test_needs_the_update_history() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"calibration_ratio": 0.0}, {"calibration_ratio": 1.1}, {"calibration_lr": 0.0}, {"recover_rounds": -1}],
+    [
+        {"calibration_ratio": 0.0},
+        {"calibration_ratio": 1.1},
+        {"calibration_lr": 0.0},
+        {"recover_rounds": -1},
+        {"replay_every": 0},
+    ],
 )
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput):

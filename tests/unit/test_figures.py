@@ -117,23 +117,27 @@ def test_every_setting_has_its_own_panels_and_a_method_that_was_run_once_is_in_a
     scales = [row("quickdrop", 1, "total", "f_set_mia", 0.2, scale=s) for s in (1, 10)]
     figure, numbers = draw(3, [row("retrain-or", 1, "total", "f_set_mia", 0.3, scale=1), *scales])
     assert [part.get_suptitle()[-6:] for part in figure.subfigs] == [" s = 1", "s = 10"]
-    assert numbers["method"].value_counts().to_dict() == {"retrain-or": 12, "quickdrop": 12}
+    assert numbers["method"].value_counts().to_dict() == {"retrain-or": 24, "quickdrop": 24}
     assert numbers["reference"][numbers["metric"] == "f_set_mia"].tolist() == [0.3] * 4
 
 
 def attacked(method: str, seed: int, *rates: float) -> Iterator[Row]:
     stage = "fl-training" if method == "original" else "total"
-    metrics = [f"{name}_mia{suffix}" for suffix in ("", "_loss") for name in ("f_set", "r_set", "false_positive")]
+    names = ("f_set", "r_set", "f_set_false_positive", "r_set_false_positive")
+    metrics = [f"{name}_mia{suffix}" for suffix in ("", "_loss") for name in names]
     for metric, rate in zip(metrics, rates, strict=True):
         yield row(method, seed, stage, metric, rate)
+    for k, (suffix, name) in enumerate([(s, n) for s in ("", "_loss") for n in ("f_set", "r_set")]):
+        at = 2 * (k // 2) + k
+        yield row(method, seed, stage, f"{name}_advantage_mia{suffix}", rates[at] - rates[at + 2])
 
 
 def test_figure_3_refers_to_the_oracle() -> None:
     rows = [
-        *attacked("original", 1, 0.8, 0.7, 0.5, 0.9, 0.8, 0.5),
-        *attacked("retrain-or", 1, 0.3, 0.6, 0.4, 0.01, 0.7, 0.3),
-        *attacked("retrain-or", 2, 0.2, 0.6, 0.4, 0.03, 0.7, 0.3),
-        *attacked("quickdrop", 1, 0.4, 0.5, 0.45, 0.05, 0.6, 0.3),
+        *attacked("original", 1, 0.8, 0.7, 0.5, 0.5, 0.9, 0.8, 0.5, 0.5),
+        *attacked("retrain-or", 1, 0.3, 0.6, 0.3, 0.4, 0.01, 0.7, 0.02, 0.3),
+        *attacked("retrain-or", 2, 0.2, 0.6, 0.3, 0.4, 0.03, 0.7, 0.02, 0.3),
+        *attacked("quickdrop", 1, 0.4, 0.5, 0.3, 0.45, 0.05, 0.6, 0.02, 0.3),
         failed("quickdrop", 2),
         failed("fu-mp", 1),
     ]
@@ -147,7 +151,11 @@ def test_figure_3_refers_to_the_oracle() -> None:
     paper = next(x for x in entropy.lines if x.get_label() == "paper (cifar10), R-Set")
     assert paper.get_xdata() == pytest.approx([77.25, 71.62])
     assert paper.get_markerfacecolor() == HOLLOW["markerfacecolor"] == "none"
-    assert entropy.get_title("left").endswith("false positives on test images: 40–50%")
+    on_test = [x.get_xdata() for x in entropy.lines if x.get_label() == "test images of the same classes"]
+    assert on_test[0] == pytest.approx([50, 30, np.nan, 30], nan_ok=True)
+    assert on_test[1] == pytest.approx([50, 40, np.nan, 45], nan_ok=True)
+    advantages = [text.get_text() for text in entropy.texts if text.get_text()[0] in "+-"]
+    assert advantages == ["+30", "-5", "+10", "+20", "+20", "+5"]
     shown = texts(figure).splitlines()
     for part in (
         "before the request",

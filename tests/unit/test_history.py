@@ -108,9 +108,9 @@ def test_stored_bytes_equal_the_formula_and_the_disk(
     # The ConvNet on 1×8×8 images with 4 filters, 2 blocks, 3 classes: two blocks with affine norms, and 16·3 + 3.
     parameters = (9 * 4 + 4 + 8) + (9 * 16 + 4 + 8) + (4 * 2 * 2 * 3 + 3)
     participants = 2 + 2  # two of three clients in each of the rounds 0 and 2
-    assert history.stored_bytes() == 4 * parameters * (1 + participants)
+    assert history.stored_bytes([0, 2]) == 4 * parameters * (1 + participants)
     payload = sum(payload_bytes(path) for path in tmp_path.rglob("*.safetensors"))
-    assert payload == history.stored_bytes() + 8 * participants
+    assert payload == history.stored_bytes([0, 2]) + 8 * participants
 
 
 def test_training_again_writes_the_same_files(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
