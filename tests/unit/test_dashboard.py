@@ -14,9 +14,9 @@ import pytest
 import wandb
 
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.dashboard import GROUPING, definition, publish, workspace
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.tracking.dashboard import GROUPING, definition, publish, workspace
 
 COST = {*Cost().metrics()}
 TOTAL = {f"total/{name}" for name in {*COST, "f_set_accuracy", "r_set_accuracy", "speedup", "f_set_gap", "r_set_gap"}}

@@ -164,7 +164,11 @@ def _table() -> Section:
     from wandb_workspaces.workspaces import Section
 
     bars = [_by_method(metric, title) for metric, title in TOTALS.items()]
-    return Section(name="Table", is_open=True, panels=[*bars, wr.WeavePanelSummaryTable(table_name="table")])
+    return Section(
+        name="Table",
+        is_open=True,
+        panels=[*bars, wr.MediaBrowser(title="Table or figure", media_keys=["table", "figure"])],
+    )
 
 
 def _rounds() -> Section:
