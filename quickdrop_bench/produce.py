@@ -64,8 +64,8 @@ def make_session(
     display = ProgressDisplay(accuracy)
     if tracker:
         tracker.accuracy = accuracy
-    mirrors = [tracker] if tracker else []
-    fabric = make_fabric(args, [*([display] if shown else []), *mirrors], mirrors)
+    trackers = [tracker] if tracker else []
+    fabric = make_fabric(args, [*([display] if shown else []), *trackers], trackers)
     session = Session(experiment, fabric, args.artifacts_dir)
     return session, display
 
