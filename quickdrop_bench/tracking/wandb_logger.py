@@ -254,16 +254,16 @@ class Tracker(Logger):
     @_guarded
     def log_artefact(self, artefact: str, preset: str, folder: Path) -> None:
         """Log a finished table or figure, e.g. ``table2``, as a run of its own, from the files in its folder."""
-        chosen = Path(self.agent["sweep_param_path"]).read_text(encoding="utf-8") if self.agent else "{}"
+        chosen = Path(path).read_text(encoding="utf-8") if (path := self.agent.get("sweep_param_path")) else "{}"
         parameters = {name: entry["value"] for name, entry in yaml.safe_load(chosen).items() if isinstance(entry, dict)}
         config = {"artefact": artefact, "preset": preset, **parameters}
         about = {"name": f"{artefact} · {preset}", "group": f"{artefact}-{preset}", "config": config}
         logger = self._open(self.agent, job_type="artefact", **about)
-        for path in filter(Path.exists, (folder / "table.csv", folder / "figure.csv")):
-            frame = pd.read_csv(path)
+        for file in filter(Path.exists, (folder / "table.csv", folder / "figure.csv")):
+            frame = pd.read_csv(file)
             self._log_html("table", frame.to_html(index=False, na_rep=""))
-            if path.stem == "figure":
-                logger.log_image("figure", [str(path.with_suffix(".png"))])
+            if file.stem == "figure":
+                logger.log_image("figure", [str(file.with_suffix(".png"))])
                 logger.experiment.summary.update(headline(frame))
         self._finish()
 

@@ -407,6 +407,16 @@ def test_agents_run_reports_what_was_measured_before(
 
 
 @pytest.mark.slow
+def test_run_id_of_the_environment_is_the_artefacts(
+    run: Run, wandb: Wandb, measured: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    run(*QUICKDROP)
+    assert [(r.about["settings"].run_id, r.exit_code) for r in wandb.runs] == [("chosen", 0)]
+    assert not warnings(caplog)
+
+
+@pytest.mark.slow
 def test_process_of_its_own_logs_its_cells(wandb: Wandb, measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("die_with_parent", "keep_freed_memory"):
         monkeypatch.setattr(f"quickdrop_bench.produce.{name}", lambda: None)
