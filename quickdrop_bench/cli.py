@@ -18,7 +18,6 @@ from rich.table import Table
 from quickdrop_bench import serve
 from quickdrop_bench.allocator import keep_freed_memory
 from quickdrop_bench.commands import PROGRAM
-from quickdrop_bench.dashboard import definition, publish
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -28,7 +27,7 @@ from quickdrop_bench.federation.ranks import is_first, is_shared, rank
 from quickdrop_bench.files import check_replaceable, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
-from quickdrop_bench.harness.sheets import synthetic_pairs
+from quickdrop_bench.harness.sheets import class_holdings, synthetic_pairs
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
@@ -39,7 +38,8 @@ from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting.distribution import write_distribution
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.report import render_report, write_report
-from quickdrop_bench.tracking import project_of, tracking
+from quickdrop_bench.tracking.dashboard import definition, publish
+from quickdrop_bench.tracking.wandb_logger import project_of, tracking
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
@@ -164,8 +164,7 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         with display:
             context = session.prepare(seed)
         folder = session.folder(seed)
-        rows = [client.original.rows.cpu().numpy() for _, client in sorted(context.clients.items())]
-        counts = class_counts(session.data.train.labels.cpu().numpy(), rows, len(session.data.class_names))
+        counts = class_holdings(session.data, context.clients)
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         if experiment.federation.distill:
             write_sheet(folder, *synthetic_pairs(session.data, context.clients), _title(experiment, seed))

@@ -100,11 +100,15 @@ def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
     parser.add_argument(
         "--tf32", action="store_true", help="on a GPU: let float32 products round to TF32, which is faster"
     )
+    _add_wandb_options(parser, "auto")
+    parser.add_argument("--wandb-images", action="store_true", help="upload synthetic images too; they may reveal data")
+
+
+def _add_wandb_options(parser: ArgumentParser, mode: str) -> None:
     modes = "auto (online where an API key is configured), online, offline or disabled"
-    parser.add_argument("--wandb", type=str, default="auto", help=f"mirror runs into W&B: {modes}")
+    parser.add_argument("--wandb", type=str, default=mode, help=f"log runs to W&B: {modes} (default: {mode})")
     parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
     parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team (default: your own)")
-    parser.add_argument("--wandb-images", action="store_true", help="upload synthetic images too; they may reveal data")
 
 
 def add_train_options(parser: ArgumentParser) -> None:
@@ -188,6 +192,7 @@ def add_request_options(parser: ArgumentParser) -> None:
     parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
     parser.add_argument("--dry-run", action="store_true", help="show participants and cost, and stop")
     _add_machine_options(parser)
+    _add_wandb_options(parser, "disabled")
     for name in METHODS:
         _add_fields(parser, METHODS[name], f"{name}.")
 

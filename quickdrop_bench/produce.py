@@ -41,7 +41,7 @@ from quickdrop_bench.reporting.capabilities import (
 from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
 from quickdrop_bench.reporting.points import VARIED, numbers_markdown
 from quickdrop_bench.rows import RowFile
-from quickdrop_bench.tracking import Tracker, tracking
+from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
 __all__ = ["capabilities", "make_session", "produce"]
 
@@ -64,8 +64,8 @@ def make_session(
     display = ProgressDisplay(accuracy)
     if tracker:
         tracker.accuracy = accuracy
-    mirrors = [tracker] if tracker else []
-    fabric = make_fabric(args, [*([display] if shown else []), *mirrors], mirrors)
+    trackers = [tracker] if tracker else []
+    fabric = make_fabric(args, [*([display] if shown else []), *trackers], trackers)
     session = Session(experiment, fabric, args.artifacts_dir)
     return session, display
 
@@ -113,7 +113,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
             for cell in experiments:
                 all_well &= _measure_here(args, folder, rows, cell, tracker)
         _render(args, rows, [experiment for experiment, _ in experiments], folder)
-        if tracker and (tracker.has_agent or _stamp(rows.path) != stamp):
+        if tracker and (tracker.agent or _stamp(rows.path) != stamp):
             tracker.log_artefact(name, args.preset, folder)
     print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
     return 0 if all_well else 1

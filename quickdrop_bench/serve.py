@@ -15,12 +15,15 @@ from rich.text import Text
 
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.harness.events import Run
+from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.options import make_fabric, methods_of, numbers_of
 from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.planned import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
+from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
 __all__ = ["COMMANDS"]
 
@@ -38,7 +41,12 @@ def relearn(args: Namespace, argv: Sequence[str]) -> int:
 
 
 def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
-    run = _open(args)
+    with tracking(args) as tracker:
+        return _serve_all(action, args, argv, tracker)
+
+
+def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Tracker | None) -> int:
+    run = _open(args, tracker)
     requests = _requests(args)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
@@ -49,13 +57,53 @@ def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
     run.check_all(action, pairs, absent)  # all or none
     for request, method in pairs:
         call = run.unlearn if action == "unlearn" else run.relearn
-        _print_entry(run, call(request, method, absent), as_json=args.json)
+        told = _told(run, action, str(request), method, args.method)
+        run.fabric.call("on_run_start", run=told)
+        entry = call(request, method, absent)
+        _tell(run.fabric, told, entry)
+        _print_entry(run, entry, as_json=args.json)
     return 0
 
 
-def _open(args: Namespace) -> TrainedRun:
+def _told(run: TrainedRun, action: str, request: str, method: Method, name: str) -> Run:
+    """A request as Fabric's callbacks hear of it."""
+    spec, made_by = run.spec, provenance(run.fabric, run.preset or "no-preset")
+    columns = {
+        "artefact": action,
+        "dataset": run.info.name,
+        "clients": spec.clients,
+        "distribution": spec.distribution,
+        "request": request,
+        "protocol": "preset",
+        "seed": run.seed,
+        "method": name,
+        "federation_hash": run.folder.name,
+        "scale": spec.scale,
+        "fine_tuning": spec.fine_tune,
+    }
+    settings = {
+        "federation": spec.resolved(),
+        "hyper_parameters": asdict(method),  # type: ignore[call-overload]
+        "provenance": made_by,
+    }
+    return Run(action, name, run.seed, 0, 1, columns, settings)
+
+
+def _tell(fabric: Fabric, run: Run, entry: Entry) -> None:
+    """Tell the callbacks how a request was served: its stages' costs, and in all what rows would have."""
+    for stage, cost in entry.cost.items():
+        if stage != "total":
+            fabric.call("on_stage_end", run=run, stage=stage, values=cost, accuracy=None)
+    before = {f"{name}_before": value for name, value in (entry.before or {}).items()}
+    values = {**entry.cost["total"], **before, **(entry.after or {}), "version": entry.version}
+    rows = [{**run.columns, "stage": "total", "metric": name, "value": value} for name, value in values.items()]
+    fabric.call("on_run_end", run=run, rows=rows, oracle=())
+
+
+def _open(args: Namespace, tracker: Tracker | None = None) -> TrainedRun:
     def make(precision: str) -> Fabric:
-        return make_fabric(Namespace(**{**vars(args), "precision": args.precision or precision}))
+        told = [tracker] if tracker else []
+        return make_fabric(Namespace(**{**vars(args), "precision": args.precision or precision}), told, told)
 
     return TrainedRun(find_run(args.run, args.artifacts_dir), make, args.data_dir)
 

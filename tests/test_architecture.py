@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 
 LAYERS = [
     {"cli", "__main__"},
-    {"produce", "dashboard", "serve"},
+    {"produce", "serve"},
     {"cells", "parsing"},
     {"tracking"},
-    {"options", "progress", "mirror"},
+    {"options", "progress"},
     {"reporting"},
     {"serving"},
     {"harness"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"distillation"},
     {"models", "data"},
     {"functional"},
-    {"rows", "cost", "seeding", "registry", "files", "allocator", "jobs", "commands", "listener"},
+    {"rows", "cost", "seeding", "registry", "files", "allocator", "jobs", "commands"},
     {"errors", "__init__"},
 ]
 """From top to bottom; a unit imports from its own or from lower lines, never from above."""
@@ -83,7 +83,7 @@ def test_reporting_knows_no_torch() -> None:
 
 def test_one_file_knows_wandb() -> None:
     known = {path.relative_to(PACKAGE).as_posix() for path in FILES if "wandb" in external(path)}
-    assert known == {"mirror.py"}
+    assert known == {"tracking/wandb_logger.py"}
 
 
 def test_nothing_is_unpickled() -> None:

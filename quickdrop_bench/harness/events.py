@@ -24,8 +24,8 @@ class Run:
     - ``on_search_start(run)``: before a request's ``on_run_start``: with the tuned protocol, settings are searched for.
     - ``on_federation_ready(run, context, trained, data, folder)``: it was trained or loaded; ``run`` is of kind
       ``fl-training``.
-    - ``on_stage_end(run, stage, values, accuracy)``: a stage ended and was evaluated: numbers by metric, and a
-      :class:`~quickdrop_bench.evaluation.accuracy.ClassAccuracy` on the test set.
+    - ``on_stage_end(run, stage, values, accuracy)``: a stage ended: numbers by metric, and a
+      :class:`~quickdrop_bench.evaluation.accuracy.ClassAccuracy` on the test set, or None if it was not evaluated.
     - ``on_run_end(run, rows, oracle)``: its rows are on disk; ``oracle`` are those of the oracle's run of the same
       request and seed, if there are any.
 
@@ -34,10 +34,12 @@ class Run:
     timed stage.
 
     Attributes:
-        kind: ``fl-training``, ``evaluation`` (of the trained model before a request) or ``unlearning``.
-        method: as in rows; ``original`` unless the kind is ``unlearning``.
+        kind: ``fl-training``, ``evaluation`` (of the trained model before a request) or ``unlearning``;
+            ``unlearn`` or ``relearn`` for a request that a command of that name serves.
+        method: as in rows; ``original`` in a training and an evaluation.
         seed: of the federation.
         step: index of the request in its sequence.
+        requests: how many the sequence has.
         columns: what its rows have in common, without provenance.
         settings: the resolved ``federation``, ``hyper_parameters``, ``rules``, and ``provenance``.
     """
@@ -46,6 +48,7 @@ class Run:
     method: str
     seed: int
     step: int
+    requests: int
     columns: Mapping[str, Any]
     settings: Mapping[str, Any]
 

@@ -268,7 +268,7 @@ class Session:
             "provenance": provenance(self.fabric, e.preset),
         }
         kind = kind or (EVALUATION if method == ORIGINAL else UNLEARNING)
-        return Run(kind, method, seed, step, columns, settings)
+        return Run(kind, method, seed, step, len(e.requests), columns, settings)
 
     def configured(self, name: str) -> Method:
         """A method with the settings of the protocol; the tuned ones are searched when first asked for."""

@@ -1,4 +1,4 @@
-"""Synthetic images and the real ones that they began as, ready to be shown."""
+"""What clients hold, ready to be shown: images by class, synthetic images and the real ones that they began as."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from quickdrop_bench.data.labelled import ImageData
+from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.methods.base import ClientData
 
-__all__ = ["synthetic_pairs"]
+__all__ = ["class_holdings", "synthetic_pairs", "visibly_changed"]
 
 PER_CLASS = 2
 """Synthetic images of each class that are shown."""
+
+
+def class_holdings(data: ImageData, clients: Mapping[int, ClientData]) -> np.ndarray:
+    """(N, classes) training images per client and class, the clients by id."""
+    rows = [client.original.rows.cpu().numpy() for _, client in sorted(clients.items())]
+    return class_counts(data.train.labels.cpu().numpy(), rows, len(data.class_names))
 
 
 def synthetic_pairs(data: ImageData, clients: Mapping[int, ClientData]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -46,3 +54,19 @@ def synthetic_pairs(data: ImageData, clients: Mapping[int, ClientData]) -> tuple
         for side in sides
     )
     return real, synthetic, labels
+
+
+def visibly_changed(
+    data: ImageData, clients: Mapping[int, ClientData], shades: float
+) -> tuple[list[Image.Image], list[str]]:
+    """Synthetic images as pictures, with their classes' names, but for those that still look like a client's image.
+
+    Args:
+        data: the data set.
+        clients: by id.
+        shades: of 255, by which an image must differ somewhere from the real one that it began as.
+    """
+    real, synthetic, labels = synthetic_pairs(data, clients)
+    changed = [k for k in range(len(labels)) if 255 * abs(real[k] - synthetic[k]).max() >= shades]
+    images = [Image.fromarray((255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze()) for k in changed]
+    return images, [labels[k] for k in changed]

@@ -1,4 +1,4 @@
-"""Who holds what, as a picture; made of what is quickly imported."""
+"""Who holds what, as a picture."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from quickdrop_bench.reporting.looks import BLUE, style
 
-__all__ = ["distribution_png", "holdings"]
+__all__ = ["distribution_image", "holdings"]
 
 
 def holdings(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
@@ -39,9 +40,9 @@ def holdings(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figu
     return figure
 
 
-def distribution_png(counts: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
-    """The same picture as a PNG file's content."""
+def distribution_image(counts: np.ndarray, class_names: Sequence[str], title: str) -> Image.Image:
+    """The same picture as pixels."""
     buffer = BytesIO()
     with style():
         holdings(counts, class_names, title).savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return Image.open(buffer)

@@ -145,7 +145,7 @@ def test_seconds_of_shared_cores_are_marked() -> None:
         section.sheet().footnote
     )
     table = render(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
-    assert r"$\dagger$" in table["table.tex"]
+    assert r"$\ddagger$" in table["table.tex"]
 
 
 def test_without_shared_cores_nothing_is_said() -> None:

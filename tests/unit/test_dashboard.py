@@ -14,16 +14,17 @@ import pytest
 import wandb
 
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.dashboard import GROUPING, definition, publish, workspace
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.tracking.dashboard import GROUPING, definition, publish, workspace
 
 COST = {*Cost().metrics()}
 TOTAL = {f"total/{name}" for name in {*COST, "f_set_accuracy", "r_set_accuracy", "speedup", "f_set_gap", "r_set_gap"}}
 STAGE = {f"per_stage/{name}" for name in {*COST, "f_set_accuracy", "r_set_accuracy"}}
 ROUND = {f"per_round/{name}" for name in ("accuracy", "loss", "matching_distance", "participants")}
 CLASSES = {f"per_round/class_{label}_accuracy" for label in range(12)}
-METRICS = TOTAL | STAGE | ROUND | CLASSES | {"round", "stage", "table"}
+REQUEST = {f"per_request/{name}" for name in ("f_set_accuracy", "r_set_accuracy", "seconds")}
+METRICS = TOTAL | STAGE | ROUND | CLASSES | REQUEST | {"round", "stage", "request", "table", "figure"}
 """What runs log."""
 
 CONFIG = {
@@ -32,7 +33,7 @@ CONFIG = {
 }
 """What the config of a run has."""
 
-SECTIONS = ["Accuracy against cost", "Table", "Rounds", "Stages", "Sweep"]
+SECTIONS = ["Accuracy against cost", "Table", "Rounds", "Stages", "Requests one after the other", "Sweep"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +75,7 @@ def names(panel: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "metricRegex" in config:
         assert config["useMetricRegex"]
         yield from (("metric", name) for name in METRICS if re.fullmatch(config["metricRegex"], name))
-    if panel["viewType"] == "Weave":
-        yield "metric", config["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"]
+    yield from (("metric", key) for key in config.get("mediaKeys", []))
     yield from (("config", key) for key in re.findall(r"\$\{config:(.*?)\}", config.get("legendTemplate", "")))
 
 
@@ -115,6 +115,7 @@ def test_panels_read_only_what_runs_have() -> None:
         ("Accuracy against cost", {"total/seconds", "total/sample_gradients", "total/f_set_accuracy"}),
         ("Table", {"total/r_set_accuracy", "total/seconds", "total/speedup", "total/r_set_gap", "method", "table"}),
         ("Rounds", {"round", *ROUND, *CLASSES}),
+        ("Requests one after the other", {"request", *REQUEST}),
         ("Stages", {"stage", "per_stage/sample_gradients", "per_stage/upload_bytes"}),
         ("Sweep", {"scale", "federation.alpha", "total/r_set_accuracy", "total/seconds"}),
     ],

@@ -19,7 +19,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from quickdrop_bench.cells import cells
 from quickdrop_bench.options import add_sweep_options
 from quickdrop_bench.parsing import options_of, parse
-from quickdrop_bench.tracking import PROJECT
+from quickdrop_bench.tracking.wandb_logger import PROJECT
 from tests.conftest import TINY
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "wandb_sweep.yaml"

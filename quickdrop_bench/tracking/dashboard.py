@@ -46,6 +46,8 @@ STAGES = {
     "upload_bytes": "Upload (bytes)",
 }
 
+REQUESTS = {"f_set_accuracy": "F-Set accuracy", "r_set_accuracy": "R-Set accuracy", "seconds": "Seconds"}
+
 TOTALS = {
     "r_set_accuracy": "R-Set accuracy",
     "f_set_accuracy": "F-Set accuracy",
@@ -75,7 +77,7 @@ def workspace(entity: str, project: str) -> Workspace:
         entity=entity,
         project=project,
         name=NAME,
-        sections=[_trade_off(), _table(), _rounds(), _stages(), _sweep()],
+        sections=[_trade_off(), _table(), _rounds(), _stages(), _requests(), _sweep()],
         settings=WorkspaceSettings(x_axis="Step", smoothing_type="none", smoothing_weight=0, max_runs=100),
         runset_settings=_runs(),
     )
@@ -164,7 +166,11 @@ def _table() -> Section:
     from wandb_workspaces.workspaces import Section
 
     bars = [_by_method(metric, title) for metric, title in TOTALS.items()]
-    return Section(name="Table", is_open=True, panels=[*bars, wr.WeavePanelSummaryTable(table_name="table")])
+    return Section(
+        name="Table",
+        is_open=True,
+        panels=[*bars, wr.MediaBrowser(title="Table or figure", media_keys=["table", "figure"])],
+    )
 
 
 def _rounds() -> Section:
@@ -181,6 +187,15 @@ def _stages() -> Section:
 
     return Section(
         name="Stages", panels=[_line("stage", f"per_stage/{metric}", title) for metric, title in STAGES.items()]
+    )
+
+
+def _requests() -> Section:
+    from wandb_workspaces.workspaces import Section
+
+    return Section(
+        name="Requests one after the other",
+        panels=[_line("request", f"per_request/{metric}", title) for metric, title in REQUESTS.items()],
     )
 
 
