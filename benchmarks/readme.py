@@ -9,6 +9,7 @@ import pandas as pd
 from quickdrop_bench.files import write_text
 from quickdrop_bench.reporting.layout import method_name
 from quickdrop_bench.reporting.measured import SETTING, derive, latest
+from quickdrop_bench.reporting.names import request_name
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -27,14 +28,15 @@ def block() -> str:
 
 def section(setting: tuple[object, ...], rows: pd.DataFrame) -> str:
     """One data set: F-Set and R-Set after the last stage, and the speed-ups over retraining."""
-    dataset, clients, distribution, request, _ = setting
+    dataset, clients, distribution, *_ = setting
     means = rows.groupby(["method", "stage", "metric"])["value"].mean()
     seeds = rows["seed"].nunique()
     device = rows["device"].dropna().iloc[0]
     note = " (JPEG re-encoded)" if "jpeg" in str(dataset) else ""
     original = means["original"]["fl-training"]
     heading = (
-        f"**{dataset}**{note}, {clients} clients, {distribution}, request {request}, {seeds} seed{'s'[: seeds != 1]}, "
+        f"**{dataset}**{note}, {clients} clients, {distribution}, request {request_name(rows)}, "
+        f"{seeds} seed{'s'[: seeds != 1]}, "
         f"{device}. Before the request: F-Set {original['f_set_accuracy']:.1%}, R-Set {original['r_set_accuracy']:.1%}."
     )
     table = ["| method | F-Set | R-Set | time | speedup | in sample-gradients |", "|---|--:|--:|--:|--:|--:|"]

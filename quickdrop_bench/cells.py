@@ -9,13 +9,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
+from quickdrop_bench.lists import requests_of, split
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
-from quickdrop_bench.options import AXES, federation_spec, methods_of, requests_of, rules_of, seeds_of, split
+from quickdrop_bench.options import AXES, federation_spec, methods_of, rules_of, seeds_of
+from quickdrop_bench.unused import typed_options
 
 __all__ = ["Parse", "cells"]
 
@@ -38,6 +41,7 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
     Raises:
         BadInput: an option has no usable value, or a method cannot serve what is asked.
     """
+    typed = typed_options(argv)
     own = artefact(name)
     variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
     levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
@@ -65,7 +69,7 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
                 artefact=name,
                 preset=args.preset,
                 federation=federation_spec(one),
-                requests=requests_of(one, layout.level),
+                requests=requests_of(one, layout.level, class_names(one.dataset, one.data_dir), typed),
                 methods=methods,
                 seeds=seeds_of(one),
                 data_dir=one.data_dir,

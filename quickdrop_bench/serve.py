@@ -15,8 +15,9 @@ from rich.text import Text
 
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.lists import classes_of, numbers_of
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.options import make_fabric, methods_of, numbers_of
+from quickdrop_bench.options import make_fabric, methods_of
 from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.planned import PlannedPhase
@@ -39,7 +40,7 @@ def relearn(args: Namespace, argv: Sequence[str]) -> int:
 
 def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
     run = _open(args)
-    requests = _requests(args)
+    requests = _requests(args, run.info.class_names)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
     pairs = [(request, methods[request.level]) for request in requests]
@@ -60,9 +61,9 @@ def _open(args: Namespace) -> TrainedRun:
     return TrainedRun(find_run(args.run, args.artifacts_dir), make, args.data_dir)
 
 
-def _requests(args: Namespace) -> list[UnlearningRequest]:
+def _requests(args: Namespace, names: Sequence[str]) -> list[UnlearningRequest]:
     """Classes first, then clients, in the order given."""
-    classes, clients = numbers_of("--class", args.forget_class), numbers_of("--client", args.forget_client)
+    classes, clients = classes_of(args.forget_class, names), numbers_of("--client", args.forget_client)
     requests = [UnlearningRequest("class", (c,)) for c in classes] + [
         UnlearningRequest("client", (c,)) for c in clients
     ]
@@ -117,7 +118,15 @@ def show(args: Namespace, argv: Sequence[str]) -> int:
         f"current version {run.current} · {_forgotten(run, run.current)}"
     )
     lines = [
-        (str(e.version), str(e.parent), e.action, e.request, e.method, e.provenance.get("created_at", ""), _change(e))
+        (
+            str(e.version),
+            str(e.parent),
+            e.action,
+            _named(run, e),
+            e.method,
+            e.provenance.get("created_at", ""),
+            _change(e),
+        )
         for e in run.log
     ]
     if lines:
@@ -162,8 +171,13 @@ def export_model(args: Namespace, argv: Sequence[str]) -> int:
 
 
 def _forgotten(run: TrainedRun, version: int) -> str:
-    gone = run.forgotten(version)
-    return f"forgotten: {', '.join(map(str, gone))}" if gone else "nothing forgotten"
+    gone = [request.named(run.info.class_names) for request in run.forgotten(version)]
+    return f"forgotten: {', '.join(gone)}" if gone else "nothing forgotten"
+
+
+def _named(run: TrainedRun, entry: Entry) -> str:
+    """A logged request with the names of its classes."""
+    return UnlearningRequest.parse(entry.request).named(run.info.class_names)
 
 
 def _change(entry: Entry) -> str:
@@ -181,7 +195,7 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{entry.action} {entry.request} with {entry.method}: version {entry.parent} → {entry.version} · "
+        f"{entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
         f"{_forgotten(run, entry.version)}"
     )
     if entry.before is None or entry.after is None:
@@ -214,7 +228,7 @@ def _print_plan(
     console = Console(highlight=False, markup=False)
     lines = [
         (
-            str(request),
+            request.named(run.info.class_names),
             phase.name,
             str(phase.rounds),
             _clients(phase),

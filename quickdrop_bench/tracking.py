@@ -516,7 +516,7 @@ def _name(run: Run) -> str:
         return f"{TRAINING} · {c['dataset']} · {kind} · seed {run.seed}"
     varied = f" · s = {c['scale']:g} · F = {c['fine_tuning']}" if c["artefact"] in SWEEPS else ""
     varied += f" · {c['protocol']}" if c["protocol"] != "preset" else ""
-    return f"{run.method} · {c['request']} · {c['dataset']}{varied} · seed {run.seed}"[:128]
+    return f"{run.method} · {c['request_name']} · {c['dataset']}{varied} · seed {run.seed}"[:128]
 
 
 def _summary(

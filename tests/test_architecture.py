@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 LAYERS = [
     {"cli", "__main__"},
     {"produce", "dashboard", "serve"},
-    {"cells", "parsing"},
+    {"cells", "parsing", "unused"},
     {"tracking"},
-    {"options", "progress", "mirror"},
+    {"options", "lists", "progress", "mirror"},
     {"reporting"},
     {"serving"},
     {"harness"},

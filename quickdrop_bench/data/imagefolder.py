@@ -26,11 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quickdrop_bench.data import pixels
+from quickdrop_bench.data.class_names import in_natural_order
 from quickdrop_bench.data.pixels import GREY, Header, Unconvertible, read_header
 from quickdrop_bench.errors import BadInput, printable
 from quickdrop_bench.files import file_size, open_tensors, write_atomically
 
-__all__ = ["FolderData", "cache_dir", "folder_key", "folder_label", "load_folder"]
+__all__ = ["FolderData", "cache_dir", "folder_class_names", "folder_key", "folder_label", "load_folder"]
 
 _PORTABLE = {".pbm", ".pfm", ".pgm", ".pnm", ".ppm"}
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *_PORTABLE})
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FolderData:
-    """Images (n, C, S, S) uint8 and labels (n,) int64 of both splits; classes in alphabetical order."""
+    """Images (n, C, S, S) uint8 and labels (n,) int64 of both splits; classes in natural order."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -103,6 +104,15 @@ def folder_label(folder: Path) -> str:
     if not name.isprintable():
         raise BadInput("--data-dir", ascii(str(folder)), "the folder's name must be printable text")
     return f"imagefolder:{name}"
+
+
+def folder_class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the classes, numeric ones by size; no image is read.
+
+    Raises:
+        BadInput: the folder is missing, or its splits differ.
+    """
+    return tuple(_common_classes(folder, Counter()))
 
 
 def folder_key(folder: Path, image_size: int | None) -> str:
@@ -231,15 +241,7 @@ def _list(folder: Path) -> _Listing:
         BadInput: it is no image folder.
     """
     skipped: Counter[str] = Counter()
-    classes = {split: _classes(folder, split, skipped) for split in SPLITS}
-    if unlike := sorted(set(classes["train"]) ^ set(classes["test"])):
-        where = "train" if unlike[0] in classes["train"] else "test"
-        allowed = f"train/ and test/ must have the same classes, and only {where}/ has {unlike[0]}"
-        raise BadInput("--data-dir", folder, allowed)
-    names = classes["train"]
-    if not 2 <= len(names) <= MOST_CLASSES:
-        allowed = f"train/ holds {len(names)} classes, and 2 to {MOST_CLASSES} are needed; {LAYOUT}"
-        raise BadInput("--data-dir", folder, allowed)
+    names = _common_classes(folder, skipped)
     images: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for index, name in enumerate(names):
@@ -251,12 +253,26 @@ def _list(folder: Path) -> _Listing:
     return _Listing(folder, tuple(names), images, +skipped)
 
 
+def _common_classes(folder: Path, skipped: Counter[str]) -> list[str]:
+    """The classes of both splits."""
+    classes = {split: _classes(folder, split, skipped) for split in SPLITS}
+    if unlike := sorted(set(classes["train"]) ^ set(classes["test"])):
+        where = "train" if unlike[0] in classes["train"] else "test"
+        allowed = f"train/ and test/ must have the same classes, and only {where}/ has {unlike[0]}"
+        raise BadInput("--data-dir", folder, allowed)
+    names = classes["train"]
+    if not 2 <= len(names) <= MOST_CLASSES:
+        allowed = f"train/ holds {len(names)} classes, and 2 to {MOST_CLASSES} are needed; {LAYOUT}"
+        raise BadInput("--data-dir", folder, allowed)
+    return names
+
+
 def _classes(folder: Path, split: str, skipped: Counter[str]) -> list[str]:
     root = folder / split
     try:
         with os.scandir(root) as scanned:
             entries = list(scanned)
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = in_natural_order(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         skipped["in no folder of a class"] += len(entries) - len(names)
         real = {name: Path(os.path.realpath(root / name)) for name in names}
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path

@@ -9,6 +9,7 @@ import pandas as pd
 
 from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, Layout, method_name
 from quickdrop_bench.reporting.measured import SEARCH, SETTING, TRAINING, derive, without_training
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import beside, published_dataset
 from quickdrop_bench.reporting.sheets import Sheet
 from quickdrop_bench.reporting.slots import Slot
@@ -159,7 +160,7 @@ def _heading(slot: Slot, layout: Layout) -> str:
         "dataset": f"{own['dataset']}",
         "clients": f"{own['clients']} clients",
         "distribution": f"{own['distribution']}",
-        "request": f"request {own['request']}",
+        "request": f"request {request_name(slot.rows)}",
         "protocol": "" if own["protocol"] == "preset" else f"protocol {own['protocol']}",
     }
     return ", ".join(text for name, text in parts.items() if text and name != layout.beside)

@@ -18,8 +18,9 @@ import yaml
 from quickdrop_bench.cli import COMMANDS, FIGURES, TABLES, main
 from quickdrop_bench.commands import SUMMARIES
 from quickdrop_bench.harness.catalogue import presets
+from quickdrop_bench.lists import split
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of, split
+from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of
 from quickdrop_bench.parsing import COMMANDS as OPTIONS
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.rows import LAST

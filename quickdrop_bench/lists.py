@@ -1,0 +1,55 @@
+"""Lists that a user types, ``a,b``: of names, numbers and classes, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from jsonargparse import Namespace
+
+from quickdrop_bench.data.class_names import class_index
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+
+__all__ = ["classes_of", "numbers_of", "requests_of", "split"]
+
+
+def split(text: str) -> list[str]:
+    """The parts of a list as the user types it, ``a,b``; each once."""
+    return list(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+
+
+def numbers_of(option: str, text: object) -> tuple[int, ...]:
+    """A list of whole numbers as the user types it, ``9,3``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        return tuple(int(part) for part in split(str(text)))
+    except ValueError:
+        raise BadInput(option, text, "a number, or several as 9,3, is needed") from None
+
+
+def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int, ...]:
+    """A list of classes as the user types it, ``cat,dog`` or ``9,3``; see :func:`class_index`."""
+    return tuple(class_index(part, names, note) for part in split(str(text)))
+
+
+def requests_of(
+    args: Namespace, level: str, names: Sequence[str], typed: Collection[str] = ("--class",)
+) -> tuple[UnlearningRequest, ...]:
+    """What is to be forgotten, one after the other.
+
+    Args:
+        args: the command's options.
+        level: ``class`` or ``client``.
+        names: of the classes.
+        typed: the options on the command line; a class that does not exist is called the default if it comes from
+            nowhere else.
+    """
+    text = args.forget_class if level == "class" else args.forget_client
+    note = "" if {"--class", "--config"} & set(typed) else " (the default)"
+    targets = classes_of(text, names, note) if level == "class" else numbers_of("--client", text)
+    if not targets:
+        raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
+    return tuple(UnlearningRequest(level, (target,)) for target in targets)
