@@ -14,7 +14,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.lists import requests_of, split
+from quickdrop_bench.lists import check_once, requests_of, split
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
 from quickdrop_bench.options import AXES, federation_spec, methods_of, rules_of, seeds_of
@@ -45,7 +45,7 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
     own = artefact(name)
     variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
     levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
-    asked = split(args.methods)
+    asked = split("--methods", args.methods)
     _check(name, args, asked, levels, measures=getattr(own, "MEASURES", None))
     seen: list[dict[str, Any]] = []
     for section, shape, options in variants:
@@ -53,8 +53,9 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         base = [*argv, *options, "--preset", args.preset]
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
-        datasets = split(of_section.get("datasets") or of_section.dataset)
-        for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
+        several = of_section.get("datasets")
+        datasets = split("--datasets", several) if several else split("--dataset", of_section.dataset)
+        for dataset, protocol, *point in product(datasets, split("--protocol", args.protocol), *axes.values()):
             place = dict(zip(axes, point, strict=True))
             swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
             one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
@@ -86,7 +87,7 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
 
 def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
     for option in ("dataset", "datasets", "protocol"):
-        if args.get(option) is not None and not split(args[option]):
+        if args.get(option) is not None and not split(f"--{option}", args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
     if measures is not None:
         if asked:
@@ -105,12 +106,13 @@ def _axes(args: Namespace) -> dict[str, list[str]]:
         text = args.get(plural)
         if text is None:
             continue
-        axes[option] = split(text)
+        axes[option] = split(f"--{plural.replace('_', '-')}", text)
         whole = option in ("clients", "fine_tune")
         for value in axes[option] or [""]:
             if not re.fullmatch(r"\d{1,9}" if whole else r"\d+(\.\d+)?(e-?\d+)?", value):
                 kind = "whole numbers" if whole else "numbers"
                 raise BadInput(f"--{plural.replace('_', '-')}", text, f"{kind} are needed, as 1,10,100")
+        check_once(f"--{plural.replace('_', '-')}", text, [float(value) for value in axes[option]])
     return axes
 
 

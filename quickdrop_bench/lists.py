@@ -10,29 +10,45 @@ from quickdrop_bench.data.class_names import class_index
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 
-__all__ = ["classes_of", "numbers_of", "requests_of", "split"]
+__all__ = ["check_once", "classes_of", "numbers_of", "requests_of", "split"]
 
 
-def split(text: str) -> list[str]:
-    """The parts of a list as the user types it, ``a,b``; each once."""
-    return list(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+def split(option: str, text: object) -> list[str]:
+    """The parts of a list as the user types it, ``a,b``.
+
+    Raises:
+        BadInput: one is given twice.
+    """
+    parts = [part.strip() for part in str(text).split(",") if part.strip()]
+    check_once(option, text, parts)
+    return parts
+
+
+def check_once(option: str, text: object, values: Collection[object]) -> None:
+    """Raise :class:`BadInput` unless the values of a list differ."""
+    if len(set(values)) < len(values):
+        raise BadInput(option, text, "each must be given once")
 
 
 def numbers_of(option: str, text: object) -> tuple[int, ...]:
     """A list of whole numbers as the user types it, ``9,3``.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is none, or one is given twice.
     """
     try:
-        return tuple(int(part) for part in split(str(text)))
+        numbers = tuple(int(part) for part in str(text).split(",") if part.strip())
     except ValueError:
         raise BadInput(option, text, "a number, or several as 9,3, is needed") from None
+    check_once(option, text, numbers)
+    return numbers
 
 
 def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int, ...]:
     """A list of classes as the user types it, ``cat,dog`` or ``9,3``; see :func:`class_index`."""
-    return tuple(class_index(part, names, note) for part in split(str(text)))
+    classes = tuple(class_index(part, names, note) for part in split("--class", text))
+    check_once("--class", text, classes)
+    return classes
 
 
 def requests_of(

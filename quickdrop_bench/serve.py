@@ -22,6 +22,7 @@ from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.planned import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
+from quickdrop_bench.unused import check_data, check_request, typed_options
 
 __all__ = ["COMMANDS"]
 
@@ -43,6 +44,7 @@ def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
     requests = _requests(args, run.info.class_names)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
+    check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
         _print_plan(run, run.plan(action, pairs, absent), as_json=args.json)
@@ -88,6 +90,7 @@ def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -
 def evaluate(args: Namespace, argv: Sequence[str]) -> int:
     """Accuracies of a model version."""
     run = _open(args)
+    check_data(typed_options(argv), [run.spec.dataset])
     found = run.evaluate(args.version)
     version = run.current if args.version is None else args.version
     if args.json:

@@ -49,12 +49,14 @@ class DatasetSource:
         summary: one line for ``quickdrop-bench datasets``.
         resizable: whether an image size may be asked for.
         class_names: from the data folder to the names, without reading images; None reads the data set.
+        from_folder: whether the data folder matters.
     """
 
     load: Callable[[Path, int | None, bool], RawData]
     summary: str
     resizable: bool = False
     class_names: Callable[[Path], tuple[str, ...]] | None = None
+    from_folder: bool = True
 
 
 DATASETS = Registry[DatasetSource]("--dataset")
@@ -81,10 +83,13 @@ def fingerprint(name: str, data_dir: Path, image_size: int | None) -> str:
     Raises:
         BadInput: the data set is unknown, its folder cannot be read, or an image size is not supported.
     """
-    source = DATASETS[name]
-    if image_size is not None and not source.resizable:
-        raise BadInput("--image-size", image_size, f"{name} images keep their size; only imagefolder can be resized")
+    _check_size(name, image_size)
     return f"{name}:{folder_key(data_dir, image_size)}" if name == "imagefolder" else name
+
+
+def _check_size(name: str, image_size: int | None) -> None:
+    if image_size is not None and not DATASETS[name].resizable:
+        raise BadInput("--image-size", image_size, f"{name} images keep their size; only imagefolder can be resized")
 
 
 def load_dataset(name: str, data_dir: Path, image_size: int | None = None, *, download: bool = True) -> ImageData:
@@ -98,8 +103,10 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None, *, do
         download: whether a missing torchvision data set is downloaded.
 
     Raises:
-        BadInput: the data set is unknown, missing and not downloadable, empty, unreadable or corrupt.
+        BadInput: the data set is unknown, missing and not downloadable, empty, unreadable or corrupt, or an image size
+            is not supported.
     """
+    _check_size(name, image_size)
     raw = DATASETS[name].load(data_dir, image_size, download)
     train = LabelledSet.of(_normalise(raw.train_images, raw), raw.train_labels)
     test = LabelledSet.of(_normalise(raw.test_images, raw), raw.test_labels)
@@ -198,6 +205,7 @@ for _name, _source in {
         _digits,
         "1 797 handwritten digits of 8×8 pixels, part of scikit-learn, no download",
         class_names=lambda _: DIGITS,
+        from_folder=False,
     ),
     "mnist": _torchvision("70 000 handwritten digits, 28×28", "MNIST", DIGITS, (0.1307,), (0.3081,)),
     "fashion-mnist": _torchvision(
