@@ -9,6 +9,7 @@ import pandas as pd
 from quickdrop_bench.files import write_text
 from quickdrop_bench.reporting.layout import Column, method_name
 from quickdrop_bench.reporting.measured import SETTING, TRAINING, derive, latest
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import Published
 from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.reporting.slots import Slot
@@ -42,14 +43,14 @@ def block() -> str:
 
 def section(setting: tuple[object, ...], rows: pd.DataFrame) -> str:
     """One data set: F-Set and R-Set after the last stage, and the speed-ups over retraining."""
-    dataset, clients, distribution, request, _, changes, _ = setting
+    dataset, clients, distribution, _, _, changes, _ = setting
     slot = Slot(rows, Published(pd.DataFrame(columns=["method", "stage", "metric", "value"]), ""))
     seeds = rows["seed"].nunique()
     device = rows["device"].dropna().iloc[0]
     note = " (JPEG re-encoded)" if "jpeg" in str(dataset) else ""
     before = [slot.cell("original", Column("", "", TRAINING, f"{s}_set_accuracy", "percent")).mean for s in "fr"]
     heading = (
-        f"**{dataset}**{note}, {clients} clients, {distribution}, request {request}{differing(changes)}, "
+        f"**{dataset}**{note}, {clients} clients, {distribution}, request {request_name(rows)}{differing(changes)}, "
         f"{seeds} seed{'s'[: seeds != 1]}, {device}. Before the request: F-Set {before[0]:.1%}, R-Set {before[1]:.1%}."
     )
     lines = [["method", *(column.header for column in COLUMNS)], ["---", *(["--:"] * len(COLUMNS))]]

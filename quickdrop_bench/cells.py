@@ -11,22 +11,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
+from quickdrop_bench.lists import check_once, requests_of, split
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
-from quickdrop_bench.options import (
-    AXES,
-    arithmetic,
-    federation_spec,
-    methods_of,
-    requests_of,
-    rules_of,
-    seeds_of,
-    split,
-)
+from quickdrop_bench.options import AXES, arithmetic, federation_spec, methods_of, rules_of, seeds_of
+from quickdrop_bench.unused import typed_options
 
 __all__ = ["Parse", "cells"]
 
@@ -49,10 +43,11 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
     Raises:
         BadInput: an option has no usable value, or a method cannot serve what is asked.
     """
+    typed = typed_options(argv)
     own = artefact(name)
     variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
     levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
-    asked = split(args.methods)
+    asked = split("--methods", args.methods)
     _check(name, args, asked, levels, measures=getattr(own, "MEASURES", None))
     seen: list[dict[str, Any]] = []
     for section, shape, options in variants:
@@ -60,7 +55,9 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         base = [*argv, *options, "--preset", args.preset]
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
-        datasets = split(of_section.get("datasets") or of_section.dataset)
+        several = of_section.get("datasets")
+        datasets = split("--datasets", several) if several else split("--dataset", of_section.dataset)
+        protocols = split("--protocol", args.protocol)
         shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
         wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
         each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
@@ -68,17 +65,18 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         number = [str(args.number)] if "number" in args else []
         preset = [argv[0], *number, *options, "--preset", args.preset]
         usual = {
-            (dataset, protocol): described(parse([*preset, "--dataset", dataset, "--protocol", protocol], section))
-            for dataset, protocol in product(datasets, split(args.protocol))
+            (dataset, protocol): described((), parse([*preset, "--dataset", dataset, "--protocol", protocol], section))
+            for dataset, protocol in product(datasets, protocols)
         }
-        for dataset, protocol, *point in product(datasets, split(args.protocol), *axes.values()):
+        for dataset, protocol, *point in product(datasets, protocols, *axes.values()):
             place = dict(zip(axes, point, strict=True))
             swept = [part for option, value in place.items() for part in (f"--{option.replace('_', '-')}", value)]
             one = parse([*base, "--dataset", dataset, "--protocol", protocol, *swept], section)
             here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, of_section)]
             if wanted and not here:
                 continue
-            experiment = replace(described(one), usual=usual[dataset, protocol], swept=frozenset(axes))
+            requests = requests_of(one, layout.level, class_names(one.dataset, one.data_dir), typed)
+            experiment = replace(described(requests, one), usual=usual[dataset, protocol], swept=frozenset(axes))
             identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
             identity.pop("alpha")  # in the distribution, unless that is IID
             if identity not in seen:  # --iid makes a variant equal to another
@@ -87,14 +85,21 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
                 yield experiment, here
 
 
-def _experiment(name: str, layout: Any, each_round: bool, methods: Sequence[str], args: Namespace) -> Experiment:
+def _experiment(
+    name: str,
+    layout: Any,
+    each_round: bool,
+    methods: Sequence[str],
+    requests: tuple[UnlearningRequest, ...],
+    args: Namespace,
+) -> Experiment:
     """What the options describe."""
     configured = methods_of(args)
     return Experiment(
         artefact=name,
         preset=args.preset,
         federation=federation_spec(args),
-        requests=requests_of(args, layout.level),
+        requests=requests,
         methods={method: configured[method] for method in methods},
         seeds=seeds_of(args),
         data_dir=args.data_dir,
@@ -105,7 +110,7 @@ def _experiment(name: str, layout: Any, each_round: bool, methods: Sequence[str]
 
 def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
     for option in ("dataset", "datasets", "protocol"):
-        if args.get(option) is not None and not split(args[option]):
+        if args.get(option) is not None and not split(f"--{option}", args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
     if measures is not None:
         if asked:
@@ -124,12 +129,13 @@ def _axes(args: Namespace) -> dict[str, list[str]]:
         text = args.get(plural)
         if text is None:
             continue
-        axes[option] = split(text)
+        axes[option] = split(f"--{plural.replace('_', '-')}", text)
         whole = option in ("clients", "fine_tune")
         for value in axes[option] or [""]:
             if not re.fullmatch(r"\d{1,9}" if whole else r"\d+(\.\d+)?(e-?\d+)?", value):
                 kind = "whole numbers" if whole else "numbers"
                 raise BadInput(f"--{plural.replace('_', '-')}", text, f"{kind} are needed, as 1,10,100")
+        check_once(f"--{plural.replace('_', '-')}", text, [float(value) for value in axes[option]])
     return axes
 
 

@@ -40,6 +40,7 @@ from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.report import render_report, write_report
 from quickdrop_bench.tracking.dashboard import definition, publish
 from quickdrop_bench.tracking.wandb_logger import project_of, tracking
+from quickdrop_bench.unused import check_partition, check_training, typed_options
 
 __all__ = ["FIGURES", "TABLES", "main"]
 
@@ -137,6 +138,7 @@ def _name(kind: str, number: int, numbers: Sequence[int]) -> str:
 def train(args: Namespace, argv: Sequence[str]) -> int:
     """Train federations and save their artifacts."""
     experiment = _without_methods("train", args, arithmetic(args))
+    check_training(args, typed_options(argv))
     if args.resume:
         _check_begun(experiment, args.artifacts_dir)
     if not is_first():
@@ -180,6 +182,7 @@ def _train(session: Session, display: ProgressDisplay) -> None:
 def distribution(args: Namespace, argv: Sequence[str]) -> int:
     """Show a partition without training: CSV and picture of the classes per client."""
     spec = federation_spec(args)
+    check_partition(args, typed_options(argv))
     data = load_dataset(spec.dataset, args.data_dir, spec.image_size)
     experiment = _without_methods("distribution", args, "")
     for seed in experiment.seeds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "Missing", "Unsupported", "positive"]
+__all__ = ["BadInput", "Missing", "Unsupported", "positive", "printable"]
 
 
 class BadInput(ValueError):
@@ -17,14 +17,14 @@ class BadInput(ValueError):
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(f"{_printable(f'{option} {value}')}: {_printable(' '.join(allowed.split()))}.")
+        super().__init__(f"{printable(f'{option} {value}')}: {printable(' '.join(allowed.split()))}.")
         self.option, self.value, self.allowed = option, value, allowed
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, object, str]]:
         return type(self), (self.option, self.value, self.allowed)  # exceptions alone would hand on their message
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text on one line: line breaks, surrogates and what would command a terminal are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

@@ -17,7 +17,6 @@ from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 from quickdrop_bench.harness.catalogue import presets
@@ -42,16 +41,16 @@ __all__ = [
     "federation_spec",
     "make_fabric",
     "methods_of",
-    "numbers_of",
     "processes_of",
-    "requests_of",
     "rules_of",
     "seeds_of",
-    "split",
 ]
 
 AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune": "fine_tunes"}
 """Options of a federation that can be swept, and the option that lists their values."""
+
+CLASS_HELP = "class to forget, by name or, where no class is named by a number, by position from 0"
+"""A number is a name wherever classes are named by numbers."""
 
 MOST_NODES = 10_000
 """Machines, above all use."""
@@ -120,7 +119,7 @@ def add_train_options(parser: ArgumentParser) -> None:
 def _method_options(parser: ArgumentParser) -> None:
     parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
     parser.add_argument(
-        "--class", dest="forget_class", type=int | str, default="9", help="class to forget; 9,3 one by one"
+        "--class", dest="forget_class", type=str | int, default="9", help=f"{CLASS_HELP}; 9,3 one by one"
     )
     parser.add_argument(
         "--client", dest="forget_client", type=int | str, default="0", help="client to forget, in tables about clients"
@@ -186,7 +185,9 @@ def add_request_options(parser: ArgumentParser) -> None:
     """What a request on a trained federation needs."""
     add_run_name(parser)
     parser.add_argument("--preset", type=str | None, default=None, help="of the settings (default: the training's)")
-    parser.add_argument("--class", dest="forget_class", type=int | str, default="", help="class; 9,3 one by one")
+    parser.add_argument(
+        "--class", dest="forget_class", type=str | int, default="", help=f"{CLASS_HELP}; 9,3 one by one"
+    )
     parser.add_argument("--client", dest="forget_client", type=int | str, default="", help="client; 3,5 one by one")
     parser.add_argument("--method", type=str, default="quickdrop", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
@@ -241,32 +242,6 @@ def federation_spec(args: Namespace) -> FederationSpec:
     """The federation that the options describe."""
     _ = DATASETS[args.dataset]
     return FederationSpec(**{f.name: getattr(args, f.name) for f in fields(FederationSpec)})
-
-
-def split(text: str) -> list[str]:
-    """The parts of a list as the user types it, ``a,b``; each once."""
-    return list(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
-
-
-def numbers_of(option: str, text: object) -> tuple[int, ...]:
-    """A list of whole numbers as the user types it, ``9,3``.
-
-    Raises:
-        BadInput: it is none.
-    """
-    try:
-        return tuple(int(part) for part in split(str(text)))
-    except ValueError:
-        raise BadInput(option, text, "a number, or several as 9,3, is needed") from None
-
-
-def requests_of(args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
-    """What is to be forgotten, one after the other."""
-    text = args.forget_class if level == "class" else args.forget_client
-    targets = numbers_of(f"--{level}", text)
-    if not targets:
-        raise BadInput(f"--{level}", text, "a number, or several as 9,3, is needed")
-    return tuple(UnlearningRequest(level, (target,)) for target in targets)
 
 
 def rules_of(args: Namespace, *, relearn: bool, each_round: bool) -> Rules:

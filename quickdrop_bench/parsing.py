@@ -161,8 +161,11 @@ def _check_texts(argv: Sequence[str]) -> None:
     for before, part in pairwise(("", *argv)):
         option, _, value = part.partition("=") if part.startswith("--") else (before, "", part)
         with suppress(yaml.YAMLError):
+            named = option if option.startswith("--") else "command line"
             if not _is_plain(value):
-                raise BadInput(option if option.startswith("--") else "command line", value, PLAIN)
+                raise BadInput(named, value, PLAIN)
+            if key := _repeated(yaml.compose(value, Loader=yaml.SafeLoader)):
+                raise BadInput(named, value, f"the key {key} is given twice")
 
 
 def _is_plain(text: str, depth: int = 0) -> bool:
@@ -188,12 +191,25 @@ def _is_plain(text: str, depth: int = 0) -> bool:
     return True
 
 
+def _repeated(node: yaml.Node | None) -> str | None:
+    """A key that a mapping has twice, at any depth; YAML's readers take the last value."""
+    if not isinstance(node, yaml.CollectionNode):
+        return None
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        return str(twice[0])
+    inner = [value for _, value in node.value] if keys else node.value
+    return next(filter(None, map(_repeated, inner)), None)
+
+
 def _check_config(name: str) -> None:
     """Raise :class:`BadInput` unless a configuration file can be read; the parser itself would read anything."""
     try:
         text = read_bytes(Path(name), LARGEST_CONFIG).decode("utf-8")
         if not _is_plain(text):
             raise BadInput("--config", name, PLAIN)
+        if key := _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise BadInput("--config", name, f"the key {key} is given twice, and only one value can count")
         values = yaml.safe_load(text)
     except BadInput:
         raise

@@ -42,6 +42,7 @@ from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, w
 from quickdrop_bench.reporting.points import VARIED, numbers_markdown
 from quickdrop_bench.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
+from quickdrop_bench.unused import check_experiments, typed_options
 
 __all__ = ["capabilities", "make_session", "produce"]
 
@@ -84,6 +85,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
         0, or 1 if a run diverged or failed.
     """
     experiments = list(cells(name, args, argv, options_of))
+    check_experiments(name, args, typed_options(argv), [experiment for experiment, _ in experiments])
     folder = args.results_dir / args.preset / name
     rows = RowFile(folder / "rows.jsonl")
     devices, nodes = processes_of(args)

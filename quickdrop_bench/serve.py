@@ -17,13 +17,15 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.events import Run
 from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.lists import classes_of, numbers_of
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.options import make_fabric, methods_of, numbers_of
+from quickdrop_bench.options import make_fabric, methods_of
 from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.planned import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
+from quickdrop_bench.unused import check_data, check_request, typed_options
 
 __all__ = ["COMMANDS"]
 
@@ -47,9 +49,10 @@ def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
 
 def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Tracker | None) -> int:
     run = _open(args, tracker)
-    requests = _requests(args)
+    requests = _requests(args, run.info.class_names)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
+    check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
         _print_plan(run, run.plan(action, pairs, absent), as_json=args.json)
@@ -108,9 +111,9 @@ def _open(args: Namespace, tracker: Tracker | None = None) -> TrainedRun:
     return TrainedRun(find_run(args.run, args.artifacts_dir), make, args.data_dir)
 
 
-def _requests(args: Namespace) -> list[UnlearningRequest]:
+def _requests(args: Namespace, names: Sequence[str]) -> list[UnlearningRequest]:
     """Classes first, then clients, in the order given."""
-    classes, clients = numbers_of("--class", args.forget_class), numbers_of("--client", args.forget_client)
+    classes, clients = classes_of(args.forget_class, names), numbers_of("--client", args.forget_client)
     requests = [UnlearningRequest("class", (c,)) for c in classes] + [
         UnlearningRequest("client", (c,)) for c in clients
     ]
@@ -135,6 +138,7 @@ def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -
 def evaluate(args: Namespace, argv: Sequence[str]) -> int:
     """Accuracies of a model version."""
     run = _open(args)
+    check_data(typed_options(argv), [run.spec.dataset])
     found = run.evaluate(args.version)
     version = run.current if args.version is None else args.version
     if args.json:
@@ -165,7 +169,15 @@ def show(args: Namespace, argv: Sequence[str]) -> int:
         f"current version {run.current} · {_forgotten(run, run.current)}"
     )
     lines = [
-        (str(e.version), str(e.parent), e.action, e.request, e.method, e.provenance.get("created_at", ""), _change(e))
+        (
+            str(e.version),
+            str(e.parent),
+            e.action,
+            _named(run, e),
+            e.method,
+            e.provenance.get("created_at", ""),
+            _change(e),
+        )
         for e in run.log
     ]
     if lines:
@@ -210,8 +222,13 @@ def export_model(args: Namespace, argv: Sequence[str]) -> int:
 
 
 def _forgotten(run: TrainedRun, version: int) -> str:
-    gone = run.forgotten(version)
-    return f"forgotten: {', '.join(map(str, gone))}" if gone else "nothing forgotten"
+    gone = [request.named(run.info.class_names) for request in run.forgotten(version)]
+    return f"forgotten: {', '.join(gone)}" if gone else "nothing forgotten"
+
+
+def _named(run: TrainedRun, entry: Entry) -> str:
+    """A logged request with the names of its classes."""
+    return UnlearningRequest.parse(entry.request).named(run.info.class_names)
 
 
 def _change(entry: Entry) -> str:
@@ -229,7 +246,7 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{entry.action} {entry.request} with {entry.method}: version {entry.parent} → {entry.version} · "
+        f"{entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
         f"{_forgotten(run, entry.version)}"
     )
     if entry.before is None or entry.after is None:
@@ -262,7 +279,7 @@ def _print_plan(
     console = Console(highlight=False, markup=False)
     lines = [
         (
-            str(request),
+            request.named(run.info.class_names),
             phase.name,
             str(phase.rounds),
             _clients(phase),

@@ -24,6 +24,9 @@ Run = Callable[..., tuple[int, str, str]]
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 """Options of a federation that trains in a moment."""
 
+PARTITION = ["--preset", "quick", "--clients", "3", "--seeds", "1"]
+"""Those that decide its partition."""
+
 NEVER_EQUAL = ("seconds", "overhead_percent", "shared_cores")
 """Metrics, or ends of their names, that differ from run to run."""
 

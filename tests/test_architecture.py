@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "quickdrop_bench"
 LAYERS = [
     {"cli", "__main__"},
     {"produce", "serve"},
-    {"cells", "parsing"},
+    {"cells", "parsing", "unused"},
     {"tracking"},
-    {"options", "progress"},
+    {"options", "lists", "progress"},
     {"reporting"},
     {"serving"},
     {"harness"},

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quickdrop_bench.data.imagefolder import folder_key, folder_label, load_folder
+from quickdrop_bench.data.class_names import CIFAR10, CIFAR100, DIGITS, FASHION_MNIST
+from quickdrop_bench.data.imagefolder import folder_class_names, folder_key, folder_label, load_folder
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.errors import BadInput, Missing
 from quickdrop_bench.registry import Registry
 from quickdrop_bench.seeding import generator
 
-__all__ = ["DATASETS", "DatasetSource", "RawData", "dataset_label", "fingerprint", "load_dataset"]
+__all__ = ["DATASETS", "DatasetSource", "RawData", "class_names", "dataset_label", "fingerprint", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,15 @@ class DatasetSource:
             is missing, to raw data.
         summary: one line for ``quickdrop-bench datasets``.
         resizable: whether an image size may be asked for.
+        class_names: from the data folder to the names, without reading images; None reads the data set.
+        from_folder: whether the data folder matters.
     """
 
     load: Callable[[Path, int | None, bool], RawData]
     summary: str
     resizable: bool = False
+    class_names: Callable[[Path], tuple[str, ...]] | None = None
+    from_folder: bool = True
 
 
 DATASETS = Registry[DatasetSource]("--dataset")
@@ -62,16 +67,29 @@ def dataset_label(name: str, data_dir: Path) -> str:
     return folder_label(data_dir) if name == "imagefolder" else name
 
 
+def class_names(name: str, data_dir: Path) -> tuple[str, ...]:
+    """The classes of a data set, in the order of their numbers.
+
+    Raises:
+        BadInput: the data set is unknown, or its folder cannot be read.
+    """
+    source = DATASETS[name]
+    return source.class_names(data_dir) if source.class_names else source.load(data_dir, None, True).class_names
+
+
 def fingerprint(name: str, data_dir: Path, image_size: int | None) -> str:
     """A text that changes when the data change: the content's hash for image folders, the name otherwise.
 
     Raises:
         BadInput: the data set is unknown, its folder cannot be read, or an image size is not supported.
     """
-    source = DATASETS[name]
-    if image_size is not None and not source.resizable:
-        raise BadInput("--image-size", image_size, f"{name} images keep their size; only imagefolder can be resized")
+    _check_size(name, image_size)
     return f"{name}:{folder_key(data_dir, image_size)}" if name == "imagefolder" else name
+
+
+def _check_size(name: str, image_size: int | None) -> None:
+    if image_size is not None and not DATASETS[name].resizable:
+        raise BadInput("--image-size", image_size, f"{name} images keep their size; only imagefolder can be resized")
 
 
 def load_dataset(name: str, data_dir: Path, image_size: int | None = None, *, download: bool = True) -> ImageData:
@@ -85,8 +103,10 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None, *, do
         download: whether a missing torchvision data set is downloaded.
 
     Raises:
-        BadInput: the data set is unknown, missing and not downloadable, empty, unreadable or corrupt.
+        BadInput: the data set is unknown, missing and not downloadable, empty, unreadable or corrupt, or an image size
+            is not supported.
     """
+    _check_size(name, image_size)
     raw = DATASETS[name].load(data_dir, image_size, download)
     train = LabelledSet.of(_normalise(raw.train_images, raw), raw.train_labels)
     test = LabelledSet.of(_normalise(raw.test_images, raw), raw.test_labels)
@@ -110,22 +130,20 @@ def _digits(data_dir: Path, image_size: int | None, download: bool) -> RawData:
     by_class = [shuffle[labels[shuffle] == c] for c in range(10)]
     test = torch.cat([rows[: len(rows) // 5] for rows in by_class])
     train = torch.cat([rows[len(rows) // 5 :] for rows in by_class])
-    names = tuple(str(c) for c in range(10))
-    return RawData(images[train], labels[train], images[test], labels[test], names, (0.305,), (0.376,))
+    return RawData(images[train], labels[train], images[test], labels[test], DIGITS, (0.305,), (0.376,))
 
 
 def _torchvision(
-    class_name: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Path, int | None, bool], RawData]:
+    summary: str, class_name: str, names: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
+) -> DatasetSource:
     def load(data_dir: Path, image_size: int | None, download: bool) -> RawData:
         from torchvision import datasets  # slow to import
 
         dataset_class = getattr(datasets, class_name)
         train, test = (_open(dataset_class, data_dir, train=is_train, download=download) for is_train in (True, False))
-        names = getattr(train, "classes", map(str, range(10)))  # SVHN's classes have no names
-        return RawData(*_tensors(train), *_tensors(test), tuple(names), mean, std)
+        return RawData(*_tensors(train), *_tensors(test), names, mean, std)
 
-    return load
+    return DatasetSource(load, summary, class_names=lambda data_dir: names)
 
 
 def _open(dataset_class: Callable[..., Any], data_dir: Path, *, train: bool, download: bool) -> Any:
@@ -183,14 +201,24 @@ _CIFAR100 = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 _SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
 for _name, _source in {
-    "digits": DatasetSource(_digits, "1 797 handwritten digits of 8×8 pixels, part of scikit-learn, no download"),
-    "mnist": DatasetSource(_torchvision("MNIST", (0.1307,), (0.3081,)), "70 000 handwritten digits, 28×28"),
-    "fashion-mnist": DatasetSource(
-        _torchvision("FashionMNIST", (0.2860,), (0.3530,)), "70 000 pictures of clothes, 28×28"
+    "digits": DatasetSource(
+        _digits,
+        "1 797 handwritten digits of 8×8 pixels, part of scikit-learn, no download",
+        class_names=lambda _: DIGITS,
+        from_folder=False,
     ),
-    "cifar10": DatasetSource(_torchvision("CIFAR10", *_CIFAR10), "60 000 colour photographs, 10 classes, 32×32"),
-    "cifar100": DatasetSource(_torchvision("CIFAR100", *_CIFAR100), "60 000 colour photographs, 100 classes, 32×32"),
-    "svhn": DatasetSource(_torchvision("SVHN", *_SVHN), "99 289 house numbers (splits train and test), 32×32"),
-    "imagefolder": DatasetSource(_imagefolder, "your own images: train/<class>/* and test/<class>/*", resizable=True),
+    "mnist": _torchvision("70 000 handwritten digits, 28×28", "MNIST", DIGITS, (0.1307,), (0.3081,)),
+    "fashion-mnist": _torchvision(
+        "70 000 pictures of clothes, 28×28", "FashionMNIST", FASHION_MNIST, (0.2860,), (0.3530,)
+    ),
+    "cifar10": _torchvision("60 000 colour photographs, 10 classes, 32×32", "CIFAR10", CIFAR10, *_CIFAR10),
+    "cifar100": _torchvision("60 000 colour photographs, 100 classes, 32×32", "CIFAR100", CIFAR100, *_CIFAR100),
+    "svhn": _torchvision("99 289 house numbers (splits train and test), 32×32", "SVHN", DIGITS, *_SVHN),
+    "imagefolder": DatasetSource(
+        _imagefolder,
+        "your own images: train/<class>/* and test/<class>/*",
+        resizable=True,
+        class_names=folder_class_names,
+    ),
 }.items():
     DATASETS.register(_name)(_source)

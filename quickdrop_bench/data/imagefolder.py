@@ -1,34 +1,40 @@
 """A user's own images, decoded once into a cached uint8 tensor.
 
-Neither the folder nor the cache is trusted: what is no image, or would need more memory than there is, ends in one
-sentence, and cached images count only if they are those of the listing and their checksum is right.
+Files that are left out are counted by reason, and said. Neither the folder nor the cache is trusted: what is no image,
+or would need more memory than there is, ends in one sentence, and cached images count only if they are those of the
+listing, made by this code, and their checksum is right.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.data import pixels
+from quickdrop_bench.data.class_names import in_natural_order
+from quickdrop_bench.data.pixels import GREY, Header, Unconvertible, read_header
+from quickdrop_bench.errors import BadInput, printable
 from quickdrop_bench.files import file_size, open_tensors, write_atomically
 
-__all__ = ["FolderData", "cache_dir", "folder_key", "folder_label", "load_folder"]
+__all__ = ["FolderData", "cache_dir", "folder_class_names", "folder_key", "folder_label", "load_folder"]
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded, whatever the file is called; other decoders of PIL start other programs."""
+_PORTABLE = {".pbm", ".pfm", ".pgm", ".pnm", ".ppm"}
+EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *_PORTABLE})
 
 LAYOUT = "a folder with train/<class>/* and test/<class>/* images is needed"
 SPLITS = ("train", "test")
@@ -42,10 +48,14 @@ LARGEST_SIDE = 1024
 MOST_CLASSES = 10_000
 PIECE = 2**20
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class FolderData:
-    """Images (n, C, S, S) uint8 and labels (n,) int64 of both splits; classes in alphabetical order."""
+    """Images (n, C, S, S) uint8 and labels (n,) int64 of both splits; classes in natural order."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -56,11 +66,15 @@ class FolderData:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What lies in a folder: image files by split in alphabetical order, each with its class index."""
+    """What lies in a folder: image files by split in alphabetical order, each with its class index.
+
+    ``skipped`` counts what is left out, by reason.
+    """
 
     folder: Path
     class_names: tuple[str, ...]
     images: dict[str, list[tuple[Path, int]]]
+    skipped: Counter[str]
 
     def labels(self, split: str) -> Tensor:
         return torch.tensor([label for _, label in self.images[split]])
@@ -92,6 +106,15 @@ def folder_label(folder: Path) -> str:
     return f"imagefolder:{name}"
 
 
+def folder_class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the classes, numeric ones by size; no image is read.
+
+    Raises:
+        BadInput: the folder is missing, or its splits differ.
+    """
+    return tuple(_common_classes(folder, Counter()))
+
+
 def folder_key(folder: Path, image_size: int | None) -> str:
     """Hash of every image's relative path and content, and of the image size.
 
@@ -106,21 +129,26 @@ def load_folder(folder: Path, image_size: int | None) -> FolderData:
 
     Args:
         folder: holds ``train/<class>/*`` and ``test/<class>/*``, with the same classes in both. Hidden files and
-            folders, and files without an image's extension, are left out.
+            folders, and files without an image's extension, are left out, which is logged as a warning.
         image_size: images are resized to this many pixels, height and width; None keeps the size that all
             images must then share.
 
     Raises:
-        BadInput: the folder is missing, empty or unreadable, an image is corrupt or too large, sizes differ, or the
-            images need more memory than there is.
+        BadInput: the folder is missing, empty or unreadable, an image is corrupt, too large or of a mode that is not
+            converted, sizes differ, or the images need more memory than there is.
+
+    Images become 8-bit grey if all are grey, and RGB otherwise: 16 bits are scaled to 8, real numbers and whole ones of
+    32 bits from the lowest to the highest value of all such images in the folder; transparent ones are laid on white.
     """
     listing = _list(folder)
+    if listing.skipped:
+        _say_once(_skipped(listing))
     cached = cache_dir() / f"imagefolder-{_key(listing, image_size)}.safetensors"
     stored = _read_cache(cached, listing, image_size)
     if stored is None:
         stored = _decode(listing, image_size)
         images = {f"{split}_images": getattr(stored, f"{split}_images") for split in SPLITS}
-        about = {"checksum": _checksum(list(images.values()))}
+        about = {"checksum": _checksum(list(images.values())), "decoder": _decoder()}
         # A cache that cannot be written costs time at the next start, nothing else.
         try:
             write_atomically(cached, lambda temporary: save_file(images, temporary, metadata=about))
@@ -128,6 +156,24 @@ def load_folder(folder: Path, image_size: int | None) -> FolderData:
             reason = getattr(error, "strerror", None) or error
             warnings.warn(f"decoded images are not cached in {cached.parent}: {reason}", stacklevel=2)
     return stored
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
+
+
+def _skipped(listing: _Listing) -> str:
+    """How many files of a folder are left out, and why."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.skipped.items()))
+    return printable(f"{folder_label(listing.folder)}: {listing.skipped.total()} files or folders skipped: {reasons}")
+
+
+@cache
+def _decoder() -> str:
+    """Changes with the code that makes pixels of files."""
+    sources = (Path(__file__).read_bytes(), Path(pixels.__file__).read_bytes(), PIL.__version__.encode())
+    return hashlib.blake2b(b"".join(sources), digest_size=16).hexdigest()
 
 
 def _key(listing: _Listing, image_size: int | None) -> str:
@@ -171,7 +217,8 @@ def _read_cache(path: Path, listing: _Listing, image_size: int | None) -> Folder
             if types != {"U8"} or not _fits(shapes, listing, image_size):
                 return None
             images = [file.get_tensor(f"{split}_images") for split in SPLITS]
-            if (file.metadata() or {}).get("checksum") != _checksum(images):
+            about = file.metadata() or {}
+            if (about.get("checksum"), about.get("decoder")) != (_checksum(images), _decoder()):
                 return None
     except (SafetensorError, OSError, ValueError):
         return None  # missing or damaged: decode again
@@ -193,7 +240,22 @@ def _list(folder: Path) -> _Listing:
     Raises:
         BadInput: it is no image folder.
     """
-    classes = {split: _classes(folder, split) for split in SPLITS}
+    skipped: Counter[str] = Counter()
+    names = _common_classes(folder, skipped)
+    images: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for index, name in enumerate(names):
+            found = sorted(_images(folder, folder / split / name, skipped))
+            if not found:
+                raise BadInput("--data-dir", folder, f"{split}/{name} holds no image; {LAYOUT}")
+            images[split] += [(path, index) for path in found]
+    skipped["beside train/ and test/"] += sum(name not in SPLITS for name in os.listdir(folder))
+    return _Listing(folder, tuple(names), images, +skipped)
+
+
+def _common_classes(folder: Path, skipped: Counter[str]) -> list[str]:
+    """The classes of both splits."""
+    classes = {split: _classes(folder, split, skipped) for split in SPLITS}
     if unlike := sorted(set(classes["train"]) ^ set(classes["test"])):
         where = "train" if unlike[0] in classes["train"] else "test"
         allowed = f"train/ and test/ must have the same classes, and only {where}/ has {unlike[0]}"
@@ -202,21 +264,16 @@ def _list(folder: Path) -> _Listing:
     if not 2 <= len(names) <= MOST_CLASSES:
         allowed = f"train/ holds {len(names)} classes, and 2 to {MOST_CLASSES} are needed; {LAYOUT}"
         raise BadInput("--data-dir", folder, allowed)
-    images: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for index, name in enumerate(names):
-            found = sorted(_images(folder, folder / split / name))
-            if not found:
-                raise BadInput("--data-dir", folder, f"{split}/{name} holds no image; {LAYOUT}")
-            images[split] += [(path, index) for path in found]
-    return _Listing(folder, tuple(names), images)
+    return names
 
 
-def _classes(folder: Path, split: str) -> list[str]:
+def _classes(folder: Path, split: str, skipped: Counter[str]) -> list[str]:
     root = folder / split
     try:
-        with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        with os.scandir(root) as scanned:
+            entries = list(scanned)
+        names = in_natural_order(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        skipped["in no folder of a class"] += len(entries) - len(names)
         real = {name: Path(os.path.realpath(root / name)) for name in names}
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = getattr(error, "strerror", None) or "its name is none"
@@ -229,7 +286,7 @@ def _classes(folder: Path, split: str) -> list[str]:
     return names
 
 
-def _images(folder: Path, directory: Path) -> Iterator[Path]:
+def _images(folder: Path, directory: Path, skipped: Counter[str]) -> Iterator[Path]:
     """Image files of a class, in folders of any depth; links to folders inside it are not followed."""
     waiting = [directory]
     while waiting:
@@ -240,31 +297,59 @@ def _images(folder: Path, directory: Path) -> Iterator[Path]:
             for entry in entries:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
+                    skipped["hidden"] += 1
+                elif entry.is_dir(follow_symlinks=False):
                     waiting.append(path)
-                elif path.suffix.lower() in EXTENSIONS and not path.is_dir():
+                elif path.is_dir():
+                    skipped["linked to a folder"] += 1
+                elif path.suffix.lower() not in EXTENSIONS:
+                    skipped[f"named {path.suffix.lower() or 'without an ending'}"] += 1
+                else:
                     yield path
         except OSError as error:
             raise _unusable(folder, current, f"cannot be listed ({error.strerror})") from error
 
 
 def _decode(listing: _Listing, image_size: int | None) -> FolderData:
-    folder = listing.folder
-    headers = [_header(folder, path) for split in SPLITS for path, _ in listing.images[split]]
-    mode = "L" if all(mode == "L" for _, mode in headers) else "RGB"
-    sizes = sorted({size for size, _ in headers})
-    side = image_size or _common_side(sizes)
-    channels = 1 if mode == "L" else 3
+    headers = [_try(read_header, listing, path) for split in SPLITS for path, _ in listing.images[split]]
+    mode = "L" if all(header.mode in GREY for header in headers) else "RGB"
+    side = image_size or _common_side(sorted({header.size for header in headers}))
+    channels, spans = len(mode), _spans(headers)
     _check_memory(len(headers), side, channels)
     decoded = []
     for split in SPLITS:
         images = listing.images[split]
-        pixels = np.empty((len(images), side, side, channels), np.uint8)
+        values = np.empty((len(images), channels, side, side), np.uint8)
         for row, (path, _) in enumerate(images):
-            pixels[row] = _pixels(folder, path, mode, side)
-        decoded.append(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+            values[row] = _try(partial(pixels.pixels, mode=mode, side=side, spans=spans), listing, path)
+        decoded.append(torch.from_numpy(values))
     return FolderData(decoded[0], listing.labels("train"), decoded[1], listing.labels("test"), listing.class_names)
+
+
+def _spans(headers: Sequence[Header]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of all images in a mode that does not say what is black and white."""
+    found: dict[str, tuple[float, float]] = {}
+    for header in headers:
+        if header.extremes:
+            low, high = found.get(header.mode, header.extremes)
+            found[header.mode] = min(low, header.extremes[0]), max(high, header.extremes[1])
+    return found
+
+
+def _try(read: Callable[[Path], T], listing: _Listing, path: Path) -> T:
+    """What a function makes of an image file.
+
+    Raises:
+        BadInput: the file is damaged or of a kind that is not converted.
+    """
+    try:
+        return read(path)
+    except Unconvertible as error:
+        raise _unusable(listing.folder, path, str(error)) from error
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        raise _unusable(
+            listing.folder, path, f"is no readable image ({type(error).__name__}); mend or remove it"
+        ) from error
 
 
 def _common_side(sizes: Sequence[tuple[int, int]]) -> int:
@@ -293,42 +378,6 @@ def _memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 2**36
-
-
-def _header(folder: Path, path: Path) -> tuple[tuple[int, int], str]:
-    """Size and mode of an image, from its header."""
-    try:
-        with _quiet(), Image.open(path, formats=FORMATS) as image:
-            if 0 in image.size:
-                raise ValueError("no pixels")
-            return image.size, image.mode
-    except Exception as error:  # whatever a decoder makes of a damaged file
-        raise _corrupt(folder, path, error) from error
-
-
-def _pixels(folder: Path, path: Path, mode: str, size: int) -> np.ndarray:
-    """(S, S, C) uint8."""
-    try:
-        with _quiet(), Image.open(path, formats=FORMATS) as opened:
-            image = opened.convert(mode)
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(size, size, -1)
-    except Exception as error:  # as above
-        raise _corrupt(folder, path, error) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing is said of odd but readable files; more pixels than PIL holds to be harmless are an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def _corrupt(folder: Path, path: Path, error: Exception) -> BadInput:
-    return _unusable(folder, path, f"is no readable image ({type(error).__name__}); mend or remove it")
 
 
 def _unusable(folder: Path, path: Path, reason: str) -> BadInput:

@@ -22,7 +22,7 @@ class UnlearningRequest:
 
     Attributes:
         level: one of :data:`LEVELS`. ``class``: that class's data on all clients; ``client``: all data of a client.
-        targets: class indices or client ids.
+        targets: class indices, in the data set's order of classes, or client ids.
     """
 
     level: str
@@ -51,6 +51,15 @@ class UnlearningRequest:
 
     def __str__(self) -> str:
         return f"{self.level}-{'+'.join(str(t) for t in self.targets)}"
+
+    def named(self, class_names: Sequence[str]) -> str:
+        """As people read it: with the classes' names in place of their numbers, e.g. ``class-truck``."""
+        return f"{self.level}-{'+'.join(self.target_name(t, class_names) for t in self.targets)}"
+
+    def target_name(self, target: int, class_names: Sequence[str]) -> str:
+        """The name of a target class, where it exists; the number of a client."""
+        known = self.level == "class" and 0 <= target < len(class_names)
+        return class_names[target] if known else str(target)
 
     def check(self, classes: int, clients: int) -> None:
         """Raise :class:`BadInput` unless every target exists."""

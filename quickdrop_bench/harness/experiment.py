@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench import artifacts
 from quickdrop_bench.artifacts import TrainedFederation
-from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
+from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
@@ -78,6 +78,11 @@ class Experiment:
     def fingerprint(self) -> str:
         """Of the data; read once, because image folders are hashed."""
         return fingerprint(self.federation.dataset, self.data_dir, self.federation.image_size)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the classes' numbers; no image is read."""
+        return class_names(self.federation.dataset, self.data_dir)
 
     def check(self, methods: Iterable[str]) -> None:
         """Raise before any compute if one of these methods cannot serve a request."""
@@ -252,6 +257,7 @@ class Session:
         e = self.experiment
         columns = {
             **e.identity(step),
+            "request_name": ">".join(request.named(e.class_names) for request in e.requests[: step + 1]),
             "seed": seed,
             "method": method,
             **e.method_setting(method),

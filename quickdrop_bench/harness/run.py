@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,8 @@ from quickdrop_bench.rows import RowFile
 __all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]
 
 log = logging.getLogger(__name__)
+
+CLASS_ACCURACY = re.compile(r"class_(\d+)_accuracy")
 
 PER_ROUND = "per-round"
 """The stage of rows about a single round; their columns ``phase`` and ``round`` say which."""
@@ -119,9 +122,15 @@ def _write(session: Session, rows: RowFile, served: Served) -> None:
         "wall_seconds": round(time.monotonic() - began, 3),
         **provenance(session.fabric, session.experiment.preset),
     }
-    new = [{**base, **value.columns()} for value in values]
+    new = [{**base, **value.columns(), **_class_name(session.experiment, value.metric)} for value in values]
     rows.write(new)
     session.fabric.call("on_run_end", run=run, rows=new, oracle=_oracle(session.experiment, rows, run))
+
+
+def _class_name(e: Experiment, metric: str) -> Row:
+    """Whose accuracy a metric is, if it is a class's."""
+    found = CLASS_ACCURACY.fullmatch(metric)
+    return {"class_name": e.class_names[int(found[1])]} if found else {}
 
 
 def _oracle(e: Experiment, rows: RowFile, run: Run) -> list[Row]:

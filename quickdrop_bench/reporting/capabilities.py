@@ -14,6 +14,7 @@ from rich.table import Table
 from quickdrop_bench.reporting.declared import THRESHOLDS, Capability, CapabilityLayout, Marks, computation
 from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, method_name
 from quickdrop_bench.reporting.measured import SETTING, derive, without_training
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import Published
 from quickdrop_bench.reporting.sections import differing, facts, marked
 from quickdrop_bench.reporting.sheets import Sheet, latex, markdown
@@ -270,4 +271,5 @@ def capability_sections(
 def _slot(rows: pd.DataFrame, level: str) -> Slot:
     """The rows of one level of request."""
     own = without_training(rows[rows["request"].str.startswith(f"{level}-")])
-    return Slot(own, UNPUBLISHED, f"request {own['request'].iloc[-1]}" if len(own) else "")
+    last = own[own["request"] == own["request"].iloc[-1]] if len(own) else own
+    return Slot(own, UNPUBLISHED, f"request {request_name(last)}" if len(own) else "")

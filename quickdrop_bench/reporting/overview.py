@@ -20,6 +20,7 @@ from quickdrop_bench.files import read_bytes
 from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.layout import EMPTY, ORACLE, ORIGINAL, method_name
 from quickdrop_bench.reporting.measured import SETTING, complete, latest, without_training
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.points import VARIED
 from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.rows import KEY, LARGEST
@@ -127,7 +128,7 @@ class Found:
         """What was measured, and the newest rows of it."""
         if len(self.newest):
             for _, group in complete(self.newest).groupby(SETTING, sort=False):
-                yield {name: group[name].iloc[0] for name in SETTING}, group
+                yield {name: group[name].iloc[0] for name in SETTING} | {"request_name": request_name(group)}, group
 
 
 def find_artefacts(results_dir: Path) -> list[Found]:
@@ -254,7 +255,10 @@ def what_ran(found: Sequence[Found]) -> Listing:
             lines.append(
                 [
                     *(f.folder, f.preset, dataset_words(str(setting["dataset"]))),
-                    *(str(setting[name]) for name in ("clients", "distribution", "request", "protocol", "changes")),
+                    *(
+                        str(setting[name])
+                        for name in ("clients", "distribution", "request_name", "protocol", "changes")
+                    ),
                     *(_distinct(rows, name) or EMPTY for name in VARIED),
                     ", ".join(map(str, sorted(rows["seed"].unique()))),
                     ", ".join(methods) or "training only",
@@ -386,7 +390,7 @@ def setting_words(setting: Mapping[str, Any]) -> str:
     protocol = "" if setting["protocol"] == "preset" else f", protocol {setting['protocol']}"
     return (
         f"{dataset_words(str(setting['dataset']))}, {setting['clients']} clients, {setting['distribution']}, "
-        f"request {setting['request']}{protocol}{differing(setting['changes'])}"
+        f"request {setting['request_name']}{protocol}{differing(setting['changes'])}"
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, registered
 from quickdrop_bench.reporting.measured import SETTING, TRAINING, complete, without_training
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import beside
 from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.reporting.sheets import Sheet, markdown
@@ -89,6 +90,7 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
 def _title(rows: pd.DataFrame, within: Collection[str]) -> list[str]:
     first = rows.iloc[0]
     parts = {name: f"{first[name]}" for name in SETTING}
+    parts["request"] = request_name(rows)
     parts["clients"] += " clients"
     parts["protocol"] = "" if first["protocol"] == "preset" else f"protocol {first['protocol']}"
     parts["changes"] = differing(first["changes"]).removeprefix(", ")

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from quickdrop_bench.reporting.layout import ORIGINAL, marked, method_name
 from quickdrop_bench.reporting.looks import class_style
 from quickdrop_bench.reporting.measured import TRAINING
+from quickdrop_bench.reporting.names import class_name
 from quickdrop_bench.reporting.pictures import draw_line, handles_in, rows_of_panels, say
 from quickdrop_bench.reporting.points import measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.slots import Slot
@@ -122,7 +123,7 @@ def figure_2(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]
                 continue
             _draw_classes(panel, course, forgotten(str(slot.setting()["request"])))
             lines += _course_lines(slot, method, course)
-    _class_legend(figure, axes)
+    _class_legend(figure, axes, rows)
     return figure, numbers_frame(lines, "phase", "round", "class")
 
 
@@ -159,17 +160,17 @@ def shade(axes: Axes, start: int, lengths: dict[str, int], alpha: float) -> None
         start += length
 
 
-def _class_legend(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
+def _class_legend(figure: Figure, axes: Sequence[Sequence[Axes]], rows: pd.DataFrame) -> None:
     classes = sorted({int(name.split()[1]) for name in handles_in(panel for row in axes for panel in row)})
     if classes:
-        handles: list[Artist] = [*map(_class_handle, classes)]
+        handles: list[Artist] = [_class_handle(label, class_name(rows, label)) for label in classes]
         handles += [Line2D([], [], color="black", linewidth=THICK, label="forgotten class")]
         handles += [Patch(color=color, alpha=SHADE, label=phase) for phase, color in SHADES.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=7)
 
 
-def _class_handle(label: int) -> Line2D:
+def _class_handle(label: int, name: str) -> Line2D:
     look = class_style(label)
     return Line2D(
-        [], [], color=look.color, marker=look.marker, linestyle=look.line, markersize=4, label=f"class {label}"
+        [], [], color=look.color, marker=look.marker, linestyle=look.line, markersize=4, label=f"class {name}"
     )

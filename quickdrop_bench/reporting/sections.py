@@ -20,6 +20,7 @@ from quickdrop_bench.reporting.layout import (
     registered,
 )
 from quickdrop_bench.reporting.measured import SEARCH, SETTING, TRAINING, derive, without_training
+from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import beside, published_dataset
 from quickdrop_bench.reporting.sheets import Sheet
 from quickdrop_bench.reporting.slots import SHARED, Slot
@@ -226,7 +227,7 @@ def _heading(slot: Slot, layout: Layout) -> str:
         "dataset": f"{own['dataset']}",
         "clients": f"{own['clients']} clients",
         "distribution": f"{own['distribution']}",
-        "request": f"request {own['request']}",
+        "request": f"request {request_name(slot.rows)}",
         "protocol": "" if own["protocol"] == "preset" else f"protocol {own['protocol']}",
     }
     shown = ", ".join(text for name, text in parts.items() if text and name != layout.beside)

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from quickdrop_bench.reporting.layout import ORIGINAL, marked, method_name
 from quickdrop_bench.reporting.looks import VERMILLION, WIDTH
+from quickdrop_bench.reporting.names import class_name
 from quickdrop_bench.reporting.pictures import put_title, rows_of_panels, say
 from quickdrop_bench.reporting.points import measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.rounds import PER_ROUND, SHADES, Course, forgotten, shade, why_empty
@@ -72,14 +73,18 @@ class Chain:
         order = forgotten(self.requests[-1])
         return [*order, *sorted({c for course in self.courses for c in course.classes()} - set(order))]
 
+    def name(self, label: int) -> str:
+        """Of a class."""
+        return class_name(pd.concat([slot.rows for slot in self.slots if slot]), label)
+
     @property
     def title(self) -> str:
         """Setting, method, and what went wrong at which request."""
-        order = ", ".join(part.removeprefix("class-") for part in self.requests[-1].split(">"))
+        order = ", ".join(self.name(label) for label in forgotten(self.requests[-1]))
         texts = []
         for request, slot in zip(self.requests, self.slots, strict=True):
             marks = slot.marks(self.method) if slot else ["not run"]
-            texts += [f"{request.split('>')[-1]} {', '.join(marks)}"] if marks else []
+            texts += [f"class-{self.name(forgotten(request)[-1])} {', '.join(marks)}"] if marks else []
         return marked(f"{self.label}: {method_name(self.method)}, forgetting {order}", texts)
 
     def why_empty(self) -> str:
@@ -170,7 +175,7 @@ def _draw(axes: np.ndarray, chain: Chain) -> None:
 def _draw_class(axes: Axes, chain: Chain, label: int) -> None:
     order = forgotten(chain.requests[-1])
     own = order.index(label) if label in order else len(order)
-    title = f"{own + 1}. class {label}" if label in order else f"class {label} (kept)"
+    title = f"{own + 1}. class {chain.name(label)}" if label in order else f"class {chain.name(label)} (kept)"
     axes.set_title(title, pad=2)
     if not any(course.rounds for course in chain.courses):
         say(axes, chain.why_empty())

@@ -332,7 +332,8 @@ class TrainedRun:
         for target in request.targets:
             if (target in known) == (action == "unlearn"):
                 state = "forgotten already" if action == "unlearn" else "not forgotten"
-                raise BadInput(f"--{request.level}", target, f"this is {state}; see the command 'show'")
+                named = request.target_name(target, self.info.class_names)
+                raise BadInput(f"--{request.level}", named, f"this is {state}; see the command 'show'")
         name = _name(method)
         available = {"real-subset"}
         available |= {"synthetic-sets"} if self.spec.distill else set()
@@ -363,7 +364,8 @@ class TrainedRun:
         if request.level == "class":
             holders = {i for i, c in self.trained.clients.items() if self._holds(c, request)}
             if holders and not holders - set(absent):
-                raise BadInput("--class", request.targets[0], "all clients that hold it are absent")
+                named = request.target_name(request.targets[0], self.info.class_names)
+                raise BadInput("--class", named, "all clients that hold it are absent")
 
     def _holds(self, client: artifacts.ClientArtifacts, request: UnlearningRequest) -> bool:
         return bool(len(client.subset.with_classes(request.targets, keep=True)))
@@ -441,10 +443,12 @@ class TrainedRun:
             if idle := [stage for stage, result in stages.items() if not result.cost.rounds and not result.diverged]:
                 absence = "; clients that hold them are absent" if absent else ""
                 allowed = f"no client has data for the stage {idle[0]}{absence}"
-                raise BadInput(f"--{request.level}", request.targets[0], allowed)
+                named = request.target_name(request.targets[0], self.info.class_names)
+                raise BadInput(f"--{request.level}", named, allowed)
             last = list(stages.values())[-1]
             if last.diverged:
-                raise ArithmeticError(f"{_name(method)} diverged on {request}; version {parent} stays the current one")
+                named = request.named(self.info.class_names)
+                raise ArithmeticError(f"{_name(method)} diverged on {named}; version {parent} stays the current one")
             entry = Entry(
                 version=parent + 1,
                 parent=parent,

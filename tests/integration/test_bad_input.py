@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from quickdrop_bench.cli import main
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.parsing import COMMANDS, Parser
-from tests.conftest import TINY
+from tests.conftest import PARTITION, TINY
 from tests.damage import JUNK, TREES, Damage, artifact_damages, make_pictures, picture_damages, result_damages, seal
 
 pytestmark = pytest.mark.slow
@@ -202,7 +202,7 @@ BASES: dict[str, list[str]] = {
     "figure": ["figure", "4", *RUN],
     "sweep": ["sweep", *RUN, "--dry-run"],
     "train": ["train", *TINY],
-    "distribution": ["distribution", *TINY],
+    "distribution": ["distribution", *PARTITION],
     "unlearn": ["unlearn", "@", "--class", "3", "--dry-run"],
     "relearn": ["relearn", "@", "--class", "9", "--dry-run"],
     "evaluate": ["evaluate", "@"],
@@ -604,7 +604,7 @@ def test_damaged_image_folders_are_refused_or_still_valid(at_home: Path, count: 
         try:
             for damage in several:
                 damage(Path("damaged"))
-            ended = call(["distribution", *TINY, *PICTURES, *size, "--results-dir", "drawn"])
+            ended = call(["distribution", *PARTITION, *PICTURES, *size, "--results-dir", "drawn"])
         finally:
             remove(Path("damaged"))
             shutil.rmtree("drawn", ignore_errors=True)

@@ -18,12 +18,13 @@ import yaml
 from quickdrop_bench.cli import COMMANDS, FIGURES, TABLES, main
 from quickdrop_bench.commands import SUMMARIES
 from quickdrop_bench.harness.catalogue import presets
+from quickdrop_bench.lists import split
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of, split
+from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of
 from quickdrop_bench.parsing import COMMANDS as OPTIONS
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.rows import LAST
-from tests.conftest import TINY, Run
+from tests.conftest import PARTITION, TINY, Run
 
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
@@ -268,7 +269,7 @@ def test_train_writes_the_partition_and_everything_the_manifest_lists(run: Run) 
 
 
 def test_distribution(run: Run) -> None:
-    code, out, _ = run("distribution", *TINY)
+    code, out, _ = run("distribution", *PARTITION)
     assert code == 0
     assert [Path(line).suffix for line in out.split()] == [".csv", ".svg", ".png"]
     assert all(Path(line).stat().st_size > 100 for line in out.split())
@@ -293,7 +294,7 @@ def test_presets_parse(preset: str) -> None:
         assert args.preset == preset
         assert dataset in (None, args.dataset)
         methods_of(args)
-        for one in split(args.dataset):
+        for one in split("--dataset", args.dataset):
             federation_spec(parse(["table", str(number), "--preset", preset, "--dataset", one])["table"])
 
 
@@ -425,7 +426,7 @@ def test_unwritable_folders(run: Run, tmp_path: Path) -> None:
     assert (code, "--results-dir" in err) == (2, True)
     code, _, err = run("table", "2", *TINY, "--artifacts-dir", "file")
     assert (code, "--artifacts-dir" in err) == (2, True)
-    code, _, err = run("distribution", *TINY, "--results-dir", "file")
+    code, _, err = run("distribution", *PARTITION, "--results-dir", "file")
     assert (code, "--results-dir" in err) == (2, True)
 
 

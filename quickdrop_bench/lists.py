@@ -1,0 +1,71 @@
+"""Lists that a user types, ``a,b``: of names, numbers and classes, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from jsonargparse import Namespace
+
+from quickdrop_bench.data.class_names import class_index
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.errors import BadInput
+
+__all__ = ["check_once", "classes_of", "numbers_of", "requests_of", "split"]
+
+
+def split(option: str, text: object) -> list[str]:
+    """The parts of a list as the user types it, ``a,b``.
+
+    Raises:
+        BadInput: one is given twice.
+    """
+    parts = [part.strip() for part in str(text).split(",") if part.strip()]
+    check_once(option, text, parts)
+    return parts
+
+
+def check_once(option: str, text: object, values: Collection[object]) -> None:
+    """Raise :class:`BadInput` unless the values of a list differ."""
+    if len(set(values)) < len(values):
+        raise BadInput(option, text, "each must be given once")
+
+
+def numbers_of(option: str, text: object) -> tuple[int, ...]:
+    """A list of whole numbers as the user types it, ``9,3``.
+
+    Raises:
+        BadInput: it is none, or one is given twice.
+    """
+    try:
+        numbers = tuple(int(part) for part in str(text).split(",") if part.strip())
+    except ValueError:
+        raise BadInput(option, text, "a number, or several as 9,3, is needed") from None
+    check_once(option, text, numbers)
+    return numbers
+
+
+def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int, ...]:
+    """A list of classes as the user types it, ``cat,dog`` or ``9,3``; see :func:`class_index`."""
+    classes = tuple(class_index(part, names, note) for part in split("--class", text))
+    check_once("--class", text, classes)
+    return classes
+
+
+def requests_of(
+    args: Namespace, level: str, names: Sequence[str], typed: Collection[str] = ("--class",)
+) -> tuple[UnlearningRequest, ...]:
+    """What is to be forgotten, one after the other.
+
+    Args:
+        args: the command's options.
+        level: ``class`` or ``client``.
+        names: of the classes.
+        typed: the options on the command line; a class that does not exist is called the default if it comes from
+            nowhere else.
+    """
+    text = args.forget_class if level == "class" else args.forget_client
+    note = "" if {"--class", "--config"} & set(typed) else " (the default)"
+    targets = classes_of(text, names, note) if level == "class" else numbers_of("--client", text)
+    if not targets:
+        raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
+    return tuple(UnlearningRequest(level, (target,)) for target in targets)
