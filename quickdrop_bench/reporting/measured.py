@@ -80,15 +80,16 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
 def _unrecorded(rows: pd.DataFrame) -> pd.Series:
     """For older rows, which have no ``setting``: what else tells federations apart whatever the seed."""
     training = rows[(rows["stage"] == TRAINING) & (rows["metric"] == "rounds") & (rows["federation_hash"] != "")]
-    rounds = training.drop_duplicates("federation_hash", keep="last").set_index("federation_hash")["value"]
-    known = rows.reindex(columns=["artefact", "patience", "precision", "scale", "fine_tuning"]).astype(object)
-    of_figures = ~known["artefact"].astype(str).str.startswith("table")  # these vary both on purpose
-    known.loc[of_figures, ["scale", "fine_tuning"]] = None
-    known["artefact"] = rows["federation_hash"].map(rounds)
-    facts = known.rename(columns={"artefact": "rounds"}).astype(object).fillna("")
-    texts = pd.Series("", rows.index)
+    known = training.drop_duplicates("federation_hash", keep="last").set_index("federation_hash")["value"]
+    rounds = rows["federation_hash"].map(known).astype(float)
+    # A training that failed states none; it belongs to those beside it.
+    rounds = rounds.fillna(rounds.groupby([rows[name] for name in SETTING[:5]]).transform("max"))
+    facts = rows.reindex(columns=["patience", "precision", "scale", "fine_tuning"]).astype(object)
+    of_figures = ~rows.get("artefact", pd.Series("", rows.index)).astype(str).str.startswith("table")
+    facts.loc[of_figures, ["scale", "fine_tuning"]] = None  # which these vary on purpose
+    texts = ("rounds " + rounds.map("{:g}".format) + ", ").where(rounds.notna(), "")
     for name, values in facts.items():
-        texts += (f"{name} " + values.astype(str) + ", ").where(values != "", "")
+        texts += (f"{name} " + values.astype(str) + ", ").where(values.notna(), "")
     return "not recorded (" + texts.str.removesuffix(", ") + ")"
 
 

@@ -98,8 +98,15 @@ def test_rows_without_a_setting_are_told_apart_by_their_rounds() -> None:
     assert alone.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
     rows = [*old_rows(1, 30, 0.9), *old_rows(2, 30, 0.8), *old_rows(1, 2, 0.1)]
     full, short = tables_of(*rows)
-    assert full.heading.endswith("with setting not recorded (rounds 30.0, precision 32-true)")
-    assert short.heading.endswith("with setting not recorded (rounds 2.0, precision 32-true)")
+    assert full.heading.endswith("with setting not recorded (rounds 30, precision 32-true)")
+    assert short.heading.endswith("with setting not recorded (rounds 2, precision 32-true)")
+
+
+def test_a_failed_training_of_older_rows_stays_beside_the_others() -> None:
+    lost = common.run(
+        common.setting(2, federation_hash="f-2"), "original", 2, {"fl-training": {"failed": 1.0}}, spec_hash="lost"
+    )
+    assert complete(common.frame([*old_rows(1, 30, 0.9), *lost]))["setting"].nunique() == 1
 
 
 def test_changes_in_words() -> None:
