@@ -59,9 +59,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 def facts(rows: pd.DataFrame) -> set[tuple[object, ...]]:
     """Everything but times and provenance."""
-    same = rows[~rows["metric"].str.endswith(NEVER_EQUAL)].fillna(-1.0)
+    same = rows[~rows["metric"].str.endswith(NEVER_EQUAL)]
     keys = ["dataset", "clients", "distribution", "method", "seed", "request", "scale", "stage", "metric", "value"]
-    return set(same[keys].itertuples(index=False, name=None))
+    return set(same[keys].fillna(-1.0).itertuples(index=False, name=None))
 
 
 class Guarded(LabelledSet):
