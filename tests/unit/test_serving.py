@@ -558,7 +558,7 @@ def test_commands_print_before_after_and_cost(folder: Path, run: Run) -> None:
 
 def test_one_request_that_is_refused_keeps_back_the_others(folder: Path, run: Run) -> None:
     before = contents(folder)
-    code, out, err = run("unlearn", NAME, "--class", "9,3,9,77")
+    code, out, err = run("unlearn", NAME, "--class", "9,3,77")
     assert (code, out) == (2, "")
     assert "--class 77" in sentence(err)
     assert contents(folder) == before
