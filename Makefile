@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m quickdrop_bench
 TEST = $(BIN)/python -m pytest -q -n $(CORES) --maxprocesses 4 --dist loadfile
-OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(SPREAD) $(ARGS)
+DATA = $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+OPTIONS = $(if $(PRESET),--preset $(PRESET)) $(DATA) $(SPREAD) $(ARGS)
 
 # The small models of quick gain little from threads: without a GPU, two cores get a process each.
 CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1)
@@ -13,7 +14,7 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep report speed
+.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep paper report speed
 .PHONY: test test-slow check format clean
 
 help: ## show this help
@@ -68,6 +69,11 @@ figure6: install ## accuracy and time over the scale
 
 sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,100,1000'
 	@$(RUN) sweep $(OPTIONS)
+
+# Each command goes on where it was interrupted, so that the same line can be typed again.
+paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a GPU; goes on where it was interrupted
+	@for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
+		echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) || exit $$?; done
 
 report: install ## one HTML page over all rows
 	@$(RUN) report $(ARGS)

@@ -16,7 +16,7 @@ from quickdrop_bench.reporting.slots import Slot
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
-SOURCE = Path("results/small/table2")
+SOURCES = (Path("results/small/table2"), Path("results/small/table2-cifar10"))
 COLUMNS = (
     Column("", "F-Set", "total", "f_set_accuracy", "percent"),
     Column("", "R-Set", "total", "r_set_accuracy", "percent"),
@@ -30,13 +30,13 @@ METHODS = ("retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quick
 
 def block() -> str:
     """Table 2 of ``small`` in short, a table per setting."""
-    rows = derive(latest(pd.read_json(ROOT / SOURCE / "rows.jsonl", lines=True)))
+    rows = derive(latest(pd.concat(pd.read_json(ROOT / source / "rows.jsonl", lines=True) for source in SOURCES)))
     rows = rows[(rows["protocol"] == "preset") & (rows["stage"].isin(["total", "fl-training"]))]
     parts = [section(setting, group) for setting, group in rows.groupby(SETTING, sort=False)]
     note = (
         "Means over seeds. Speedups are taken seed by seed: median (range). Differences to Retrain-Or are in "
         "percentage points, paired by seed, with their 95% interval. "
-        f"Whole tables, the paper's numbers beside ours and every row: [{SOURCE}]({SOURCE})."
+        f"Whole tables, the paper's numbers beside ours and every row: {', '.join(f'[{s}]({s})' for s in SOURCES)}."
     )
     return "\n\n".join([START, *parts, note, END])
 

@@ -68,7 +68,7 @@ WITHOUT_PRESET = (
     add_run_name,
     add_export_options,
 )
-FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish", "--resume")
+FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish", "--resume", "--tf32")
 """Options without a value."""
 
 

@@ -137,8 +137,9 @@ class Experiment:
         own = {"precision": self.precision, "patience": self.rules.patience}
         own |= self.federation.setting(self.swept)
         e = self.usual or self
-        usual = {"precision": e.precision, "patience": e.rules.patience, **asdict(e.federation)}
-        return {"setting": digest({**own, "data": self.fingerprint}), "changes": changes(own, usual)}
+        usual = {"precision": _rounding(e.precision), "patience": e.rules.patience, **asdict(e.federation)}
+        changed = changes({**own, "precision": _rounding(self.precision)}, usual)
+        return {"setting": digest({**own, "data": self.fingerprint}), "changes": changed}
 
     def method_setting(self, method: str) -> dict[str, str]:
         """The same for a method's hyper-parameters, which must be equal to be averaged."""
@@ -154,6 +155,11 @@ class Experiment:
         """Of every run about a request, whether or not it was measured."""
         runs = ((m, seed, request) for seed in self.seeds for m in (ORIGINAL, *self.methods))
         return [self.run_spec(*run).hash for run in runs]
+
+
+def _rounding(precision: str) -> str:
+    """The precision whatever the device, which rows name beside it."""
+    return precision.replace(" on CUDA", "")
 
 
 @dataclass
