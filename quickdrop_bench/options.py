@@ -310,7 +310,7 @@ def make_fabric(
     except (ValueError, RuntimeError) as error:
         raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
     if fabric.device.type == "cuda":
-        # The host only plans, on tensors of some thousand numbers; threads that wait for each other made that 4 times slower.
+        # The host only plans, on some thousand numbers; threads that wait for each other make that 4 times slower.
         torch.set_num_threads(1)
     if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
         _warn_of_slow_bfloat16()
