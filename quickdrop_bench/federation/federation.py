@@ -201,9 +201,7 @@ class Federation:
         on_gpu = fabric.device.type == "cuda"
         possible = is_possible(model, fabric.strategy.precision.precision)
         self._static = (
-            StaticEngine(model, distillation, fuse=on_gpu)
-            if possible and (on_gpu if static is None else static)
-            else None
+            StaticEngine(model, distillation) if possible and (on_gpu if static is None else static) else None
         )
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
@@ -265,7 +263,7 @@ class Federation:
             return result
         job = _Job(data, phase, seed, synthetic or {}, transform, record)
         if self._static is not None:
-            self._static.make_room(job.synthetic)
+            self._static.begin(job.synthetic)
         patience, warm = _Patience(phase.patience), False
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
