@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.evaluation.accuracy import BATCH_SIZE
+from quickdrop_bench.evaluation.accuracy import batch_size
 from quickdrop_bench.seeding import generator
 
 __all__ = ["FEATURES", "MembershipRates", "membership_inference"]
@@ -111,12 +111,11 @@ def _outputs(model: nn.Module, data: LabelledSet, positions: Tensor) -> Outputs 
     """The model's outputs at some positions; None without positions or if a logit is not finite."""
     if not len(positions):
         return None
-    batches = []
-    for batch in positions.to(data.rows.device).split(BATCH_SIZE):
-        images, labels = data.take(batch)
-        batches.append((model(images).cpu().double(), labels.cpu()))
-    logits = torch.cat([b[0] for b in batches])
-    return (logits, torch.cat([b[1] for b in batches])) if logits.isfinite().all() else None
+    device = data.rows.device
+    batches = (data.take(batch) for batch in positions.to(device).split(batch_size(device)))
+    found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
+    logits = torch.cat(found).cpu().double()
+    return (logits, torch.cat(labels).cpu()) if logits.isfinite().all() else None
 
 
 def _attack(feature: Feature, members: Outputs, others: Outputs) -> Callable[[Outputs | None], Tensor | None]:

@@ -278,7 +278,7 @@ def test_the_same_seed_gives_the_same_rates() -> None:
 
 
 def test_each_image_passes_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "BATCH_SIZE", 7)
+    monkeypatch.setattr("quickdrop_bench.evaluation.accuracy.BATCH_SIZE", 7)
     passed: list[int] = []
 
     class Counting(nn.Flatten):
