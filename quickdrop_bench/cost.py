@@ -138,6 +138,12 @@ class Clock:
                 self._cpu_seconds += time.process_time() - began[1]
                 self._waiting += max(seconds - (time.thread_time() - began[2]), 0.0)
 
+    def add(self, other: Clock, share: float) -> None:
+        """Take in a share of another clock's time."""
+        self._seconds += share * other.seconds
+        self._cpu_seconds += share * other._cpu_seconds
+        self._waiting += share * other._waiting
+
     @property
     def cost(self) -> Cost:
         """The times so far; waits for the device."""

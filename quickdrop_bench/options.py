@@ -318,7 +318,10 @@ def make_fabric(
 
 
 def _set_arithmetic(args: Namespace) -> None:
-    """float32 means float32, and kernels that give the same bits each time, unless ``--tf32`` allows otherwise."""
+    """float32 means float32 unless ``--tf32`` allows otherwise, and of cuDNN's kernels those that repeat their bits.
+
+    Kernels that the compiler fused may sum in another order on another machine.
+    """
     tf32 = bool(args.get("tf32"))
     if tf32 and not on_gpu(args):
         raise BadInput("--tf32", "true", "it needs a CUDA device, and this command computes on a CPU")
@@ -332,11 +335,12 @@ def on_gpu(args: Namespace) -> bool:
 
 
 def arithmetic(args: Namespace) -> str:
-    """What decides the rounding of a federation: its precision, and on a GPU that and TF32.
+    """What decides the rounding of a federation: its precision, the kind of device, and TF32.
 
     Federations that differ in it never share a folder or a speed-up.
     """
-    return str(args.precision) + (" on CUDA" if on_gpu(args) else "") + (" with TF32" if args.get("tf32") else "")
+    place = " on CUDA" if on_gpu(args) else " on MPS" if args.accelerator == "mps" else ""
+    return str(args.precision) + place + (" with TF32" if args.get("tf32") else "")
 
 
 @cache

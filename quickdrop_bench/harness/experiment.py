@@ -159,7 +159,7 @@ class Experiment:
 
 def _rounding(precision: str) -> str:
     """The precision whatever the device, which rows name beside it."""
-    return precision.replace(" on CUDA", "")
+    return precision.replace(" on CUDA", "").replace(" on MPS", "")
 
 
 @dataclass
