@@ -42,12 +42,13 @@ from quickdrop_bench.seeding import generator
 from quickdrop_bench.serving.planned import CountingFederation
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-MEASURED = {
-    "small": ("small/table2", "preset"),
-    "quick": ("reference/quick/table2-preset", "preset"),
-    "quick, tuned": ("reference/quick/table2", "tuned"),
-}
-"""By name, the folder and the protocol."""
+MEASURED = (
+    ("small", "small/table2", "preset"),
+    ("small", "small/table2-cifar10", "preset"),
+    ("quick", "reference/quick/table2-preset", "preset"),
+    ("quick, tuned", "reference/quick/table2", "tuned"),
+)
+"""Name, folder and protocol."""
 
 ORACLE, OURS, CONTROL = "retrain-or", "quickdrop", "random-subset"
 NAMES = ("retrain-or", "federaser", "sga-or", "fu-mp", "quickdrop")
@@ -199,7 +200,7 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
         "",
         *table(
             whole,
-            (line for name, (path, protocol) in MEASURED.items() for line in measured_lines(name, path, protocol)),
+            (line for source in MEASURED for line in measured_lines(*source)),
         ),
         "",
         "## At the paper's sizes, by the paper's letter (T = 50 steps in every stage)",

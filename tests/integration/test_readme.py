@@ -1,4 +1,4 @@
-"""What the README shows, run as it stands."""
+"""What the README and the pages that it links show, run as it stands."""
 
 from __future__ import annotations
 
@@ -16,26 +16,37 @@ from quickdrop_bench.parsing import parse
 from quickdrop_bench.registry import Registry
 from tests.conftest import TINY
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "benchmarks/DEVIATIONS.md",
+    "results/README.md",
+    *(f"quickdrop_bench/{part}/README.md" for part in ("methods", "serving", "tracking")),
+)
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+README = PAGES["README.md"]
+BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)]
+SHOWN = [line for _, text in BLOCKS for line in text.splitlines()]
+SHOWN += [code for page in PAGES.values() for code in re.findall(r"`([^`\n]+)`", page)]
+PROGRAM = re.compile(r"(?:quickdrop-bench|python -m quickdrop_bench) +([^#]*)")
+COMMANDS = sorted({re.sub(r"\$\(.*?\)|<.*?>", "NAME", found[1]) for line in SHOWN if (found := PROGRAM.match(line))})
 
 
 def python_block(word: str) -> str:
     return next(text for language, text in BLOCKS if language == "python" and word in text)
 
 
-COMMANDS = [line for _, text in BLOCKS for line in text.splitlines() if line.startswith("python -m quickdrop_bench")]
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_parse(line: str) -> None:
-    assert parse(shlex.split(line)[3:])
+@pytest.mark.parametrize("options", [one for one in COMMANDS if "paper,tuned" not in one and "--noise" not in one])
+def test_commands_parse(options: str) -> None:
+    assert parse(shlex.split(options))
 
 
 def test_pandas_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", "2", *TINY]) == 0
     capsys.readouterr()
-    exec(python_block("read_json"), {})  # noqa: S102 - the README's own code
+    exec(python_block("read_json"), {})  # noqa: S102 - the page's own code
     printed = capsys.readouterr().out
     assert "quickdrop" in printed
     assert len(pd.read_json("results/quick/table2/rows.jsonl", lines=True)) > 100
@@ -63,10 +74,51 @@ def test_a_method_of_your_own(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_results_are_those_of_the_rows() -> None:
     """``python benchmarks/readme.py`` writes them."""
-    assert artefact("readme").block() in README
+    readme = artefact("readme")
+    assert readme.block(readme.measured()) in README
+
+
+def test_the_picture_is_of_the_rows() -> None:
+    readme = artefact("readme")
+    rows = pd.read_json(ROOT / "results/small/table2/rows.jsonl", lines=True)
+    total = rows[rows.stage == "total"].pivot_table(index="seed", columns=["method", "metric"], values="value")
+    gap = 100 * (total["quickdrop"].r_set_accuracy - total["retrain-or"].r_set_accuracy)
+    half = 2.776 * gap.std() / 5**0.5  # Student's t with four degrees of freedom
+    expected = (total["quickdrop"].sample_gradients.mean(), gap.mean(), gap.mean() - half, gap.mean() + half)
+    points = readme.points(readme.measured())
+    assert points["quickdrop"] == pytest.approx(expected, abs=1e-3)
+    pruned = total["fu-mp"]
+    assert points["fu-mp"][0] == pytest.approx((pruned.sample_gradients + pruned.sample_forwards / 3).mean())
+    assert list(points) == list(readme.METHODS)
+
+
+def test_the_sample_is_what_was_printed() -> None:
+    printed = (ROOT / "results/reference/quick/table2-preset/table.md").read_text(encoding="utf-8").splitlines()
+    sample = next(text for language, text in BLOCKS if language == "text").splitlines()
+    assert len(sample) == 7
+    for line in sample:
+        assert any(whole.startswith(line) for whole in printed), line
 
 
 def test_make_targets_exist() -> None:
-    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z0-9-]+)", README, re.MULTILINE):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {found[1] for line in SHOWN if (found := re.match(r"make ([a-z0-9-]+)", line))}
+    assert {"install", "table2", "check"} <= named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", PAGES[name]):
+        if target.startswith("https://"):
+            continue
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, anchor
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150

@@ -1,4 +1,4 @@
-"""Serving commands as a user runs them: without the data, killed on the way, from the README, for other programs."""
+"""Serving commands as a user runs them: without the data, killed on the way, as documented, for other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from tests.conftest import TINY, Run
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLASS_1 = UnlearningRequest.parse("class-1")
 CLASSES = ("cat", "dog", "emu")
 
@@ -282,18 +281,18 @@ def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
     assert all(found.state(version) for version in range(found.current + 1))
 
 
-# The README --------------------------------------------------------------------------------------------------
+# The page ----------------------------------------------------------------------------------------------------
 
-SECTION = README.split("## Serve a request")[1].split("\n## ")[0]
-SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)[0] for language in ("", "python"))
+PAGE = (ROOT / "quickdrop_bench/serving/README.md").read_text(encoding="utf-8")
+SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[0] for language in ("", "python"))
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run_as_they_stand(tmp_path: Path) -> None:
+def test_the_pages_commands_run_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin/python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    program = tmp_path / "bin/quickdrop-bench"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m quickdrop_bench "$@"\n')
+    program.chmod(0o755)
     variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     options: dict[str, Any] = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "check": False}
     done = subprocess.run(["sh", "-e", "-c", SHELL], **options)
@@ -301,7 +300,7 @@ def test_the_readmes_commands_run_as_they_stand(tmp_path: Path) -> None:
     assert "current version 3 · forgotten: client-3" in done.stdout
     assert "version 1 · forgotten: class-9" in done.stdout
     assert (tmp_path / "model.pt").is_file()
-    done = subprocess.run([python, "-c", PYTHON], **options)
+    done = subprocess.run([sys.executable, "-c", PYTHON], **options)
     assert done.returncode == 0, done.stderr
     assert "class" in done.stdout
     assert (tmp_path / "model.safetensors").is_file()
@@ -309,9 +308,10 @@ def test_the_readmes_commands_run_as_they_stand(tmp_path: Path) -> None:
     assert [str(request) for request in run.forgotten()] == ["client-3", "class-3"]
 
 
-def test_extras_that_the_readme_names_exist() -> None:
+def test_extras_that_the_pages_name_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = set(re.findall(r"'\.\[(\w+)\]'", README))
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("quickdrop_bench/*/README.md"), ROOT / "benchmarks/README.md"]
+    named = {name for page in pages for name in re.findall(r"'\.\[(\w+)\]'", page.read_text(encoding="utf-8"))}
     assert named == {"dashboard", "onnx"}
     assert named <= project["optional-dependencies"].keys()
 
