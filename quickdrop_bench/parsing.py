@@ -88,7 +88,7 @@ def _as_bad_input(message: str) -> BadInput:
         return BadInput(f"--{key.replace('_', '-')}", value, allowed)
     if found := re.search(r'key "([\w.]+)": (.*)$', message):
         return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
-    if found := re.search(r"Problems parsing config: (.*)$", message):
+    if found := re.search(r"(?:Problems parsing|Unexpected) config: (.*)$", message):
         return BadInput("--config", "is not usable", found[1])
     if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
         return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
@@ -156,12 +156,15 @@ def _check_config(name: str) -> None:
         file_size(Path(name))  # what can be read only once, as a pipe, would be empty for the parser
         text = Path(name).read_text(encoding="utf-8")
         values, repeated = yaml.safe_load(text), _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({reason})") from error
+    except OSError as error:
+        raise BadInput("--config", name, f"it cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({error})") from error
+    if not isinstance(values, dict):
+        raise BadInput("--config", name, "it holds no options, as rounds: 2")
     if repeated:
         raise BadInput("--config", name, f"the key {repeated} is given twice, and only one value can count")
-    if isinstance(values, dict) and "config" in values:
+    if "config" in values:
         raise BadInput("--config", name, "it names another file, and only the command line does")
 
 
