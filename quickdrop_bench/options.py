@@ -52,9 +52,6 @@ AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune":
 CLASS_HELP = "class to forget, by name or, where no class is named by a number, by position from 0"
 """A number is a name wherever classes are named by numbers."""
 
-MOST_NODES = 10_000
-"""Machines, above all use."""
-
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -363,7 +360,7 @@ def processes_of(args: Namespace) -> tuple[int, int]:
     nodes = everywhere // per_node if nodes is None else nodes
     there = torch.cuda.device_count() if on_gpu(args) else os.cpu_count() or 1
     positive("--devices", devices, at_least=1, at_most=there)
-    positive("--num-nodes", nodes, at_least=1, at_most=MOST_NODES)
+    positive("--num-nodes", nodes, at_least=1)
     if args.accelerator == "mps" and devices > 1:
         raise BadInput("--devices", devices, "there is one MPS device")
     if nodes > 1 and not started:

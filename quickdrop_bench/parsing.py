@@ -6,7 +6,6 @@ import re
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -18,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from quickdrop_bench.commands import SUMMARIES, top_parser
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import read_bytes
+from quickdrop_bench.files import file_size
 from quickdrop_bench.harness.catalogue import preset_values, presets
 from quickdrop_bench.harness.spec import LETTERS
 from quickdrop_bench.methods import METHODS
@@ -72,18 +71,6 @@ FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish
 """Options without a value."""
 
 
-LARGEST_CONFIG = 2**16
-"""Bytes of a configuration file that is still read; all options together need a tenth."""
-
-DEEPEST = 10
-"""Lists and mappings in each other; a section of a method's settings takes two."""
-
-ENDLESS = re.compile(r"[-+]?[0-9][0-9a-fA-FxX_:]{300,}")
-"""A whole number that is too large for floating point."""
-
-PLAIN = f"numbers of at most 300 digits and YAML of at most {DEEPEST} levels without aliases are needed"
-
-
 class Parser(ArgumentParser):
     """Errors become one sentence instead of usage and exit."""
 
@@ -101,7 +88,7 @@ def _as_bad_input(message: str) -> BadInput:
         return BadInput(f"--{key.replace('_', '-')}", value, allowed)
     if found := re.search(r'key "([\w.]+)": (.*)$', message):
         return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
-    if found := re.search(r"Problems parsing config: (.*)$", message):
+    if found := re.search(r"(?:Problems parsing|Unexpected) config: (.*)$", message):
         return BadInput("--config", "is not usable", found[1])
     if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
         return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
@@ -116,7 +103,6 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         artefact: whose section of the preset counts; None takes the artefact that the command line names.
         defaults: in place of the preset's, for commands that have none.
     """
-    _check_texts(argv)
     parser = top_parser(Parser)
     chosen: str | None = None
     section: str | None = None
@@ -139,10 +125,7 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
             for path in _values(argv, "--config"):
                 _check_config(path)
         commands.add_subcommand(name, sub, help=text)
-    try:
-        args = parser.parse_args(list(argv))
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise BadInput("--config", _peek(argv, "--config"), "it is no YAML file in UTF-8") from error
+    args = parser.parse_args(list(argv))
     if chosen is not None and args[args.command].preset != chosen:
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     if used is not None:
@@ -154,41 +137,6 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
     if artefact is None and chosen is not None and section not in (None, own):
         return parse([*argv, "--preset", chosen], own)  # the number is in a file, or written as 0x2
     return args
-
-
-def _check_texts(argv: Sequence[str]) -> None:
-    """Raise :class:`BadInput` where a value that would be read as YAML is not :func:`_is_plain`."""
-    for before, part in pairwise(("", *argv)):
-        option, _, value = part.partition("=") if part.startswith("--") else (before, "", part)
-        with suppress(yaml.YAMLError):
-            named = option if option.startswith("--") else "command line"
-            if not _is_plain(value):
-                raise BadInput(named, value, PLAIN)
-            if key := _repeated(yaml.compose(value, Loader=yaml.SafeLoader)):
-                raise BadInput(named, value, f"the key {key} is given twice")
-
-
-def _is_plain(text: str, depth: int = 0) -> bool:
-    """Whether a YAML text can be read in little time, and so can texts in it, which may be read once more.
-
-    Aliases may repeat what they stand for beyond all bounds, and nested lists take long.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-            return False
-        if not isinstance(event, yaml.ScalarEvent):
-            continue
-        if ENDLESS.fullmatch(event.value):
-            return False
-        if event.value != text:
-            with suppress(yaml.YAMLError):
-                if not _is_plain(event.value, depth + 1):
-                    return False
-    return True
 
 
 def _repeated(node: yaml.Node | None) -> str | None:
@@ -203,25 +151,25 @@ def _repeated(node: yaml.Node | None) -> str | None:
 
 
 def _check_config(name: str) -> None:
-    """Raise :class:`BadInput` unless a configuration file can be read; the parser itself would read anything."""
+    """Raise :class:`BadInput` unless a configuration file can be read, each of its keys once."""
     try:
-        text = read_bytes(Path(name), LARGEST_CONFIG).decode("utf-8")
-        if not _is_plain(text):
-            raise BadInput("--config", name, PLAIN)
-        if key := _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
-            raise BadInput("--config", name, f"the key {key} is given twice, and only one value can count")
-        values = yaml.safe_load(text)
-    except BadInput:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        shown = str(error) if isinstance(error, yaml.YAMLError) else getattr(error, "strerror", None)
-        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({shown or type(error).__name__})") from error
-    if isinstance(values, dict) and "config" in values:
+        file_size(Path(name))  # what can be read only once, as a pipe, would be empty for the parser
+        text = Path(name).read_text(encoding="utf-8")
+        values, repeated = yaml.safe_load(text), _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
+    except OSError as error:
+        raise BadInput("--config", name, f"it cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({error})") from error
+    if not isinstance(values, dict):
+        raise BadInput("--config", name, "it holds no options, as rounds: 2")
+    if repeated:
+        raise BadInput("--config", name, f"the key {repeated} is given twice, and only one value can count")
+    if "config" in values:
         raise BadInput("--config", name, "it names another file, and only the command line does")
 
 
 def _check_values(parser: ArgumentParser, options: Namespace) -> None:
-    """Raise :class:`BadInput` where the parser lets pass what no option means: nothing, or text that is none."""
+    """Raise :class:`BadInput` where the parser lets pass nothing for a value, or another value for a flag."""
     for action in parser._actions:
         value = options.get(action.dest)
         name = action.option_strings[0] if action.option_strings else action.dest.upper()
@@ -230,10 +178,6 @@ def _check_values(parser: ArgumentParser, options: Namespace) -> None:
             raise BadInput(name, "null", "a value is needed")
         if action.nargs == 0 and action.default is False and not isinstance(value, bool):
             raise BadInput(name, value, "true or false is needed")
-        if isinstance(value, str | Path) and "\0" in str(value):
-            raise BadInput(name, value, "no value holds a NUL character")
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise BadInput(name, value, "text in UTF-8 is needed")
 
 
 def _ignores_bound(values: object) -> bool:

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from quickdrop_bench.artifact_checks import MOST_IMAGES, Damage, check_finite
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.files import open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import State
@@ -85,7 +84,7 @@ class UpdateHistory:
         """θ_0, before the first round.
 
         Raises:
-            BadInput: the file is missing or damaged, or a value in it is not finite.
+            BadInput: the file is missing or damaged.
         """
         return self._read(self.folder / INITIAL)[0]
 
@@ -93,7 +92,7 @@ class UpdateHistory:
         """U_i of a retained round, and |D_i|.
 
         Raises:
-            BadInput: the file is missing or damaged, or a value in it is out of range.
+            BadInput: the file is missing or damaged.
         """
         return self._read(_path(self.folder, k, client), counted=True)
 
@@ -101,14 +100,11 @@ class UpdateHistory:
         try:
             with open_tensors(path, str(self.device)) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            count = tensors.pop(COUNT).tolist() if counted else 1
-            if type(count) is not int or not 1 <= count <= MOST_IMAGES:
-                raise Damage(f"{COUNT} is out of range")
-            check_finite(tensors)
+            count = int(tensors.pop(COUNT)) if counted else 1
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
             name, trained = path.relative_to(self.folder.parent), self.folder.parent
-            allowed = f"{name} is missing or damaged ({reason or type(error).__name__})"
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            allowed = f"{name} is missing or damaged ({reason})"
             raise BadInput("--artifacts-dir", trained, f"{allowed}; delete this folder to train again") from error
         return tensors, count
 

@@ -20,7 +20,7 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import RunningMean, State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import MOST_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["FedEraser"]
 
@@ -59,7 +59,7 @@ class FedEraser(Recovery, Relearning):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("federaser.calibration_ratio", self.calibration_ratio, at_most=1)
-        positive("federaser.replay_every", self.replay_every, at_least=1, at_most=MOST_STEPS)
+        positive("federaser.replay_every", self.replay_every, at_least=1)
 
     def calibration(self, training: Phase, rounds: int) -> Phase:
         """The calibration phase: ⌈r·T⌉ local steps or passes, as T counts, in each of the retained rounds."""

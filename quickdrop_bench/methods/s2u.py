@@ -20,9 +20,6 @@ from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery
 
 __all__ = ["S2U"]
 
-MOST_ALPHA = 1e6
-"""A factor far above all use, which float32 still holds."""
-
 
 @METHODS.register("s2u")
 @dataclass(frozen=True)
@@ -64,9 +61,9 @@ class S2U(Recovery, Relearning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None:
-            positive("s2u.alpha", self.alpha, at_most=MOST_ALPHA)
+            positive("s2u.alpha", self.alpha)
         positive("s2u.beta", self.beta, at_least=0, at_most=1)
-        positive("s2u.max_alpha", self.max_alpha, at_least=1, at_most=MOST_ALPHA)
+        positive("s2u.max_alpha", self.max_alpha, at_least=1)
 
     def stayers_factor(self, share: float) -> float:
         """α for leavers that hold a share p_ℓ in [0, 1) of the samples (several in one request: together)."""

@@ -16,7 +16,6 @@ __all__ = [
     "ASCENTS",
     "ASCENT_SEARCH",
     "LOCAL_STEPS",
-    "MOST_STEPS",
     "RECOVERY_SEARCH",
     "Ascent",
     "Recovery",
@@ -27,12 +26,6 @@ __all__ = [
 
 ASCENTS = ("gradient", "reflection")
 """Forms of ascent, see :class:`Ascent`."""
-
-MOST_STEPS = 10**6
-"""Rounds or local steps, far above all use; what is planned stays a number."""
-
-MOST_RATE = 3e38
-"""The largest learning rate that float32 holds; with most of them, training says that it diverged."""
 
 LOCAL_STEPS = (1, 2, 5, 10, 50)
 """Local steps that the tuned protocol tries."""
@@ -58,11 +51,11 @@ def check_steps(settings: Any) -> None:
         if value is None:
             continue
         if name.endswith("_rounds"):
-            positive(name, value, at_least=0, at_most=MOST_STEPS)
+            positive(name, value, at_least=0)
         elif name.endswith(("_local_steps", "_local_epochs")):
-            positive(name, value, at_least=1, at_most=MOST_STEPS)
+            positive(name, value, at_least=1)
         elif name.endswith(("_lr", "_stop_loss")):
-            positive(name, value, at_most=MOST_RATE)
+            positive(name, value)
         elif name.endswith("_participation"):
             positive(name, value, at_most=1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import pickle
 import resource
@@ -384,11 +383,6 @@ def federation() -> Path:
     return next(Path("artifacts").iterdir())
 
 
-def readable(folder: Path) -> bool:
-    """Whether all files can be read as a whole to seal them."""
-    return all(p.is_file() and p.stat().st_size < 2**30 for p in folder.rglob("*") if not p.is_dir())
-
-
 @contextlib.contextmanager
 def kept(folder: Path) -> Iterator[Path]:
     """A folder that is as before after the block, whatever happens to it."""
@@ -407,15 +401,12 @@ def test_damaged_artifacts_are_refused_by_file_or_still_valid(at_home: Path, cou
         count,
         command=st.sampled_from([*SERVED * 4, "train", "table"]),
         several=st.lists(artifact_damages(), min_size=1, max_size=2),
-        sealed=st.booleans(),
     )
-    def holds(command: str, several: list[Damage], sealed: bool) -> None:
+    def holds(command: str, several: list[Damage]) -> None:
         argv = base(command)
         with kept(federation()) as folder, kept(Path("results")):
             for damage in several:
                 damage(folder)
-            if sealed and readable(folder):
-                seal(folder, but="config.yaml")  # its values have a test of their own
             ended = call(argv)
         judge(ended, [*argv, *(d.__name__ for d in several)], CULPRITS, codes=(0, 2))
 
@@ -429,7 +420,6 @@ SPECS: dict[str, dict[str, object]] = {
     "width in words": {"width": "four"},
     "width out of range": {"width": 0},
     "width of another model": {"width": 8},
-    "width beyond all bounds": {"width": 10**20},
     "width that is not whole": {"width": 2.5},
     "depth of another model": {"depth": 1},
     "rounds missing": {"rounds": None},
@@ -495,7 +485,6 @@ def test_versions_are_read_within_bounds(at_home: Path, monkeypatch: pytest.Monk
 
 
 UPDATES: dict[str, Callable[[Path], object]] = {
-    "infinite": lambda path: change(path, lambda value: value + math.inf),
     "of another shape": lambda path: change(path, lambda value: value[:1]),
     "of no client's images": lambda path: save_file({**load_file(path), "num_examples": torch.tensor(-1)}, path),
     "empty": lambda path: path.write_bytes(b""),
@@ -683,42 +672,14 @@ def test_rows_of_another_kind_are_left_out(idle: Path, column: str, value: objec
 # 6. Single cases ---------------------------------------------------------------------------------------------
 
 LONG = "a" * 3000
-BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-ALIASES = f"[{BOMB.replace(chr(10), ',').replace('a: &a', '&a', 1)}]"
 SINGLE: dict[str, tuple[str, list[str], str]] = {
-    "more clients than memory": ("distribution", ["--clients", "999999999"], "--clients"),
-    "filters beyond all bounds": ("train", ["--width", "99999999999999999999"], "--width"),
-    "more filters than memory": ("train", ["--width", "1000000000"], "--width"),
-    "batch beyond all bounds": ("train", ["--batch-size", "99999999999999999999"], "--batch-size"),
-    "rate beyond float32": ("train", ["--lr", "1e39"], "--lr"),
-    "image rate beyond float32": ("train", ["--image-lr", "1e39"], "--image-lr"),
-    "rate of a method beyond float32": ("unlearn", ["--quickdrop.unlearn-lr", "1e39"], "--quickdrop.unlearn-lr"),
-    "factor beyond float32": ("table", ["--s2u.alpha", "1e39"], "--s2u.alpha"),
-    "steps beyond all bounds": ("unlearn", ["--quickdrop.recover-local-steps", "1" * 20], "local-steps"),
-    "alpha beyond all bounds": ("distribution", ["--alpha", "1e308"], "--alpha"),
-    "whole number beyond floating point": ("distribution", ["--alpha", "9" * 400], "--alpha"),
-    "swept number beyond floating point": ("sweep", ["--scales", "9" * 400], "--scale"),
     "seed beyond 64 bits": ("train", ["--seeds", "99999999999999999999,"], "--seeds"),
-    "aliases in a value": ("distribution", ["--seeds", ALIASES], "--seeds"),
-    "aliases in a text of a file": ("distribution", ["--config", "text.yaml"], "--config"),
-    "lists in lists": ("distribution", ["--alpha", "[" * 50_000], "--alpha"),
-    "lists in lists of a file": ("distribution", ["--config", "deep.yaml"], "--config"),
     "a file that names another": ("distribution", ["--config", "other.yaml"], "--config"),
-    "a file without end": ("distribution", ["--config", "/dev/zero"], "--config"),
     "a flag that is no truth value": ("distribution", ["--config", "flag.yaml"], "--iid 3"),
-    "text that is none": ("dashboard", ["--wandb-entity", "\udcff"], "--wandb-entity"),
     "a pipe to be replaced": ("export", ["--output", "pipe"], "--output pipe"),
     "a pipe to be replaced by a report": ("report", ["--output", "pipe"], "--output pipe"),
     "a pipe to be replaced by a dashboard": ("dashboard", ["--output", "pipe", "--wandb-entity", "x"], "--output pipe"),
     "a dashboard of nobody": ("dashboard", ["--wandb-entity", ""], "--wandb-entity"),
-    "image steps of a plan": ("sweep", ["--image-steps", "1000000000"], "--image-steps"),
-    "aliases of aliases": ("distribution", ["--config", "bomb.yaml"], "--config"),
-    "results folder with NUL": ("table", ["--config", "results.yaml"], "--results-dir"),
-    "distribution with NUL": ("distribution", ["--config", "results.yaml"], "--results-dir"),
-    "artifacts folder with NUL": ("train", ["--config", "artifacts.yaml"], "--artifacts-dir"),
-    "data folder with NUL": ("distribution", ["--config", "data.yaml"], "--data-dir"),
     "long data set": ("distribution", ["--dataset", LONG], "--dataset"),
     "long results folder of a report": ("report", ["--results-dir", LONG], "--results-dir"),
     "long results folder of a table": ("table", ["--results-dir", LONG], "--results-dir"),
@@ -736,9 +697,7 @@ def test_single_cases_are_refused_at_once(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, command: str, argv: list[str], named: str
 ) -> None:
     monkeypatch.setitem(globals(), "PATIENCE", 2)
-    files = {"bomb": BOMB, "results": 'results_dir: "a\\0b"\n', "artifacts": 'artifacts_dir: "a\\0b"\n'}
-    files |= {"data": 'dataset: imagefolder\ndata_dir: "a\\0b"\n', "text": f"seeds: '{ALIASES}'\n"}
-    files |= {"deep": "[" * 50_000, "other": "config: mine.yaml\n", "flag": "iid: 3\n"}
+    files = {"other": "config: mine.yaml\n", "flag": "iid: 3\n"}
     for name, text in files.items():
         Path(f"{name}.yaml").write_text(text)
     os.mkfifo("pipe")

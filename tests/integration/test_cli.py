@@ -387,7 +387,9 @@ BAD = {
     "abbreviated option": (["table", "2", "--roun", "3"], "--roun"),
     "config with an unknown key": (["table", "2", "--config", "unknown.yaml"], "nonsense"),
     "config that is no YAML": (["table", "2", "--config", "broken.yaml"], "--config"),
-    "config missing": (["table", "2", "--config", "none.yaml"], "--config"),
+    "config missing": (["table", "2", "--config", "none.yaml"], "none.yaml: it cannot be read"),
+    "config without options": (["table", "2", "--config", "words.yaml"], "words.yaml: it holds no options"),
+    "config with nothing but a key": (["table", "2", "--config", "key.yaml"], "--config is not usable: alpha:"),
 }
 
 
@@ -397,6 +399,8 @@ def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str, monkey
     Path("unknown.yaml").write_text("nonsense: 1\n")
     Path("broken.yaml").write_text("a: [1, {\n")
     Path("preset.yaml").write_text("preset: small\n")
+    Path("words.yaml").write_text("two rounds\n")
+    Path("key.yaml").write_text("alpha:\n")
     if argv[0] == "table" and "--preset" not in argv and "--dataset" not in argv:
         argv = [*argv, *(p for p in TINY if p not in ("--clients", "3", "--seeds", "1"))]
         argv += [] if "--clients" in argv else ["--clients", "3"]

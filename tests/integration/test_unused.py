@@ -192,8 +192,6 @@ def test_a_repeated_key_is_refused(run: Run, text: str, key: str) -> None:
     for command in (["table", "2"], ["train"]):
         code, _, err = run(*command, *TINY, "--config", "twice.yaml")
         assert (code, f"--config twice.yaml: the key {key} is given twice" in err) == (2, True), err
-    code, _, err = run("table", "2", *TINY, "--quickdrop", "{unlearn_lr: 1, unlearn_lr: 2}")
-    assert (code, "the key unlearn_lr is given twice" in err) == (2, True), err
 
 
 def test_presets_repeat_no_key() -> None:

@@ -109,8 +109,8 @@ def test_damage_is_named(trained: TrainedFederation, tmp_path: Path, name: str, 
         load(folder, CPU)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"../../x": {"sha256": "0"}}}', '{"files": {"a": 1}}'])
-def test_hostile_manifests(trained: TrainedFederation, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 4'])
+def test_what_is_no_manifest_is_refused(trained: TrainedFederation, tmp_path: Path, text: str) -> None:
     save(trained, tmp_path / "run")
     (tmp_path / "run" / "manifest.json").write_text(text)
     with pytest.raises(BadInput, match="--artifacts-dir"):
@@ -133,7 +133,7 @@ def test_the_manifest_comes_last(trained: TrainedFederation, tmp_path: Path, mon
     assert not is_complete(folder)
 
 
-# Hostile folders, with a manifest that fits -----------------------------------------------------------------
+# Folders of another content, with a manifest that fits --------------------------------------------------------
 
 CLIENT, CLIENT_1 = "clients/0000.safetensors", "clients/0001.safetensors"
 
@@ -167,51 +167,19 @@ def first(folder: Path, name: str, key: str) -> torch.Tensor:
     return load_file(folder / name)[key].clone()
 
 
-def poisoned(folder: Path, key: str, value: float, name: str = CLIENT) -> None:
-    tensor = first(folder, name, key)
-    tensor.view(-1)[-1] = value
-    with_tensors(folder, name, **{key: tensor})
-
-
-INFINITE, NAN = float("inf"), float("nan")
 TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda f: os.truncate(f / CLIENT, 100), CLIENT),
     "empty": (lambda f: os.truncate(f / CLIENT, 0), CLIENT),
     "header of the file's size": (lambda f: header(f, CLIENT, "{}", 2**40), "header is larger"),
     "header of 2^63 bytes": (lambda f: header(f, CLIENT, "{}", 2**63), "header is larger"),
-    "header that is no JSON": (lambda f: header(f, CLIENT, "[" * 5000), CLIENT),
     "header that claims more than the file": (
         lambda f: header(f, CLIENT, '{"rows": {"dtype": "I64", "shape": [9], "data_offsets": [0, 72]}}'),
         CLIENT,
     ),
-    "shape whose size overflows": (
-        lambda f: header(f, CLIENT, '{"rows": {"dtype": "I64", "shape": [4294967296, 4294967296, 2]}}'),
-        CLIENT,
-    ),
-    "weights that are not finite": (lambda f: poisoned(f, "w", NAN, "global.safetensors"), "w is not finite"),
     "weights in double precision": (
         lambda f: with_tensors(f, "global.safetensors", w=torch.zeros(3, dtype=torch.float64)),
         "no parameter",
     ),
-    "no weights": (lambda f: with_tensors(f, "global.safetensors", w=None), "no parameters"),
-    "images that are not finite": (lambda f: poisoned(f, "subset_images", INFINITE), "subset_images is not finite"),
-    "synthetic NaN": (lambda f: poisoned(f, "synthetic_images", NAN), "synthetic_images is not finite"),
-    "label out of range": (lambda f: poisoned(f, "subset_labels", 3), "subset_labels is out of range"),
-    "negative label": (lambda f: poisoned(f, "augmentation_labels", -1), "augmentation_labels is out of range"),
-    "fixed class out of range": (
-        lambda f: with_tensors(f, CLIENT, synthetic_fixed_classes=torch.tensor([7])),
-        "synthetic_fixed_classes is out of range",
-    ),
-    "fixed class twice": (
-        lambda f: with_tensors(f, CLIENT, synthetic_fixed_classes=torch.tensor([1, 1])),
-        "a class twice",
-    ),
-    "row too large": (lambda f: poisoned(f, "rows", 45), "rows is out of range"),
-    "row far too large": (lambda f: poisoned(f, "rows", 2**62), "rows is out of range"),
-    "negative row": (lambda f: poisoned(f, "augmentation_rows", -1), "augmentation_rows is out of range"),
-    "row twice": (lambda f: poisoned(f, "rows", 0), "twice"),
-    "row of another client": (lambda f: poisoned(f, "rows", 24), "belongs to two"),
-    "kept image of another client": (lambda f: poisoned(f, "augmentation_rows", 30), "keeps an image of another"),
     "labels in 32 bits": (
         lambda f: with_tensors(f, CLIENT, subset_labels=first(f, CLIENT, "subset_labels").int()),
         "subset_labels has another type",
@@ -236,15 +204,15 @@ TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: with_tensors(f, CLIENT, synthetic_origin=first(f, CLIENT, "synthetic_origin")[1:]),
         "synthetic_origin has another type or shape",
     ),
-    "other origin": (lambda f: poisoned(f, "synthetic_origin", 0), "synthetic_origin and subset_rows differ"),
     "missing tensor": (lambda f: with_tensors(f, CLIENT, subset_rows=None), "other tensors"),
     "extra tensor": (lambda f: with_tensors(f, CLIENT, more=torch.zeros(1)), "other tensors"),
-    "swapped clients": (lambda f: (f / CLIENT).write_bytes((f / CLIENT_1).read_bytes()), "belongs to two"),
 }
 
 
 @pytest.mark.parametrize(("tamper", "named"), TENSORS.values(), ids=TENSORS.keys())
-def test_hostile_tensors(trained: TrainedFederation, tmp_path: Path, tamper: Any, named: str) -> None:
+def test_tensors_of_another_kind_are_refused(
+    trained: TrainedFederation, tmp_path: Path, tamper: Any, named: str
+) -> None:
     folder = tmp_path / "run"
     save(trained, folder)
     tamper(folder)
@@ -306,45 +274,32 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "history.csv")
 
 
-def sparse(folder: Path) -> None:
-    with (folder / CLIENT).open("r+b") as file:
-        file.truncate(2**40)
-    with_manifest(folder, lambda m: m["files"][CLIENT].update(bytes=2**40))
-
-
 def unlisted_update(folder: Path) -> None:
     (folder / "updates" / "0000").mkdir(parents=True)
     save_file({"w": torch.zeros(3)}, folder / "updates" / "0000" / "0001.safetensors")
 
 
 COLUMNS = "round,loss,matching_distance,participants,seconds,distillation_seconds\n"
-BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest deeply nested": (lambda f: (f / "manifest.json").write_text("[" * 10**6), "manifest.json"),
     "manifest giant": (lambda f: os.truncate(f / "manifest.json", 2**40), "larger than"),
     "manifest binary": (lambda f: (f / "manifest.json").write_bytes(bytes(range(256))), "manifest.json"),
     "manifest a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "manifest.json"),
     "another format": (manifest_value("format", value=5), "it has format 5, and this program reads 4"),
-    "format true": (manifest_value("format", value=True), "its format"),
     "device that commands the terminal": (manifest_value("device", value="\x1b[2J"), "device"),
     "no files": (manifest_value("files", value={}), "does not list config.yaml"),
     "files in a list": (manifest_value("files", value=["history.csv"]), "manifest.json"),
     "absolute name": (listed("/etc/passwd"), "belongs to no federation"),
     "name that climbs": (listed("clients/../../x.safetensors"), "belongs to no federation"),
     "name with NUL": (listed("clients/0000\0.safetensors"), "belongs to no federation"),
-    "Windows path": (listed("C:\\clients\\0009.safetensors"), "belongs to no federation"),
     "name of another file": (listed("clients/notes.txt"), "belongs to no federation"),
     "name that is not canonical": (lambda f: renamed_client(f, "clients/00001.safetensors"), "belongs to no"),
-    "no checksum": (manifest_value("files", "history.csv", "sha256", value="0"), "checksum"),
     "size in words": (manifest_value("files", "history.csv", "bytes", value="many"), "bytes"),
     "negative size": (manifest_value("files", "history.csv", "bytes", value=-1), "bytes"),
     "other size": (
         manifest_value("files", "history.csv", "bytes", value=1),
         "history.csv is missing or damaged (it has",
     ),
-    "impossible size": (sparse, f"{CLIENT} is listed with"),
     "client missing": (without_client, "a client is missing"),
     "client ids with a gap": (lambda f: renamed_client(f, "clients/0007.safetensors"), "a client is missing"),
     "link that leaves": (link_outside, "history.csv is missing or damaged (it lies outside"),
@@ -352,18 +307,9 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "clients elsewhere": (clients_elsewhere, "lies outside"),
     "pipe": (pipe, "it is no regular file"),
     "update that is not listed": (unlisted_update, "updates is missing or damaged"),
-    "no classes": (manifest_value("data", "class_names", value=[]), "impossible classes"),
-    "class twice": (manifest_value("data", "class_names", value=["a", "a"]), "impossible classes"),
     "class that commands the terminal": (manifest_value("data", "class_names", value=["\x07", "a"]), "class name"),
     "flat images": (manifest_value("data", "image_shape", value=[1, 64]), "manifest.json"),
-    "images of no size": (manifest_value("data", "image_shape", value=[1, 0, 0]), "image_shape"),
-    "deviation zero": (manifest_value("data", "std", value=[0]), "normalisation"),
-    "two means": (manifest_value("data", "mean", value=[0, 0]), "normalisation"),
-    "train images beyond all bounds": (manifest_value("data", "train_images", value=10**12), "train_images"),
-    "cost not a number": (manifest_value("cost", "seconds", value=NAN), "seconds"),
-    "cost infinite": (manifest_value("cost", "seconds", value=INFINITE), "seconds"),
-    "cost negative": (manifest_value("cost", "seconds", value=-1), "negative"),
-    "cost beyond all bounds": (manifest_value("cost", "rounds", value=10**400), "rounds"),
+    "two means": (manifest_value("data", "mean", value=[0, 0]), "number of channels"),
     "cost in words": (manifest_value("cost", "rounds", value="two"), "rounds"),
     "other costs": (manifest_value("cost", value={}), "other counters"),
     "history empty": (as_file("history.csv", ""), "history.csv"),
@@ -372,35 +318,23 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "history out of order": (as_file("history.csv", COLUMNS + "2,1,1,1,1,1\n1,1,1,1,1,1\n"), "not in order"),
     "history with longer lines": (as_file("history.csv", COLUMNS + "1,1,1,1,1,1,1,1\n"), "its columns"),
     "history with ragged lines": (as_file("history.csv", COLUMNS + "1,1,1,1,1,1\n1,1,1,1,1,1,1\n"), "history.csv"),
-    "history with infinity": (as_file("history.csv", COLUMNS + "1,1,1,1,inf,1\n"), "out of range"),
-    "history with negative time": (as_file("history.csv", COLUMNS + "1,1,1,1,-1,1\n"), "out of range"),
-    "history without time": (as_file("history.csv", COLUMNS + "1,1,1,1,,1\n"), "out of range"),
-    "history of a million columns": (as_file("history.csv", "," * 10**6 + "\n"), "too many columns"),
-    "history with too many participants": (as_file("history.csv", COLUMNS + "1,1,1,9,1,1\n"), "participants"),
-    "history giant": (as_file("history.csv", COLUMNS + "1\n" * 2**23), "history.csv is listed with"),
     "history binary": (as_file("history.csv", bytes(range(256)) * 9), "history.csv"),
-    "config empty": (as_file("config.yaml", ""), "it is empty"),
+    "config empty": (as_file("config.yaml", ""), "no flat list"),
     "config a number": (as_file("config.yaml", "3"), "no flat list"),
     "config a list": (as_file("config.yaml", "[1]"), "no flat list"),
     "config nested": (as_file("config.yaml", "a: {b: 1}"), "no flat list"),
-    "config deeply nested": (as_file("config.yaml", "a: " + "[" * 9000), "no flat list"),
-    "config with aliases": (as_file("config.yaml", BOMB), "no flat list"),
-    "config with an anchor": (as_file("config.yaml", "a: &x 1"), "no flat list"),
-    "config with a tag": (as_file("config.yaml", "a: !!python/object/apply:os.system [ls]"), "no flat list"),
-    "config with a date": (as_file("config.yaml", "a: 2020-01-01"), "a is no setting"),
-    "config not finite": (as_file("config.yaml", "alpha: .nan"), "alpha is no setting"),
-    "config giant": (as_file("config.yaml", "a: " + "x" * 2**15), "config.yaml is listed with"),
+    "config with a tag": (as_file("config.yaml", "a: !!python/object/apply:os.system [ls]"), "config.yaml"),
+    "config with a date": (as_file("config.yaml", "a: 2020-01-01"), "no flat list"),
     "config no YAML": (as_file("config.yaml", "a: [1, {"), "config.yaml"),
     "config no text": (as_file("config.yaml", b"\xff\xfe\xff"), "config.yaml"),
-    "config with a huge number": (as_file("config.yaml", "a: " + "9" * 9999), "config.yaml"),
     "another number of clients": (as_file("config.yaml", "clients: 3"), "3 clients, and there are 4"),
-    "clients in words": (as_file("config.yaml", "clients: four"), "clients is no whole number"),
+    "clients in words": (as_file("config.yaml", "clients: four"), "four clients, and there are 4"),
     "seed in words": (as_file("config.yaml", "seed: one"), "seed is no whole number"),
 }
 
 
 @pytest.mark.parametrize(("tamper", "named"), FILES.values(), ids=FILES.keys())
-def test_hostile_files(trained: TrainedFederation, tmp_path: Path, tamper: Any, named: str) -> None:
+def test_files_of_another_kind_are_refused(trained: TrainedFederation, tmp_path: Path, tamper: Any, named: str) -> None:
     folder = tmp_path / "run"
     save(trained, folder)
     tamper(folder)
@@ -465,7 +399,7 @@ def test_a_state_is_checked_against_a_model(tmp_path: Path) -> None:
 def test_what_could_not_be_loaded_is_not_saved(trained: TrainedFederation, tmp_path: Path) -> None:
     synthetic = trained.clients[1].synthetic
     assert synthetic is not None
-    synthetic.images.fill_(NAN)
+    synthetic.images.fill_(torch.nan)
     with pytest.raises(ArithmeticError, match="synthetic images of client 1 are not finite; lower --image-lr"):
         save(trained, tmp_path / "run")
 

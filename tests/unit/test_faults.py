@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from quickdrop_bench import artifacts
-from quickdrop_bench.artifact_checks import parse_history
 from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import DataInfo, LabelledSet
+from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
 from quickdrop_bench.errors import BadInput
@@ -440,22 +439,6 @@ def test_a_table_under_faults_has_the_counters(run: Run) -> None:
 def newest_history(but: Path) -> Path:
     (other,) = (path for path in Path("artifacts").iterdir() if path != but)
     return other / "history.csv"
-
-
-def history_of(classes: int, **columns: object) -> bytes:
-    line = {"round": [1], "loss": [1.0], "matching_distance": [0.0], "participants": [2], "seconds": [1.0]}
-    own = {**line, "distillation_seconds": [0.5], "dropped": [1], "late": [0], "rejected": [0], **columns}
-    own |= {f"class_{c}_accuracy": [0.5] for c in range(classes)}
-    return pd.DataFrame(own).to_csv(index=False).encode()
-
-
-def test_failures_in_a_history_are_checked() -> None:
-    for classes in (1, 2, 10):
-        info = DataInfo("toy", (1, 8, 8), tuple(map(str, range(classes))), (), (), 45, 9)
-        assert parse_history(history_of(classes), info, 3)["dropped"].tolist() == [1]
-        for wrong in ({"late": [-1]}, {"rejected": [4]}, {"dropped": [0.5]}):
-            with pytest.raises(ValueError, match="failures"):
-                parse_history(history_of(classes, **wrong), info, 3)
 
 
 def test_costs_from_before_there_were_faults_are_read(run: Run) -> None:

@@ -858,7 +858,7 @@ SPEC_DAMAGE = {
     "no number": ("width: 4", "width: four", "describes no federation"),
     "another model": ("width: 4", "width: 8", "and the model has"),
     "a giant model": ("width: 4", "width: 4096", "and the model has"),
-    "an impossible model": ("width: 4", "width: 9999999", "describes no federation"),
+    "an impossible model": ("width: 4", "width: 0", "describes no federation"),
 }
 
 
