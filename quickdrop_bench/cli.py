@@ -24,7 +24,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import is_first, is_shared, rank
-from quickdrop_bench.files import check_replaceable, write_text
+from quickdrop_bench.files import check_replaceable, refuse_links, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.sheets import class_holdings, synthetic_pairs
@@ -166,6 +166,7 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         with display:
             context = session.prepare(seed)
         folder = session.folder(seed)
+        refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
         counts = class_holdings(session.data, context.clients)
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         if experiment.federation.distill:
@@ -192,6 +193,7 @@ def distribution(args: Namespace, argv: Sequence[str]) -> int:
         folder = (
             args.results_dir / args.preset / "distribution" / f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
         )
+        refuse_links(folder, args.results_dir, "--results-dir")
         try:
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
         except OSError as error:

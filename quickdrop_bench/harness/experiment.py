@@ -20,7 +20,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import write_text
+from quickdrop_bench.files import refuse_links, write_text
 from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
@@ -235,7 +235,9 @@ class Session:
         self.fabric.call("on_run_start", run=run)
         context = self.context(seed)
         if self.fabric.is_global_zero:
-            with suppress(OSError):  # a convenience for later requests; the folder may be read-only
+            # A convenience for later requests; the folder may be read-only, or a link.
+            with suppress(OSError, BadInput):
+                refuse_links(self.folder(seed), self.artifacts_dir, "--artifacts-dir")
                 write_text(self.folder(seed) / PRESET, self.experiment.preset)
         self.fabric.call(
             "on_federation_ready",

@@ -34,7 +34,7 @@ from quickdrop_bench.federation.federation import Federation, PhaseResult, Round
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.federation.ranks import on_first, same
-from quickdrop_bench.files import remove_unfinished, write_atomically
+from quickdrop_bench.files import refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
@@ -300,11 +300,12 @@ def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
     Of several processes that train together, the first has the lock and the others wait for it.
 
     Raises:
-        BadInput: the folder cannot be written, which is better known now than after hours of work.
+        BadInput: the folder cannot be written or holds a symbolic link, which is better known now than after hours.
     """
     lock = FileLock(folder / LOCK)
 
     def acquire() -> None:
+        refuse_links(folder, folder.parent, "--artifacts-dir")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -339,7 +340,8 @@ def load_trained(
     if replace(trained.data, name=data.name) != data.info:
         raise BadInput("--artifacts-dir", folder, "it was trained on other data; move it away")
     artifacts.check_state(trained.state, federation.read(), folder)
-    with suppress(OSError):  # the folder may be read-only
+    with suppress(OSError, BadInput):  # the folder may be read-only, or a link
+        refuse_links(folder, folder.parent, "--artifacts-dir")
         for checkpoint in folder.glob("*.ckpt"):
             checkpoint.unlink(missing_ok=True)  # of a training that was killed once all else was done
     return trained

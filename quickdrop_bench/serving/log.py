@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import read_bytes, write_text
+from quickdrop_bench.files import read_bytes, refuse_links, write_text
 
 __all__ = ["LOG", "VERSIONS", "Entry", "locked", "read_log", "write_log"]
 
@@ -150,8 +150,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run for oneself; the operating system lets go of it when this process ends, however it does.
 
     Raises:
-        BadInput: another command holds it, or the folder cannot be written.
+        BadInput: another command holds it, or the folder cannot be written or holds a symbolic link.
     """
+    refuse_links(folder, folder, "RUN")
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
