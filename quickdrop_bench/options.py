@@ -35,6 +35,7 @@ __all__ = [
     "add_request_options",
     "add_run_name",
     "add_run_options",
+    "add_show_options",
     "add_sweep_options",
     "add_table_options",
     "add_train_options",
@@ -164,6 +165,12 @@ def add_run_name(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="folder of a trained federation, or its name or the beginning of it")
     parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations are")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_show_options(parser: ArgumentParser) -> None:
+    """What looking at a trained federation needs."""
+    add_run_name(parser)
+    parser.add_argument("--recover-log", action="store_true", help="rebuild a lost requests.jsonl from the versions")
 
 
 def add_evaluate_options(parser: ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from quickdrop_bench.options import (
     add_no_options,
     add_report_options,
     add_request_options,
-    add_run_name,
+    add_show_options,
     add_sweep_options,
     add_table_options,
     add_train_options,
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser], None]] = {
     "unlearn": add_request_options,
     "relearn": add_request_options,
     "evaluate": add_evaluate_options,
-    "show": add_run_name,
+    "show": add_show_options,
     "export": add_export_options,
     "distribution": add_common_options,
     "report": add_report_options,
@@ -65,10 +65,20 @@ WITHOUT_PRESET = (
     add_dashboard_options,
     add_request_options,
     add_evaluate_options,
-    add_run_name,
+    add_show_options,
     add_export_options,
 )
-FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish", "--resume", "--tf32")
+FLAGS = (
+    "--iid",
+    "--force",
+    "--dry-run",
+    "--wandb-images",
+    "--json",
+    "--publish",
+    "--resume",
+    "--tf32",
+    "--recover-log",
+)
 """Options without a value."""
 
 

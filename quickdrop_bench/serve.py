@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -22,6 +24,7 @@ from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.options import make_fabric, methods_of
 from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
+from quickdrop_bench.serving.log import LOG, recover_log
 from quickdrop_bench.serving.planned import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
@@ -155,7 +158,10 @@ def evaluate(args: Namespace, argv: Sequence[str]) -> int:
 
 def show(args: Namespace, argv: Sequence[str]) -> int:
     """What a trained federation is, what it forgot, and what lies in its folder."""
-    run = TrainedRun(find_run(args.run, args.artifacts_dir))
+    folder = find_run(args.run, args.artifacts_dir)
+    if args.recover_log:
+        print(_recovered(folder), file=sys.stderr)
+    run = TrainedRun(folder)
     about = _about(run)
     if args.json:
         _print_json(about)
@@ -184,6 +190,12 @@ def show(args: Namespace, argv: Sequence[str]) -> int:
         _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
     _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
     return 0
+
+
+def _recovered(folder: Path) -> str:
+    if not recover_log(folder):
+        return f"{LOG} is whole, and was left as it is"
+    return f"{LOG} was rebuilt; of requests that it had lost, costs and accuracies are not known any more"
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,7 @@ from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model, training_phase
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult, check_support
-from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, locked, read_log, write_log
+from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.planned import CountingFederation, PlannedPhase
 
 __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
@@ -209,7 +210,17 @@ class TrainedRun:
 
     def file(self, version: int) -> Path:
         """Where the parameters of a version from 1 are kept."""
-        return self.folder / VERSIONS / f"{version:04d}.safetensors"
+        path, waiting = self.folder / VERSIONS / f"{version:04d}.safetensors", self._waiting(version)
+        return waiting if waiting.exists() and not path.exists() else path
+
+    def _waiting(self, version: int) -> Path:
+        """Where they are until the log names the version."""
+        return self.folder / VERSIONS / f".{version:04d}.new.safetensors"
+
+    def _settle(self) -> None:
+        """Give the current version's file its own name; the command that served it may have been killed before."""
+        with suppress(OSError):  # it is found under both
+            self._waiting(self.current).replace(self.folder / VERSIONS / f"{self.current:04d}.safetensors")
 
     def model(self, version: int | None = None) -> nn.Module:
         """A version as a module on the CPU; it takes images normalised with ``info.mean`` and ``info.std``."""
@@ -434,6 +445,7 @@ class TrainedRun:
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
+            self._settle()
             parent, gone = self.current, self.forgotten()
             self.check(action, request, method, absent)
             after = _after(action, request, gone)
@@ -460,17 +472,22 @@ class TrainedRun:
                 cost=_costs(stages),
                 before=before,
                 after=None,
-                sha256=_save(self.file(parent + 1), last.state),
+                sha256="",
                 absent=tuple(sorted(absent)),
                 provenance={k: v for k, v in provenance(self.fabric, "").items() if k != "preset"},
+                previous=chained_to(self.log),
             )
+            waiting = self._waiting(entry.version)
+            entry = replace(entry, sha256=_save(waiting, last.state, entry.metadata))
             if self.data:
                 entry = replace(entry, after=self._evaluation(last.state, *sets).metrics())
             try:
                 write_log(self.folder, [*self.log, entry])
             except OSError as error:
+                waiting.unlink(missing_ok=True)
                 raise BadInput("RUN", self.folder, f"it cannot be written ({error.strerror})") from error
             self.log.append(entry)
+            self._settle()
         return entry
 
     def _clients(self) -> dict[int, ClientData]:
@@ -548,8 +565,8 @@ def _name(method: Method) -> str:
     return next(name for name in METHODS if METHODS[name] is type(method))
 
 
-def _save(path: Path, state: State) -> str:
-    """Write a version's parameters, and return the file's checksum; a file that no log names is moved aside.
+def _save(path: Path, state: State, metadata: dict[str, str]) -> str:
+    """Write a version's parameters, and return the file's checksum.
 
     Raises:
         BadInput: it cannot be written.
@@ -557,9 +574,7 @@ def _save(path: Path, state: State) -> str:
     own: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         remove_unfinished(path.parent)  # the lock says that no writer is at work
-        if path.exists():
-            path.rename(path.with_name(f"{path.stem}.unlogged-{int(path.stat().st_mtime)}.safetensors"))
-        write_atomically(path, lambda temporary: save_file(own, temporary))
+        write_atomically(path, lambda temporary: save_file(own, temporary, metadata=metadata))
         return sha256(path)
     except (OSError, SafetensorError) as error:
         raise BadInput("RUN", path.parent.parent, f"it cannot be written ({error})") from error
