@@ -23,7 +23,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.ranks import is_first, is_shared, rank
+from quickdrop_bench.federation.ranks import find_rank, is_first, is_shared, rank
 from quickdrop_bench.files import check_replaceable, refuse_links, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
@@ -66,9 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     argv = sys.argv[1:] if argv is None else argv
-    if not is_first():
-        return _follow(argv)
     try:
+        find_rank()
+        if not is_first():
+            return _follow(argv)
         return _run(argv)
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

@@ -219,8 +219,9 @@ class TrainedRun:
 
     def _settle(self) -> None:
         """Give the current version's file its own name; the command that served it may have been killed before."""
-        with suppress(OSError):  # it is found under both
-            self._waiting(self.current).replace(self.folder / VERSIONS / f"{self.current:04d}.safetensors")
+        if self.file(self.current) == (waiting := self._waiting(self.current)):
+            with suppress(OSError):  # it is found under both
+                waiting.replace(self.folder / VERSIONS / f"{self.current:04d}.safetensors")
 
     def model(self, version: int | None = None) -> nn.Module:
         """A version as a module on the CPU; it takes images normalised with ``info.mean`` and ``info.std``."""
