@@ -199,6 +199,12 @@ def add_request_options(parser: ArgumentParser) -> None:
     parser.add_argument("--client", dest="forget_client", type=int | str, default="", help="client; 3,5 one by one")
     parser.add_argument("--method", type=str, default="quickdrop", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
+    parser.add_argument(
+        "--from-version",
+        type=int | None,
+        default=None,
+        help="go back to this version, where newer ones are damaged (default: the current one)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show participants and cost, and stop")
     _add_machine_options(parser)
     _add_wandb_options(parser, "disabled")

@@ -58,14 +58,19 @@ def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Track
     check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
-        _print_plan(run, run.plan(action, pairs, absent), as_json=args.json)
+        _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
         return 0
-    run.check_all(action, pairs, absent)  # all or none
+    run.check_all(action, pairs, absent, args.from_version)  # all or none
+    if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
+        named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
+        print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)
+    start: int | None = args.from_version
     for request, method in pairs:
         call = run.unlearn if action == "unlearn" else run.relearn
         told = _told(run, action, str(request), method, args.method)
         run.fabric.call("on_run_start", run=told)
-        entry = call(request, method, absent)
+        entry = call(request, method, absent, start)
+        start = None  # the others go on from there
         _tell(run.fabric, told, entry)
         _print_entry(run, entry, as_json=args.json)
     return 0

@@ -192,20 +192,24 @@ class TrainedRun:
         if not version:
             return self.trained.state
         path, known = self.file(version), self.trained.state
-        name = f"{VERSIONS}/{path.name}"
+
+        def damaged(reason: str) -> BadInput:
+            back = f"; --from-version {version - 1} makes a request start before it" if version == self.current else ""
+            return BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} {reason}{back}")
+
         try:
             if file_size(path) > HEADER + sum(value.nbytes for value in known.values()) + 8:
-                raise BadInput("RUN", self.folder, f"{name} is larger than the model")
+                raise damaged("is larger than the model")
             if sha256(path) != self.log[version - 1].sha256:
-                raise BadInput("RUN", self.folder, f"{name} does not match {LOG}")
+                raise damaged(f"does not match {LOG}")
             with open_tensors(path, str(self.fabric.device)) as tensors:
                 state: State = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise BadInput("RUN", self.folder, f"{name} is missing or damaged") from error
+            raise damaged("is missing or damaged") from error
         if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in known.items()}:
-            raise BadInput("RUN", self.folder, f"{name} holds another model")
+            raise damaged("holds another model")
         if not is_finite(state):
-            raise BadInput("RUN", self.folder, f"{name} holds values that are not finite")
+            raise damaged("holds values that are not finite")
         return state
 
     def file(self, version: int) -> Path:
@@ -383,28 +387,36 @@ class TrainedRun:
         return bool(len(client.subset.with_classes(request.targets, keep=True)))
 
     def check_all(
-        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+        self,
+        action: str,
+        requests: Sequence[tuple[UnlearningRequest, Method]],
+        absent: Collection[int] = (),
+        from_version: int | None = None,
     ) -> None:
-        """:meth:`check` for requests that are to be served one after the other."""
-        gone = self.forgotten()
+        """:meth:`check` for requests that are to be served one after the other, the first from a version."""
+        gone = self.forgotten(self._version(from_version, "--from-version"))
         for request, method in requests:
             self.check(action, request, method, absent, gone)
             gone = _after(action, request, gone)
 
     def plan(
-        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+        self,
+        action: str,
+        requests: Sequence[tuple[UnlearningRequest, Method]],
+        absent: Collection[int] = (),
+        from_version: int | None = None,
     ) -> list[tuple[UnlearningRequest, list[PlannedPhase]]]:
         """What serving requests one after the other would take at most; nothing is changed.
 
         Raises:
             BadInput: one of them cannot be served.
         """
-        self.check_all(action, requests, absent)
+        self.check_all(action, requests, absent, from_version)
         counting = CountingFederation(self.fabric, self.model())
-        gone, planned = self.forgotten(), []
+        gone, planned = self.forgotten(from_version), []
         for request, method in requests:
             counting.phases = []
-            context = replace(self._context(action, request, gone, absent), federation=counting)
+            context = replace(self._context(action, request, gone, absent, from_version), federation=counting)
             total = sum((stage.cost for stage in _stages(action, context, method).values()), Cost())
             counted = sum((phase.cost for phase in counting.phases), Cost())
             if more := total.rounds - counted.rounds:  # rounds without local training, as FU-MP's
@@ -421,13 +433,21 @@ class TrainedRun:
             gone = _after(action, request, gone)
         return planned
 
-    def unlearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+    def unlearn(
+        self,
+        request: UnlearningRequest,
+        method: Method | None = None,
+        absent: Collection[int] = (),
+        from_version: int | None = None,
+    ) -> Entry:
         """Forget; the new version becomes the current one.
 
         Args:
             request: what to forget.
             method: None takes QuickDrop as :meth:`method` gives it.
             absent: clients that cannot take part now; rounds go on without them.
+            from_version: start from this one, for where newer ones are damaged: what those alone forgot is not
+                forgotten any more. None starts from the current one.
 
         Returns:
             The new entry of the log.
@@ -436,23 +456,37 @@ class TrainedRun:
             BadInput: the request cannot be served, or another command is working on this run.
             ArithmeticError: the model diverged; the current version stays.
         """
-        return self._serve("unlearn", request, method, absent)
+        return self._serve("unlearn", request, method, absent, from_version)
 
-    def relearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+    def relearn(
+        self,
+        request: UnlearningRequest,
+        method: Method | None = None,
+        absent: Collection[int] = (),
+        from_version: int | None = None,
+    ) -> Entry:
         """Learn again what was forgotten (§4.7); arguments and errors as for :meth:`unlearn`."""
-        return self._serve("relearn", request, method, absent)
+        return self._serve("relearn", request, method, absent, from_version)
 
-    def _serve(self, action: str, request: UnlearningRequest, method: Method | None, absent: Collection[int]) -> Entry:
+    def _serve(
+        self,
+        action: str,
+        request: UnlearningRequest,
+        method: Method | None,
+        absent: Collection[int],
+        from_version: int | None,
+    ) -> Entry:
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
             self._settle()
-            parent, gone = self.current, self.forgotten()
-            self.check(action, request, method, absent)
+            parent = self._version(from_version, "--from-version")
+            gone = self.forgotten(parent)
+            self.check(action, request, method, absent, gone)
             after = _after(action, request, gone)
             sets = (request,), after if action == "unlearn" else gone
             before = self.evaluate(parent, *sets).metrics() if self.data else None
-            stages = _stages(action, self._context(action, request, gone, absent), method)
+            stages = _stages(action, self._context(action, request, gone, absent, parent), method)
             if idle := [stage for stage, result in stages.items() if not result.cost.rounds and not result.diverged]:
                 absence = "; clients that hold them are absent" if absent else ""
                 allowed = f"no client has data for the stage {idle[0]}{absence}"
@@ -461,9 +495,11 @@ class TrainedRun:
             last = list(stages.values())[-1]
             if last.diverged:
                 named = request.named(self.info.class_names)
-                raise ArithmeticError(f"{_name(method)} diverged on {named}; version {parent} stays the current one")
+                raise ArithmeticError(
+                    f"{_name(method)} diverged on {named}; version {self.current} stays the current one"
+                )
             entry = Entry(
-                version=parent + 1,
+                version=self.current + 1,
                 parent=parent,
                 action=action,
                 request=str(request),
@@ -506,9 +542,14 @@ class TrainedRun:
         }
 
     def _context(
-        self, action: str, request: UnlearningRequest, gone: Sequence[UnlearningRequest], absent: Collection[int]
+        self,
+        action: str,
+        request: UnlearningRequest,
+        gone: Sequence[UnlearningRequest],
+        absent: Collection[int],
+        version: int | None,
     ) -> Context:
-        updates, state = self._updates, self.state()
+        updates, state = self._updates, self.state(version)
         if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
             artifacts.check_updates(updates.parent, state, self.info, self.spec.clients)
         forgotten = (*(gone if action == "unlearn" else _after(action, request, gone)), request)
@@ -523,11 +564,11 @@ class TrainedRun:
             history=UpdateHistory(updates, self.fabric.device) if updates.is_dir() else None,
         )
 
-    def _version(self, version: int | None) -> int:
+    def _version(self, version: int | None, option: str = "--version") -> int:
         if version is None:
             return self.current
         if not 0 <= version <= self.current:
-            raise BadInput("--version", version, f"between 0 (as trained) and {self.current}")
+            raise BadInput(option, version, f"between 0 (as trained) and {self.current}")
         return version
 
 

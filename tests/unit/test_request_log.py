@@ -185,3 +185,47 @@ def test_a_command_that_was_killed_before_its_last_step_has_served(folder: Path)
     assert found.unlearn(UnlearningRequest("class", (1,))).version == 4
     assert last.exists()
     assert not waiting.exists()
+
+
+def damage_newest(folder: Path) -> None:
+    path = folder / "versions/0003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_newest_version_names_the_way_back(folder: Path, run: Run) -> None:
+    damage_newest(folder)
+    for argv in (["evaluate"], ["unlearn", "--class", "1"], ["unlearn", "--class", "1", "--dry-run"]):
+        code, out, err = run(argv[0], str(folder), *argv[1:])
+        assert (code, out) == (2, "")
+        assert "--from-version 2" in err
+
+
+def test_requests_go_back_to_a_version_explicitly_and_the_log_says_so(folder: Path, run: Run) -> None:
+    damage_newest(folder)
+    code, out, err = run("unlearn", str(folder), "--class", "3,1", "--from-version", "2")
+    assert code == 0
+    assert err.startswith("back to version 2: not forgotten any more: class-3\n")
+    assert "version 2 → 4" in out
+    found = TrainedRun(folder)
+    assert [(entry.version, entry.parent) for entry in found.log] == [(1, 0), (2, 1), (3, 2), (4, 2), (5, 4)]
+    assert [str(request) for request in found.forgotten()] == ["class-9", "client-0", "class-3", "class-1"]
+    assert all(found.state(version) for version in (1, 2, 4, 5))
+
+
+def test_going_back_gives_what_that_version_would_have_given(folder: Path, served: Path, tmp_path: Path) -> None:
+    entry = TrainedRun(folder).unlearn(CLASS_3, from_version=2)
+    again, before = TrainedRun(folder).state(entry.version), TrainedRun(served).state(3)
+    assert all(again[name].equal(before[name]) for name in before)
+
+
+@pytest.mark.parametrize("version", [-1, 4])
+def test_a_version_that_is_not_there_is_refused(folder: Path, run: Run, version: int) -> None:
+    for more in ([], ["--dry-run"]):
+        code, out, err = run("unlearn", str(folder), "--class", "1", f"--from-version={version}", *more)
+        assert (code, out) == (2, "")
+        assert f"--from-version {version}: between 0 (as trained) and 3" in err
+
+
+def test_what_only_newer_versions_forgot_cannot_be_learnt_again_from_an_older_one(folder: Path, run: Run) -> None:
+    code, _, err = run("relearn", str(folder), "--class", "3", "--from-version", "2")
+    assert (code, "this is not forgotten" in err) == (2, True)
