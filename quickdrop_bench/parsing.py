@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from argparse import SUPPRESS
@@ -157,6 +158,7 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     if used is not None:
         _check_values(used, args[args.command])
+        _expand_home(args[args.command])
         if any(_ignores_bound(values) for values in vars(args[args.command]).values()):
             typed = parser.parse_args(list(argv), defaults=False)
             _drop_bounds(args[args.command], typed[args.command])
@@ -215,7 +217,7 @@ def _repeated(node: yaml.Node | None) -> str | None:
 def _check_config(name: str) -> None:
     """Raise :class:`BadInput` unless a configuration file can be read; the parser itself would read anything."""
     try:
-        text = read_bytes(Path(name), LARGEST_CONFIG).decode("utf-8")
+        text = read_bytes(Path(os.path.expanduser(name)), LARGEST_CONFIG).decode("utf-8")
         if not _is_plain(text):
             raise BadInput("--config", name, PLAIN)
         if key := _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
@@ -244,6 +246,16 @@ def _check_values(parser: ArgumentParser, options: Namespace) -> None:
             raise BadInput(name, value, "no value holds a NUL character")
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             raise BadInput(name, value, "text in UTF-8 is needed")
+
+
+def _expand_home(options: Namespace) -> None:
+    """``~`` in paths, which shells leave alone in ``--option=~/x``, and files always."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            try:
+                options[name] = value.expanduser()
+            except RuntimeError as error:
+                raise BadInput(f"--{name.replace('_', '-')}", value, "there is no such user's home") from error
 
 
 def _ignores_bound(values: object) -> bool:
