@@ -78,7 +78,7 @@ def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Track
 
 def _told(run: TrainedRun, action: str, request: str, method: Method, name: str) -> Run:
     """A request as Fabric's callbacks hear of it."""
-    spec, made_by = run.spec, provenance(run.fabric, run.preset or "no-preset")
+    spec, made_by = run.spec, provenance(run.fabric, run.preset or "unknown")
     columns = {
         "artefact": action,
         "dataset": run.info.name,
@@ -136,9 +136,7 @@ def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    preset = args.preset or run.preset
-    if preset is None:
-        return methods_of(args)[args.method]
+    preset = args.preset or run.known_preset()
     defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
     return methods_of(parse(argv, defaults=defaults)[argv[0]])[args.method]
 

@@ -184,7 +184,7 @@ class Checkpoint:
 
 
 def train_federation(
-    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, preset: str
 ) -> TrainedFederation:
     """Train with in-situ distillation (Algorithm 2) and save the artifacts, or load them if they are there.
 
@@ -197,6 +197,7 @@ def train_federation(
         data: the data set.
         seed: fixes partition, initialisation, batches and synthetic sets.
         folder: ``<artifacts-dir>/<spec_hash>``.
+        preset: kept with a new one, for the settings of methods that serve requests on it.
 
     Returns:
         The trained federation; its history has the columns ``round, loss, matching_distance, participants``,
@@ -213,12 +214,18 @@ def train_federation(
         parts = client_rows(spec, data.train.labels, seed)
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return _train(spec, federation, data, seed, folder, parts)
+                return _train(spec, federation, data, seed, folder, preset, parts)
     return load_trained(spec, federation, data, seed, folder)
 
 
 def _train(
-    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, parts: list[np.ndarray]
+    spec: FederationSpec,
+    federation: Federation,
+    data: ImageData,
+    seed: int,
+    folder: Path,
+    preset: str,
+    parts: list[np.ndarray],
 ) -> TrainedFederation:
     fabric = federation.fabric
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
@@ -267,7 +274,7 @@ def _train(
         clients=kept,
         history=pd.DataFrame(history),
         cost=result.cost,
-        spec={**spec.resolved(), "seed": seed},
+        spec={**spec.resolved(), "seed": seed, "preset": preset},
         device=device_name(fabric.device, fabric.world_size),
         data=data.info,
         precision=fabric.strategy.precision.precision,

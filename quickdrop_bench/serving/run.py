@@ -38,7 +38,6 @@ from quickdrop_bench.files import (
 )
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.catalogue import preset_values, presets
-from quickdrop_bench.harness.experiment import PRESET
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model, training_phase
@@ -51,6 +50,9 @@ __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
 
 SECTIONS = {"class": "table2", "client": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
+
+OLD_PRESET = "preset.txt"
+"""Where older code put a preset's name."""
 
 LONGEST_NAME = 1000
 """Bytes of a preset's name that are still read."""
@@ -303,23 +305,33 @@ class TrainedRun:
 
     @property
     def preset(self) -> str | None:
-        """Name of the preset that the federation was last trained or measured with, if it is known."""
-        try:
-            name = read_bytes(self.folder / PRESET, LONGEST_NAME).decode("utf-8", errors="replace").strip()
-        except OSError:
-            return None
+        """Name of the preset that the federation was trained with, if that is known and the preset is here."""
+        name = self.trained.spec.get("preset")
+        if name is None:
+            with suppress(OSError):
+                name = read_bytes(self.folder / OLD_PRESET, LONGEST_NAME).decode("utf-8", errors="replace").strip()
         return name if name in presets() else None
 
-    def method(self, name: str = "quickdrop", level: str = "class") -> Method:
-        """A method with the preset's settings for a level of requests; with the paper's if no preset is known.
+    def known_preset(self) -> str:
+        """:attr:`preset`, without which nobody knows the settings.
 
         Raises:
-            BadInput: there is no such method.
+            BadInput: it is not known.
+        """
+        if self.preset is None:
+            allowed = f"{self.folder} does not say with which preset it was trained; use one of {', '.join(presets())}"
+            raise BadInput("--preset", "is not given", allowed)
+        return self.preset
+
+    def method(self, name: str = "quickdrop", level: str = "class") -> Method:
+        """A method with the preset's settings for a level of requests.
+
+        Raises:
+            BadInput: there is no such method, or the preset is not known.
         """
         values: dict[str, Any] = {}
-        if self.preset:
-            for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
-                values |= part.get(name.replace("-", "_"), {})
+        for part in preset_values(self.known_preset(), self.spec.dataset, SECTIONS[level]):
+            values |= part.get(name.replace("-", "_"), {})
         return METHODS[name](**values)
 
     def check(
