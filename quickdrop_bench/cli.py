@@ -32,6 +32,7 @@ from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.options import arithmetic, federation_spec, seeds_of
+from quickdrop_bench.output import forgiving_output
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.produce import capabilities, make_session, produce
 from quickdrop_bench.progress import ProgressDisplay
@@ -50,6 +51,12 @@ LONGEST_END = 120.0
 LAST_MOMENTS = 3.0
 """Seconds that a process may take to vanish once its connections are closed."""
 
+SERVES = ("unlearn", "relearn")
+"""Commands that change a trained federation."""
+
+ANSWERS = ("show", "evaluate", "methods", "datasets", "presets")
+"""Commands that do nothing but print."""
+
 TABLES = (1, 2, 3, 4, 5, 6)
 FIGURES = (2, 3, 4, 5, 6)
 
@@ -61,11 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
 
     Returns:
-        0; 1 if a run diverged, or training or writing failed; 2 for input that cannot be used, with one sentence on
-        standard error; 130 when interrupted.
+        0; 1 if a run diverged, or training or writing failed, but not for output of finished work; 2 for input that
+        cannot be used, with one sentence on standard error; 130 when interrupted.
     """
-    keep_freed_memory()
     argv = sys.argv[1:] if argv is None else argv
+    with forgiving_output() as out:
+        code = _answer(argv)
+    if out.problem and not isinstance(out.problem, BrokenPipeError):  # as of "| head"
+        asked = bool(argv) and argv[0] in ANSWERS
+        kept = (
+            "" if asked or code else "the request was served, and " if argv[0] in SERVES else "the work is done, and "
+        )
+        print(f"{PROGRAM}: {kept}standard output cannot be written ({out.problem.strerror})", file=sys.stderr)
+        return code or int(asked)
+    return code
+
+
+def _answer(argv: Sequence[str]) -> int:
+    keep_freed_memory()
     try:
         find_rank()
         if not is_first():

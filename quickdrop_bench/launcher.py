@@ -73,7 +73,7 @@ def mark_children() -> None:
 
 
 def _is_child() -> bool:
-    return os.environ.get(PARENT) == str(os.getppid())
+    return os.environ.get(PARENT) == str(os.getppid()) and "LOCAL_RANK" in os.environ
 
 
 def _launcher() -> tuple[str, str, str, str] | None:

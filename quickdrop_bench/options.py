@@ -308,7 +308,8 @@ def make_fabric(
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
-    mark_children()
+    if several:
+        mark_children()
     try:
         fabric = Fabric(
             accelerator=args.accelerator,

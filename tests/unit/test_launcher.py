@@ -121,7 +121,11 @@ def test_tasks_of_srun_have_its_numbers_but_not_in_an_interactive_shell(
 
 
 def test_processes_that_this_program_starts_have_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    having(monkeypatch, {"LOCAL_RANK": "1"})
+    having(monkeypatch, {})
+    monkeypatch.setenv(PARENT, str(os.getppid()))
+    assert process_number() == 0  # its parent was one of several, but did not start it for a share
+    monkeypatch.setenv(PARENT, "")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     mark_children()
     assert os.environ[PARENT] == str(os.getpid())
     assert process_number() == 0  # left from another process
