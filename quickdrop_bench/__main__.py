@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
-
-from quickdrop_bench.commands import OVERVIEW, PROGRAM, overview
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.launcher import forget_leftovers, process_number
+from types import FrameType
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
+        signal.signal(signal.SIGINT, _leave)  # libraries that are interrupted half imported say all kinds of things
+    from quickdrop_bench.commands import OVERVIEW, PROGRAM, overview
+    from quickdrop_bench.errors import BadInput
+    from quickdrop_bench.launcher import forget_leftovers, process_number
+
     if sys.argv[1:] and sys.argv[1] in OVERVIEW:
         overview(sys.argv[1:])
     try:
@@ -29,10 +33,18 @@ def main() -> int:
 
     gc.freeze()
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run()
     finally:
         gc.unfreeze()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End before anything was begun."""
+    os.write(2, b"quickdrop-bench: interrupted; nothing was begun\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":
