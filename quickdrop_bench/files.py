@@ -60,8 +60,8 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text atomically; lone surrogates, which JSON may hold, are escaped as JSON does."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def refuse_links(folder: Path, given: Path, option: str) -> None:
