@@ -23,8 +23,8 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.ranks import is_first, is_shared, rank
-from quickdrop_bench.files import check_replaceable, write_text
+from quickdrop_bench.federation.ranks import find_rank, is_first, is_shared, rank
+from quickdrop_bench.files import check_replaceable, refuse_links, write_text
 from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.sheets import class_holdings, synthetic_pairs
@@ -32,6 +32,7 @@ from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.options import arithmetic, federation_spec, seeds_of
+from quickdrop_bench.output import forgiving_output
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.produce import capabilities, make_session, produce
 from quickdrop_bench.progress import ProgressDisplay
@@ -50,6 +51,12 @@ LONGEST_END = 120.0
 LAST_MOMENTS = 3.0
 """Seconds that a process may take to vanish once its connections are closed."""
 
+SERVES = ("unlearn", "relearn")
+"""Commands that change a trained federation."""
+
+ANSWERS = ("show", "evaluate", "methods", "datasets", "presets")
+"""Commands that do nothing but print."""
+
 TABLES = (1, 2, 3, 4, 5, 6)
 FIGURES = (2, 3, 4, 5, 6)
 
@@ -61,14 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
 
     Returns:
-        0; 1 if a run diverged, or training or writing failed; 2 for input that cannot be used, with one sentence on
-        standard error; 130 when interrupted.
+        0; 1 if a run diverged, or training or writing failed, but not for output of finished work; 2 for input that
+        cannot be used, with one sentence on standard error; 130 when interrupted.
     """
-    keep_freed_memory()
     argv = sys.argv[1:] if argv is None else argv
-    if not is_first():
-        return _follow(argv)
+    with forgiving_output() as out:
+        code = _answer(argv)
+    if out.problem and not isinstance(out.problem, BrokenPipeError):  # as of "| head"
+        asked = bool(argv) and argv[0] in ANSWERS
+        kept = (
+            "" if asked or code else "the request was served, and " if argv[0] in SERVES else "the work is done, and "
+        )
+        print(f"{PROGRAM}: {kept}standard output cannot be written ({out.problem.strerror})", file=sys.stderr)
+        return code or int(asked)
+    return code
+
+
+def _answer(argv: Sequence[str]) -> int:
+    keep_freed_memory()
     try:
+        find_rank()
+        if not is_first():
+            return _follow(argv)
         return _run(argv)
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -166,6 +187,7 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         with display:
             context = session.prepare(seed)
         folder = session.folder(seed)
+        refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
         counts = class_holdings(session.data, context.clients)
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         if experiment.federation.distill:
@@ -192,6 +214,7 @@ def distribution(args: Namespace, argv: Sequence[str]) -> int:
         folder = (
             args.results_dir / args.preset / "distribution" / f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
         )
+        refuse_links(folder, args.results_dir, "--results-dir")
         try:
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
         except OSError as error:

@@ -13,12 +13,15 @@ from typing import Any
 
 from safetensors import safe_open
 
+from quickdrop_bench.errors import BadInput
+
 __all__ = [
     "HEADER",
     "check_replaceable",
     "file_size",
     "open_tensors",
     "read_bytes",
+    "refuse_links",
     "remove_unfinished",
     "sha256",
     "write_atomically",
@@ -57,8 +60,29 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text atomically; lone surrogates, which JSON may hold, are escaped as JSON does."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def refuse_links(folder: Path, given: Path, option: str) -> None:
+    """Look at a folder before something in it is written, moved or deleted: what a link leads to is not ours.
+
+    Args:
+        folder: it need not exist; all that lies in it is looked at.
+        given: the folder that the user named, ``folder`` or above it. It may be a link itself.
+        option: with which it was named.
+
+    Raises:
+        BadInput: there is a symbolic link below ``given`` on the way to ``folder``, or anywhere in that.
+    """
+    own = [folder, *folder.parents][: len(folder.relative_to(given).parts)]
+    inside = (Path(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names))
+    for path in (*reversed(own), *inside):
+        if path.is_symlink():
+            allowed = (
+                f"{path.relative_to(given)} in it is a symbolic link, and nothing is written through one; remove it"
+            )
+            raise BadInput(option, given, allowed)
 
 
 def remove_unfinished(folder: Path) -> None:

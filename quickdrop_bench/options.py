@@ -21,6 +21,7 @@ from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 from quickdrop_bench.harness.catalogue import presets
 from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
+from quickdrop_bench.launcher import mark_children, started
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "add_request_options",
     "add_run_name",
     "add_run_options",
+    "add_show_options",
     "add_sweep_options",
     "add_table_options",
     "add_train_options",
@@ -163,6 +165,12 @@ def add_run_name(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
+def add_show_options(parser: ArgumentParser) -> None:
+    """What looking at a trained federation needs."""
+    add_run_name(parser)
+    parser.add_argument("--recover-log", action="store_true", help="rebuild a lost requests.jsonl from the versions")
+
+
 def add_evaluate_options(parser: ArgumentParser) -> None:
     """What evaluating a trained federation needs."""
     add_run_name(parser)
@@ -188,6 +196,12 @@ def add_request_options(parser: ArgumentParser) -> None:
     parser.add_argument("--client", dest="forget_client", type=int | str, default="", help="client; 3,5 one by one")
     parser.add_argument("--method", type=str, default="quickdrop", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
+    parser.add_argument(
+        "--from-version",
+        type=int | None,
+        default=None,
+        help="go back to this version, where newer ones are damaged (default: the current one)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show participants and cost, and stop")
     _add_machine_options(parser)
     _add_wandb_options(parser, "disabled")
@@ -291,6 +305,8 @@ def make_fabric(
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
+    if several:
+        mark_children()
     try:
         fabric = Fabric(
             accelerator=args.accelerator,
@@ -299,7 +315,7 @@ def make_fabric(
             strategy=ClientParallel() if several else "auto",
             precision=args.precision,
             # Without a launcher, one process is on its own and several are started here, inside a SLURM job as well.
-            plugins=None if several and _started() else LightningEnvironment(),
+            plugins=None if several and started() else LightningEnvironment(),
             callbacks=list(callbacks) if is_first() else [],
             loggers=list(loggers) if is_first() else [],
         )
@@ -353,8 +369,8 @@ def processes_of(args: Namespace) -> tuple[int, int]:
     Raises:
         BadInput: so many cannot be had, or torchrun or SLURM started another number of processes.
     """
-    started = _started()
-    per_node, everywhere = started or (1, 1)
+    there_are = started()
+    per_node, everywhere = there_are or (1, 1)
     devices, nodes = args.get("devices"), args.get("num_nodes")
     devices = per_node if devices is None else devices
     nodes = everywhere // per_node if nodes is None else nodes
@@ -363,23 +379,9 @@ def processes_of(args: Namespace) -> tuple[int, int]:
     positive("--num-nodes", nodes, at_least=1)
     if args.accelerator == "mps" and devices > 1:
         raise BadInput("--devices", devices, "there is one MPS device")
-    if nodes > 1 and not started:
+    if nodes > 1 and not there_are:
         raise BadInput("--num-nodes", nodes, "several machines are started by torchrun or srun, which were not used")
-    if started and devices * nodes != everywhere:
+    if there_are and devices * nodes != everywhere:
         allowed = f"with --num-nodes {nodes}, these have to be the {everywhere} processes that were started"
         raise BadInput("--devices", devices, allowed)
     return devices, nodes
-
-
-def _started() -> tuple[int, int] | None:
-    """Processes on this machine and on all, where torchrun or SLURM's srun started them."""
-    known = (
-        ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"),
-    )
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # Fabric's own rule
-    for sign, here, everywhere in known[: 1 if interactive else 2]:
-        if sign in os.environ:
-            total = int(os.environ[everywhere])
-            return int(os.environ.get(here, total)), total
-    return None

@@ -30,7 +30,7 @@ from quickdrop_bench.options import (
     add_no_options,
     add_report_options,
     add_request_options,
-    add_run_name,
+    add_show_options,
     add_sweep_options,
     add_table_options,
     add_train_options,
@@ -46,7 +46,7 @@ COMMANDS: dict[str, Callable[[ArgumentParser], None]] = {
     "unlearn": add_request_options,
     "relearn": add_request_options,
     "evaluate": add_evaluate_options,
-    "show": add_run_name,
+    "show": add_show_options,
     "export": add_export_options,
     "distribution": add_common_options,
     "report": add_report_options,
@@ -64,10 +64,20 @@ WITHOUT_PRESET = (
     add_dashboard_options,
     add_request_options,
     add_evaluate_options,
-    add_run_name,
+    add_show_options,
     add_export_options,
 )
-FLAGS = ("--iid", "--force", "--dry-run", "--wandb-images", "--json", "--publish", "--resume", "--tf32")
+FLAGS = (
+    "--iid",
+    "--force",
+    "--dry-run",
+    "--wandb-images",
+    "--json",
+    "--publish",
+    "--resume",
+    "--tf32",
+    "--recover-log",
+)
 """Options without a value."""
 
 
@@ -130,6 +140,7 @@ def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[st
         raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
     if used is not None:
         _check_values(used, args[args.command])
+        _expand_home(args[args.command])
         if any(_ignores_bound(values) for values in vars(args[args.command]).values()):
             typed = parser.parse_args(list(argv), defaults=False)
             _drop_bounds(args[args.command], typed[args.command])
@@ -153,8 +164,9 @@ def _repeated(node: yaml.Node | None) -> str | None:
 def _check_config(name: str) -> None:
     """Raise :class:`BadInput` unless a configuration file can be read, each of its keys once."""
     try:
-        file_size(Path(name))  # what can be read only once, as a pipe, would be empty for the parser
-        text = Path(name).read_text(encoding="utf-8")
+        path = Path(name).expanduser()
+        file_size(path)  # what can be read only once, as a pipe, would be empty for the parser
+        text = path.read_text(encoding="utf-8")
         values, repeated = yaml.safe_load(text), _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise BadInput("--config", name, f"it cannot be read ({error.strerror})") from error
@@ -178,6 +190,16 @@ def _check_values(parser: ArgumentParser, options: Namespace) -> None:
             raise BadInput(name, "null", "a value is needed")
         if action.nargs == 0 and action.default is False and not isinstance(value, bool):
             raise BadInput(name, value, "true or false is needed")
+
+
+def _expand_home(options: Namespace) -> None:
+    """``~`` in paths, which shells leave alone in ``--option=~/x``, and files always."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            try:
+                options[name] = value.expanduser()
+            except RuntimeError as error:
+                raise BadInput(f"--{name.replace('_', '-')}", value, "there is no such user's home") from error
 
 
 def _ignores_bound(values: object) -> bool:

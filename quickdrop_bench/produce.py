@@ -22,6 +22,7 @@ from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import is_first
+from quickdrop_bench.files import refuse_links
 from quickdrop_bench.harness.catalogue import artefact, paper_values
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
@@ -93,6 +94,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
         for cell in experiments:
             _measure_here(args, folder, rows, cell, None)
         return 0
+    refuse_links(folder, args.results_dir, "--results-dir")
     rows.check_writable()
     jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)

@@ -110,7 +110,7 @@ class RowFile:
             if self._torn or len(kept) < len(self.rows):
                 write_text(self.path, "".join(map(_line, [*kept, *new])))
             else:
-                with self.path.open("a", encoding="utf-8") as file:
+                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write("".join(map(_line, new)))
                     file.flush()
                     os.fsync(file.fileno())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -22,6 +24,7 @@ from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.options import make_fabric, methods_of
 from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
+from quickdrop_bench.serving.log import LOG, recover_log
 from quickdrop_bench.serving.planned import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
@@ -55,14 +58,19 @@ def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Track
     check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
-        _print_plan(run, run.plan(action, pairs, absent), as_json=args.json)
+        _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
         return 0
-    run.check_all(action, pairs, absent)  # all or none
+    run.check_all(action, pairs, absent, args.from_version)  # all or none
+    if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
+        named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
+        print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)
+    start: int | None = args.from_version
     for request, method in pairs:
         call = run.unlearn if action == "unlearn" else run.relearn
         told = _told(run, action, str(request), method, args.method)
         run.fabric.call("on_run_start", run=told)
-        entry = call(request, method, absent)
+        entry = call(request, method, absent, start)
+        start = None  # the others go on from there
         _tell(run.fabric, told, entry)
         _print_entry(run, entry, as_json=args.json)
     return 0
@@ -70,7 +78,7 @@ def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Track
 
 def _told(run: TrainedRun, action: str, request: str, method: Method, name: str) -> Run:
     """A request as Fabric's callbacks hear of it."""
-    spec, made_by = run.spec, provenance(run.fabric, run.preset or "no-preset")
+    spec, made_by = run.spec, provenance(run.fabric, run.preset or "unknown")
     columns = {
         "artefact": action,
         "dataset": run.info.name,
@@ -128,9 +136,7 @@ def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    preset = args.preset or run.preset
-    if preset is None:
-        return methods_of(args)[args.method]
+    preset = args.preset or run.known_preset()
     defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
     return methods_of(parse(argv, defaults=defaults)[argv[0]])[args.method]
 
@@ -155,7 +161,10 @@ def evaluate(args: Namespace, argv: Sequence[str]) -> int:
 
 def show(args: Namespace, argv: Sequence[str]) -> int:
     """What a trained federation is, what it forgot, and what lies in its folder."""
-    run = TrainedRun(find_run(args.run, args.artifacts_dir))
+    folder = find_run(args.run, args.artifacts_dir)
+    if args.recover_log:
+        print(_recovered(folder), file=sys.stderr)
+    run = TrainedRun(folder)
     about = _about(run)
     if args.json:
         _print_json(about)
@@ -184,6 +193,12 @@ def show(args: Namespace, argv: Sequence[str]) -> int:
         _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
     _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
     return 0
+
+
+def _recovered(folder: Path) -> str:
+    if not recover_log(folder):
+        return f"{LOG} is whole, and was left as it is"
+    return f"{LOG} was rebuilt; of requests that it had lost, costs and accuracies are not known any more"
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LAYERS = [
     {"distillation"},
     {"models", "data"},
     {"functional"},
-    {"rows", "cost", "seeding", "registry", "files", "allocator", "jobs", "commands"},
+    {"rows", "cost", "seeding", "registry", "files", "allocator", "jobs", "commands", "launcher", "output"},
     {"errors", "__init__"},
 ]
 """From top to bottom; a unit imports from its own or from lower lines, never from above."""

@@ -29,7 +29,7 @@ from quickdrop_bench.data import pixels
 from quickdrop_bench.data.class_names import in_natural_order
 from quickdrop_bench.data.pixels import GREY, Header, Unconvertible, read_header
 from quickdrop_bench.errors import BadInput, printable
-from quickdrop_bench.files import file_size, open_tensors, write_atomically
+from quickdrop_bench.files import file_size, open_tensors, refuse_links, write_atomically
 
 __all__ = ["FolderData", "cache_dir", "folder_class_names", "folder_key", "folder_label", "load_folder"]
 
@@ -151,8 +151,9 @@ def load_folder(folder: Path, image_size: int | None) -> FolderData:
         about = {"checksum": _checksum(list(images.values())), "decoder": _decoder()}
         # A cache that cannot be written costs time at the next start, nothing else.
         try:
+            refuse_links(cached.parent, cached.parent.parent, "cache")
             write_atomically(cached, lambda temporary: save_file(images, temporary, metadata=about))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, BadInput) as error:
             reason = getattr(error, "strerror", None) or error
             warnings.warn(f"decoded images are not cached in {cached.parent}: {reason}", stacklevel=2)
     return stored

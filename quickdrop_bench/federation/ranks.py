@@ -14,10 +14,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from quickdrop_bench.errors import BadInput
+from quickdrop_bench.launcher import forget_leftovers, process_number
 
 __all__ = [
     "ClientParallel",
     "add_up",
+    "find_rank",
     "hand_round",
     "is_first",
     "is_shared",
@@ -53,7 +55,18 @@ class ClientParallel(DDPStrategy):
 
 def rank() -> int:
     """Number of this process among those that run one command together; 0 if there are no others."""
-    return int(getattr(rank_zero_only, "rank", 0))  # from the environment, until a Fabric sets it
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def find_rank() -> None:
+    """Set :func:`rank` for a command that begins: 0, unless a launcher started this process beside others.
+
+    Raises:
+        BadInput: a launcher's variables are there without the launcher.
+    """
+    if not torch.distributed.is_initialized():
+        forget_leftovers()
+        rank_zero_only.rank = process_number()  # type: ignore[attr-defined]
 
 
 def is_first() -> bool:

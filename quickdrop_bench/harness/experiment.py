@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from inspect import getfile
@@ -20,7 +19,6 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import write_text
 from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
@@ -32,10 +30,9 @@ from quickdrop_bench.harness.training import build_federation, training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData, check_support
 
-__all__ = ["ORACLE", "ORIGINAL", "PRESET", "Experiment", "Row", "Session"]
+__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session"]
 
 ORACLE = "retrain-or"
-PRESET = "preset.txt"
 """File beside a trained federation with the name of the preset that it was last used with."""
 
 ORIGINAL = "original"
@@ -200,7 +197,7 @@ class Session:
         """The first request on the seed's trained federation, trained now if it was not."""
         e = self.experiment
         data, federation = self.data, self.federation
-        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed))
+        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed), e.preset)
         clients = {
             i: ClientData(
                 LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
@@ -234,9 +231,6 @@ class Session:
         run = self.run(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
         context = self.context(seed)
-        if self.fabric.is_global_zero:
-            with suppress(OSError):  # a convenience for later requests; the folder may be read-only
-                write_text(self.folder(seed) / PRESET, self.experiment.preset)
         self.fabric.call(
             "on_federation_ready",
             run=run,

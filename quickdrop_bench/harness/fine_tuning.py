@@ -26,6 +26,7 @@ def fine_tuned_federation(
     data: ImageData,
     seed: int,
     folder_of: Callable[[FederationSpec], Path],
+    preset: str,
 ) -> TrainedFederation:
     """The trained federation with F = ``spec.fine_tune`` initialisations of fine-tuning; F = 0 is the trained one.
 
@@ -38,6 +39,7 @@ def fine_tuned_federation(
         data: the data set.
         seed: of the federation.
         folder_of: from a spec to ``<artifacts-dir>/<spec_hash>``.
+        preset: as for :func:`~quickdrop_bench.harness.training.train_federation`.
 
     Raises:
         BadInput: as :func:`~quickdrop_bench.harness.training.train_federation`.
@@ -45,12 +47,12 @@ def fine_tuned_federation(
     """
     folder = folder_of(spec)
     if not spec.fine_tune:
-        return train_federation(spec, federation, data, seed, folder)
+        return train_federation(spec, federation, data, seed, folder, preset)
     fabric = federation.fabric
     if not on_first(fabric, lambda: artifacts.is_complete(folder)):
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return _fine_tune(spec, federation, data, seed, folder_of)
+                return _fine_tune(spec, federation, data, seed, folder_of, preset)
     return load_trained(spec, federation, data, seed, folder)
 
 
@@ -60,11 +62,12 @@ def _fine_tune(
     data: ImageData,
     seed: int,
     folder_of: Callable[[FederationSpec], Path],
+    preset: str,
 ) -> TrainedFederation:
     fabric, folder = federation.fabric, folder_of(spec)
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
     done = on_first(fabric, lambda: _done_before(spec, folder_of))
-    start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of)
+    start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of, preset)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
     clients = {i: LabelledSet(data.train.images, data.train.labels, kept.rows) for i, kept in start.clients.items()}
     checkpoint = Checkpoint(folder / "fine_tuning.ckpt")
@@ -96,7 +99,7 @@ def _fine_tune(
         )
     trained = replace(
         start,
-        spec={**spec.resolved(), "seed": seed, "base": _at(spec, 0, folder_of).name},
+        spec={**spec.resolved(), "seed": seed, "preset": preset, "base": _at(spec, 0, folder_of).name},
         fine_tuning=replace(cost, data_size=sum(len(clients[i]) for i in synthetic)),
         fine_tuning_gradients=progress["gradients"],
     )

@@ -34,7 +34,7 @@ from quickdrop_bench.federation.federation import Federation, PhaseResult, Round
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.federation.ranks import on_first, same
-from quickdrop_bench.files import remove_unfinished, write_atomically
+from quickdrop_bench.files import refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
@@ -184,7 +184,7 @@ class Checkpoint:
 
 
 def train_federation(
-    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, preset: str
 ) -> TrainedFederation:
     """Train with in-situ distillation (Algorithm 2) and save the artifacts, or load them if they are there.
 
@@ -197,6 +197,7 @@ def train_federation(
         data: the data set.
         seed: fixes partition, initialisation, batches and synthetic sets.
         folder: ``<artifacts-dir>/<spec_hash>``.
+        preset: kept with a new one, for the settings of methods that serve requests on it.
 
     Returns:
         The trained federation; its history has the columns ``round, loss, matching_distance, participants``,
@@ -213,12 +214,18 @@ def train_federation(
         parts = client_rows(spec, data.train.labels, seed)
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return _train(spec, federation, data, seed, folder, parts)
+                return _train(spec, federation, data, seed, folder, preset, parts)
     return load_trained(spec, federation, data, seed, folder)
 
 
 def _train(
-    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, parts: list[np.ndarray]
+    spec: FederationSpec,
+    federation: Federation,
+    data: ImageData,
+    seed: int,
+    folder: Path,
+    preset: str,
+    parts: list[np.ndarray],
 ) -> TrainedFederation:
     fabric = federation.fabric
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
@@ -267,7 +274,7 @@ def _train(
         clients=kept,
         history=pd.DataFrame(history),
         cost=result.cost,
-        spec={**spec.resolved(), "seed": seed},
+        spec={**spec.resolved(), "seed": seed, "preset": preset},
         device=device_name(fabric.device, fabric.world_size),
         data=data.info,
         precision=fabric.strategy.precision.precision,
@@ -300,11 +307,12 @@ def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
     Of several processes that train together, the first has the lock and the others wait for it.
 
     Raises:
-        BadInput: the folder cannot be written, which is better known now than after hours of work.
+        BadInput: the folder cannot be written or holds a symbolic link, which is better known now than after hours.
     """
     lock = FileLock(folder / LOCK)
 
     def acquire() -> None:
+        refuse_links(folder, folder.parent, "--artifacts-dir")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -339,7 +347,8 @@ def load_trained(
     if replace(trained.data, name=data.name) != data.info:
         raise BadInput("--artifacts-dir", folder, "it was trained on other data; move it away")
     artifacts.check_state(trained.state, federation.read(), folder)
-    with suppress(OSError):  # the folder may be read-only
+    with suppress(OSError, BadInput):  # the folder may be read-only, or a link
+        refuse_links(folder, folder.parent, "--artifacts-dir")
         for checkpoint in folder.glob("*.ckpt"):
             checkpoint.unlink(missing_ok=True)  # of a training that was killed once all else was done
     return trained

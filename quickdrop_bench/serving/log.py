@@ -1,27 +1,32 @@
 """The request log of a trained federation: which model version came from which request.
 
-``requests.jsonl`` holds one JSON object per version, ``versions/NNNN.safetensors`` its parameters. The model is on disk
-before the log names it, and the log is replaced as a whole: that one rename makes the new version the current one.
+``requests.jsonl`` holds one JSON object per version, each with the hash of the one before, and
+``versions/NNNN.safetensors`` its parameters and, in the file's metadata, what the request was. The model is on disk
+before the log names it, under a hidden name, and the log is replaced as a whole: that one rename makes the new version
+the current one. So a version that the log does not know is never what a killed command left: the log was lost, and is
+rebuilt only when that is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import read_bytes, write_text
+from quickdrop_bench.files import open_tensors, read_bytes, refuse_links, sha256, write_text
 
-__all__ = ["LOG", "VERSIONS", "Entry", "locked", "read_log", "write_log"]
+__all__ = ["LOG", "VERSIONS", "Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 
 LOG = "requests.jsonl"
 VERSIONS = "versions"
@@ -30,6 +35,14 @@ LOCK = ".lock"
 ACTIONS = ("unlearn", "relearn")
 LARGEST = 64 * 2**20
 """Bytes of a log that is still read."""
+
+FACTS = ("version", "parent", "action", "request", "method", "hyper_parameters", "forgotten", "absent")
+"""What a version's file says of its entry: all that the same request gives again, to the same bytes."""
+
+WAY_BACK = f"the command 'show RUN --recover-log' rebuilds it from {VERSIONS}/"
+
+MISREAD = (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a log or a version of another content than expected raises."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Entry:
         sha256: of the version's file.
         absent: clients that could not take part.
         provenance: as in rows.
+        previous: hash of the entry before; empty for the first one, None where older code wrote it.
     """
 
     version: int
@@ -65,6 +79,7 @@ class Entry:
     sha256: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[int, ...] = ()
+    previous: str | None = None
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -81,28 +96,109 @@ class Entry:
         """:attr:`forgotten`, parsed."""
         return tuple(map(UnlearningRequest.parse, self.forgotten))
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of the version's file."""
+        return {"entry": json.dumps({name: getattr(self, name) for name in FACTS})}
+
+    @property
+    def line(self) -> str:
+        """As it stands in the log."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+def chained_to(entries: Sequence[Entry]) -> str:
+    """What the next entry after these gives as ``previous``."""
+    return hashlib.sha256(entries[-1].line.encode()).hexdigest() if entries else ""
+
 
 def read_log(folder: Path) -> list[Entry]:
     """The entries of a run's log, oldest first; none if nothing was requested yet.
 
     Raises:
-        BadInput: the log cannot be read or is damaged.
+        BadInput: the log cannot be read or is damaged, or there is a version that it does not know.
     """
     path = folder / LOG
     try:
-        versions = [int(p.stem) for p in (folder / VERSIONS).glob("[0-9]*.safetensors") if p.stem.isdigit()]
-        if not os.path.lexists(path) and max(versions, default=0) <= 1:
-            return []
-        content = read_bytes(path, LARGEST).decode("utf-8")
+        content = read_bytes(path, LARGEST).decode("utf-8") if os.path.lexists(path) else ""
         entries = [_entry(json.loads(line)) for line in content.split("\n") if line]
-        if [entry.version for entry in entries] != list(range(1, len(entries) + 1)):
-            raise ValueError("versions")
-        if max(versions, default=0) > len(entries) + 1:
-            raise ValueError("entries are missing")
         _check_chain(entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BadInput("RUN", folder, f"{LOG} is damaged or cannot be read ({type(error).__name__})") from error
+    except MISREAD as error:
+        allowed = f"{LOG} is damaged or cannot be read ({type(error).__name__}); {WAY_BACK}"
+        raise BadInput("RUN", folder, allowed) from error
+    if lost := sorted(_on_disk(folder).keys() - {entry.version for entry in entries}):
+        allowed = f"{LOG} does not know version {lost[0]}, and what that forgot would come back; {WAY_BACK}"
+        raise BadInput("RUN", folder, allowed)
     return entries
+
+
+def _on_disk(folder: Path) -> dict[int, Path]:
+    """The versions' files by number."""
+    paths = (folder / VERSIONS).glob("[0-9]*.safetensors")
+    return {int(path.stem): path for path in sorted(paths) if path.stem.isdecimal()}
+
+
+def recover_log(folder: Path) -> bool:
+    """Rebuild a log that is damaged or lost, from what is left of it and what the versions' files say.
+
+    Of requests that only the files tell of, costs and accuracies are lost. The damaged log is kept beside the new one.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        BadInput: nothing says which request made a version, or the folder cannot be written.
+    """
+    with locked(folder):
+        try:
+            read_log(folder)
+            return False
+        except BadInput:
+            left, files = _left_of(folder), _on_disk(folder)
+        entries: list[Entry] = []
+        for version in range(1, max({*left, *files}, default=0) + 1):
+            entry = _from_file(files[version], left.get(version)) if version in files else left.get(version)
+            if entry is None or entry.version != version:
+                allowed = f"neither {LOG} nor {VERSIONS}/ says what request made version {version}"
+                raise BadInput("RUN", folder, f"{allowed}; put one of them back from a copy")
+            entries.append(replace(entry, previous=chained_to(entries)))
+        try:
+            _check_chain(entries)
+            if os.path.lexists(folder / LOG):
+                number = sum(1 for _ in folder.glob(f"{LOG}.damaged-*")) + 1
+                (folder / LOG).rename(folder / f"{LOG}.damaged-{number}")
+            write_log(folder, entries)
+        except ValueError as error:
+            allowed = f"what {VERSIONS}/ and {LOG} say of the requests does not fit; put {LOG} back from a copy"
+            raise BadInput("RUN", folder, allowed) from error
+        except OSError as error:
+            raise BadInput("RUN", folder, f"it cannot be written ({error.strerror})") from error
+    return True
+
+
+def _left_of(folder: Path) -> dict[int, Entry]:
+    """The entries of a damaged log that can be read still, by version."""
+    found: dict[int, Entry] = {}
+    with suppress(OSError):
+        for line in read_bytes(folder / LOG, LARGEST).decode("utf-8", errors="replace").split("\n"):
+            with suppress(*MISREAD):
+                entry = _entry(json.loads(line))
+                found[entry.version] = entry
+    return found
+
+
+def _from_file(path: Path, logged: Entry | None) -> Entry | None:
+    """A version's entry: what is left of the log, unless the file says otherwise."""
+    try:
+        checksum = sha256(path)
+        with open_tensors(path) as tensors:
+            facts = json.loads((tensors.metadata() or {})["entry"])
+        none: dict[str, Any] = {"cost": {}, "before": None, "after": None, "provenance": {}}
+        entry = _entry({**none, **{name: facts[name] for name in FACTS}, "sha256": checksum})
+    except MISREAD:
+        return logged  # an older file, or a damaged one: that is said where it is used
+    # Its checksum counts even if the file has another one now, which is then damaged.
+    return logged if logged is not None and logged.metadata == entry.metadata else entry
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:
@@ -115,16 +211,21 @@ def _entry(values: Mapping[str, Any]) -> Entry:
     for mapping in (values["provenance"], values["hyper_parameters"]):
         if not isinstance(mapping, dict):
             raise TypeError("a field has another type")
-    if not isinstance(values["provenance"].get("created_at", ""), str):
+    if not isinstance(values["provenance"].get("created_at", ""), str) or not isinstance(
+        values.get("previous"), str | None
+    ):
         raise TypeError("a field has another type")
     lists = {name: tuple(values[name]) for name in ("forgotten", "absent")}
     return Entry(**{**values, **lists})
 
 
 def _check_chain(entries: Sequence[Entry]) -> None:
-    """Raise :class:`ValueError` unless each entry's forgotten targets follow from its parent's and its request."""
+    """Raise :class:`ValueError` unless each entry follows from the one before, and what it forgot from its parent's."""
     targets: list[set[tuple[str, int]]] = [set()]
-    for entry in entries:
+    for k, entry in enumerate(entries):
+        unchained = entry.previous is None and not any(e.previous is not None for e in entries[:k])
+        if entry.version != k + 1 or not (unchained or entry.previous == chained_to(entries[:k])):
+            raise ValueError("chain")
         own, before = _targets([UnlearningRequest.parse(entry.request)]), targets[entry.parent]
         after = before | own if entry.action == "unlearn" else before - own
         if _targets(entry.requests) != after:
@@ -142,7 +243,7 @@ def write_log(folder: Path, entries: Sequence[Entry]) -> None:
     Raises:
         OSError: it cannot be written; the old one is left as it was.
     """
-    write_text(folder / LOG, "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries))
+    write_text(folder / LOG, "".join(entry.line for entry in entries))
 
 
 @contextmanager
@@ -150,8 +251,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run for oneself; the operating system lets go of it when this process ends, however it does.
 
     Raises:
-        BadInput: another command holds it, or the folder cannot be written.
+        BadInput: another command holds it, or the folder cannot be written or holds a symbolic link.
     """
+    refuse_links(folder, folder, "RUN")
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,19 +38,21 @@ from quickdrop_bench.files import (
 )
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.catalogue import preset_values, presets
-from quickdrop_bench.harness.experiment import PRESET
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model, training_phase
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult, check_support
-from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, locked, read_log, write_log
+from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.planned import CountingFederation, PlannedPhase
 
 __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
 
 SECTIONS = {"class": "table2", "client": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
+
+OLD_PRESET = "preset.txt"
+"""Where older code put a preset's name."""
 
 LONGEST_NAME = 1000
 """Bytes of a preset's name that are still read."""
@@ -191,25 +194,40 @@ class TrainedRun:
         if not version:
             return self.trained.state
         path, known = self.file(version), self.trained.state
-        name = f"{VERSIONS}/{path.name}"
+
+        def damaged(reason: str) -> BadInput:
+            back = f"; --from-version {version - 1} makes a request start before it" if version == self.current else ""
+            return BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} {reason}{back}")
+
         try:
             if file_size(path) > HEADER + sum(value.nbytes for value in known.values()) + 8:
-                raise BadInput("RUN", self.folder, f"{name} is larger than the model")
+                raise damaged("is larger than the model")
             if sha256(path) != self.log[version - 1].sha256:
-                raise BadInput("RUN", self.folder, f"{name} does not match {LOG}")
+                raise damaged(f"does not match {LOG}")
             with open_tensors(path, str(self.fabric.device)) as tensors:
                 state: State = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise BadInput("RUN", self.folder, f"{name} is missing or damaged") from error
+            raise damaged("is missing or damaged") from error
         if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in known.items()}:
-            raise BadInput("RUN", self.folder, f"{name} holds another model")
+            raise damaged("holds another model")
         if not is_finite(state):
-            raise BadInput("RUN", self.folder, f"{name} holds values that are not finite")
+            raise damaged("holds values that are not finite")
         return state
 
     def file(self, version: int) -> Path:
         """Where the parameters of a version from 1 are kept."""
-        return self.folder / VERSIONS / f"{version:04d}.safetensors"
+        path, waiting = self.folder / VERSIONS / f"{version:04d}.safetensors", self._waiting(version)
+        return waiting if waiting.exists() and not path.exists() else path
+
+    def _waiting(self, version: int) -> Path:
+        """Where they are until the log names the version."""
+        return self.folder / VERSIONS / f".{version:04d}.new.safetensors"
+
+    def _settle(self) -> None:
+        """Give the current version's file its own name; the command that served it may have been killed before."""
+        if self.file(self.current) == (waiting := self._waiting(self.current)):
+            with suppress(OSError):  # it is found under both
+                waiting.replace(self.folder / VERSIONS / f"{self.current:04d}.safetensors")
 
     def model(self, version: int | None = None) -> nn.Module:
         """A version as a module on the CPU; it takes images normalised with ``info.mean`` and ``info.std``."""
@@ -287,23 +305,33 @@ class TrainedRun:
 
     @property
     def preset(self) -> str | None:
-        """Name of the preset that the federation was last trained or measured with, if it is known."""
-        try:
-            name = read_bytes(self.folder / PRESET, LONGEST_NAME).decode("utf-8", errors="replace").strip()
-        except OSError:
-            return None
+        """Name of the preset that the federation was trained with, if that is known and the preset is here."""
+        name = self.trained.spec.get("preset")
+        if name is None:
+            with suppress(OSError):
+                name = read_bytes(self.folder / OLD_PRESET, LONGEST_NAME).decode("utf-8", errors="replace").strip()
         return name if name in presets() else None
 
-    def method(self, name: str = "quickdrop", level: str = "class") -> Method:
-        """A method with the preset's settings for a level of requests; with the paper's if no preset is known.
+    def known_preset(self) -> str:
+        """:attr:`preset`, without which nobody knows the settings.
 
         Raises:
-            BadInput: there is no such method.
+            BadInput: it is not known.
+        """
+        if self.preset is None:
+            allowed = f"{self.folder} does not say with which preset it was trained; use one of {', '.join(presets())}"
+            raise BadInput("--preset", "is not given", allowed)
+        return self.preset
+
+    def method(self, name: str = "quickdrop", level: str = "class") -> Method:
+        """A method with the preset's settings for a level of requests.
+
+        Raises:
+            BadInput: there is no such method, or the preset is not known.
         """
         values: dict[str, Any] = {}
-        if self.preset:
-            for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
-                values |= part.get(name.replace("-", "_"), {})
+        for part in preset_values(self.known_preset(), self.spec.dataset, SECTIONS[level]):
+            values |= part.get(name.replace("-", "_"), {})
         return METHODS[name](**values)
 
     def check(
@@ -371,28 +399,36 @@ class TrainedRun:
         return bool(len(client.subset.with_classes(request.targets, keep=True)))
 
     def check_all(
-        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+        self,
+        action: str,
+        requests: Sequence[tuple[UnlearningRequest, Method]],
+        absent: Collection[int] = (),
+        from_version: int | None = None,
     ) -> None:
-        """:meth:`check` for requests that are to be served one after the other."""
-        gone = self.forgotten()
+        """:meth:`check` for requests that are to be served one after the other, the first from a version."""
+        gone = self.forgotten(self._version(from_version, "--from-version"))
         for request, method in requests:
             self.check(action, request, method, absent, gone)
             gone = _after(action, request, gone)
 
     def plan(
-        self, action: str, requests: Sequence[tuple[UnlearningRequest, Method]], absent: Collection[int] = ()
+        self,
+        action: str,
+        requests: Sequence[tuple[UnlearningRequest, Method]],
+        absent: Collection[int] = (),
+        from_version: int | None = None,
     ) -> list[tuple[UnlearningRequest, list[PlannedPhase]]]:
         """What serving requests one after the other would take at most; nothing is changed.
 
         Raises:
             BadInput: one of them cannot be served.
         """
-        self.check_all(action, requests, absent)
+        self.check_all(action, requests, absent, from_version)
         counting = CountingFederation(self.fabric, self.model())
-        gone, planned = self.forgotten(), []
+        gone, planned = self.forgotten(from_version), []
         for request, method in requests:
             counting.phases = []
-            context = replace(self._context(action, request, gone, absent), federation=counting)
+            context = replace(self._context(action, request, gone, absent, from_version), federation=counting)
             total = sum((stage.cost for stage in _stages(action, context, method).values()), Cost())
             counted = sum((phase.cost for phase in counting.phases), Cost())
             if more := total.rounds - counted.rounds:  # rounds without local training, as FU-MP's
@@ -409,13 +445,21 @@ class TrainedRun:
             gone = _after(action, request, gone)
         return planned
 
-    def unlearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+    def unlearn(
+        self,
+        request: UnlearningRequest,
+        method: Method | None = None,
+        absent: Collection[int] = (),
+        from_version: int | None = None,
+    ) -> Entry:
         """Forget; the new version becomes the current one.
 
         Args:
             request: what to forget.
             method: None takes QuickDrop as :meth:`method` gives it.
             absent: clients that cannot take part now; rounds go on without them.
+            from_version: start from this one, for where newer ones are damaged: what those alone forgot is not
+                forgotten any more. None starts from the current one.
 
         Returns:
             The new entry of the log.
@@ -424,22 +468,37 @@ class TrainedRun:
             BadInput: the request cannot be served, or another command is working on this run.
             ArithmeticError: the model diverged; the current version stays.
         """
-        return self._serve("unlearn", request, method, absent)
+        return self._serve("unlearn", request, method, absent, from_version)
 
-    def relearn(self, request: UnlearningRequest, method: Method | None = None, absent: Collection[int] = ()) -> Entry:
+    def relearn(
+        self,
+        request: UnlearningRequest,
+        method: Method | None = None,
+        absent: Collection[int] = (),
+        from_version: int | None = None,
+    ) -> Entry:
         """Learn again what was forgotten (§4.7); arguments and errors as for :meth:`unlearn`."""
-        return self._serve("relearn", request, method, absent)
+        return self._serve("relearn", request, method, absent, from_version)
 
-    def _serve(self, action: str, request: UnlearningRequest, method: Method | None, absent: Collection[int]) -> Entry:
+    def _serve(
+        self,
+        action: str,
+        request: UnlearningRequest,
+        method: Method | None,
+        absent: Collection[int],
+        from_version: int | None,
+    ) -> Entry:
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
-            parent, gone = self.current, self.forgotten()
-            self.check(action, request, method, absent)
+            self._settle()
+            parent = self._version(from_version, "--from-version")
+            gone = self.forgotten(parent)
+            self.check(action, request, method, absent, gone)
             after = _after(action, request, gone)
             sets = (request,), after if action == "unlearn" else gone
             before = self.evaluate(parent, *sets).metrics() if self.data else None
-            stages = _stages(action, self._context(action, request, gone, absent), method)
+            stages = _stages(action, self._context(action, request, gone, absent, parent), method)
             if idle := [stage for stage, result in stages.items() if not result.cost.rounds and not result.diverged]:
                 absence = "; clients that hold them are absent" if absent else ""
                 allowed = f"no client has data for the stage {idle[0]}{absence}"
@@ -448,9 +507,11 @@ class TrainedRun:
             last = list(stages.values())[-1]
             if last.diverged:
                 named = request.named(self.info.class_names)
-                raise ArithmeticError(f"{_name(method)} diverged on {named}; version {parent} stays the current one")
+                raise ArithmeticError(
+                    f"{_name(method)} diverged on {named}; version {self.current} stays the current one"
+                )
             entry = Entry(
-                version=parent + 1,
+                version=self.current + 1,
                 parent=parent,
                 action=action,
                 request=str(request),
@@ -460,17 +521,22 @@ class TrainedRun:
                 cost=_costs(stages),
                 before=before,
                 after=None,
-                sha256=_save(self.file(parent + 1), last.state),
+                sha256="",
                 absent=tuple(sorted(absent)),
                 provenance={k: v for k, v in provenance(self.fabric, "").items() if k != "preset"},
+                previous=chained_to(self.log),
             )
+            waiting = self._waiting(entry.version)
+            entry = replace(entry, sha256=_save(waiting, last.state, entry.metadata))
             if self.data:
                 entry = replace(entry, after=self._evaluation(last.state, *sets).metrics())
             try:
                 write_log(self.folder, [*self.log, entry])
             except OSError as error:
+                waiting.unlink(missing_ok=True)
                 raise BadInput("RUN", self.folder, f"it cannot be written ({error.strerror})") from error
             self.log.append(entry)
+            self._settle()
         return entry
 
     def _clients(self) -> dict[int, ClientData]:
@@ -488,9 +554,14 @@ class TrainedRun:
         }
 
     def _context(
-        self, action: str, request: UnlearningRequest, gone: Sequence[UnlearningRequest], absent: Collection[int]
+        self,
+        action: str,
+        request: UnlearningRequest,
+        gone: Sequence[UnlearningRequest],
+        absent: Collection[int],
+        version: int | None,
     ) -> Context:
-        updates, state = self._updates, self.state()
+        updates, state = self._updates, self.state(version)
         if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
             artifacts.check_updates(updates.parent, state, self.info, self.spec.clients)
         forgotten = (*(gone if action == "unlearn" else _after(action, request, gone)), request)
@@ -505,11 +576,11 @@ class TrainedRun:
             history=UpdateHistory(updates, self.fabric.device) if updates.is_dir() else None,
         )
 
-    def _version(self, version: int | None) -> int:
+    def _version(self, version: int | None, option: str = "--version") -> int:
         if version is None:
             return self.current
         if not 0 <= version <= self.current:
-            raise BadInput("--version", version, f"between 0 (as trained) and {self.current}")
+            raise BadInput(option, version, f"between 0 (as trained) and {self.current}")
         return version
 
 
@@ -548,8 +619,8 @@ def _name(method: Method) -> str:
     return next(name for name in METHODS if METHODS[name] is type(method))
 
 
-def _save(path: Path, state: State) -> str:
-    """Write a version's parameters, and return the file's checksum; a file that no log names is moved aside.
+def _save(path: Path, state: State, metadata: dict[str, str]) -> str:
+    """Write a version's parameters, and return the file's checksum.
 
     Raises:
         BadInput: it cannot be written.
@@ -557,9 +628,7 @@ def _save(path: Path, state: State) -> str:
     own: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
         remove_unfinished(path.parent)  # the lock says that no writer is at work
-        if path.exists():
-            path.rename(path.with_name(f"{path.stem}.unlogged-{int(path.stat().st_mtime)}.safetensors"))
-        write_atomically(path, lambda temporary: save_file(own, temporary))
+        write_atomically(path, lambda temporary: save_file(own, temporary, metadata=metadata))
         return sha256(path)
     except (OSError, SafetensorError) as error:
         raise BadInput("RUN", path.parent.parent, f"it cannot be written ({error})") from error

@@ -94,6 +94,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = json.dumps([(str(place / name), said, [*COMMANDS[name], *TWO]) for name, said in names])
     world = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     world |= {
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(find_free_network_port()),
         "XDG_CACHE_HOME": str(place / "cache"),
@@ -181,7 +182,9 @@ def test_torchrun_starts_the_processes() -> None:
 def test_as_many_processes_are_needed_as_torchrun_has_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+    world = {"RUN_ID": "1", "USE_AGENT_STORE": "False"}
+    processes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}
+    for name, value in {**{f"TORCHELASTIC_{name}": value for name, value in world.items()}, **processes}.items():
         monkeypatch.setenv(name, value)
     assert main(["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled", "--devices", "1"]) == 2
     words = "--devices 1: with --num-nodes 1, these have to be the 2 processes that were started"

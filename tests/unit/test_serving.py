@@ -1009,7 +1009,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_read(folder: Path, run: 
 
 def test_a_model_that_nothing_names_does_no_harm(folder: Path) -> None:
     run = served(folder, CLASS_9)
-    (folder / "versions/0002.safetensors").write_bytes(b"from a process that was killed")
+    (folder / "versions/.0002.new.safetensors").write_bytes(b"from a process that was killed")
     (folder / "versions/.0002.99.tmp.safetensors").write_bytes(b"half")
     assert TrainedRun(folder).current == 1
     run.unlearn(CLASS_3)

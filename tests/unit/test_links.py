@@ -1,0 +1,140 @@
+"""No command writes, moves or deletes anything through a symbolic link."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quickdrop_bench.cli import main
+from tests.conftest import PARTITION, TINY, Run
+from tests.damage import make_pictures
+
+OPTIONS = [*TINY, "--record-every", "1"]
+TRAIN = ["train", *OPTIONS]
+TABLE = ["table", "2", *OPTIONS, "--methods", "quickdrop"]
+DISTRIBUTION = ["distribution", *PARTITION]
+COMMANDS = {
+    "train": TRAIN,
+    "table": TABLE,
+    "figure": ["figure", "2", *OPTIONS],
+    "sweep": ["sweep", *OPTIONS, "--methods", "quickdrop", "--scales", "10"],
+    "distribution": DISTRIBUTION,
+    "unlearn": ["unlearn", "RUN", "--class", "3"],
+    "relearn": ["relearn", "RUN", "--class", "9"],
+}
+"""All that write into folders of their own; ``RUN`` stands for the trained federation."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which every command has run once."""
+    place = tmp_path_factory.mktemp("finished")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        assert main(TRAIN) == 0
+        (trained,) = Path("artifacts").iterdir()
+        for name, argv in COMMANDS.items():
+            if name == "relearn":
+                continue
+            assert main([str(trained) if part == "RUN" else part for part in argv]) == 0, name
+        assert main(["unlearn", str(trained), "--class", "9"]) == 0
+    finally:
+        os.chdir(before)
+    return place
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = Path(shutil.copytree(finished, tmp_path / "work"))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def written(name: str, place: Path) -> Iterator[Path]:
+    """Folders that a command may write to, below those that the user names."""
+    for root in ("artifacts", "results"):
+        for path in sorted((place / root).rglob("*")):
+            others = {"table2", "figure2", "sweep", "distribution"} - {name, f"{name}2"}
+            if path.is_dir() and not others & set(path.parts):
+                yield path.relative_to(place)
+
+
+def linked(path: Path, outside: Path) -> None:
+    """Put a link in the place of a folder, whose content lies outside from now on."""
+    outside.parent.mkdir(exist_ok=True)
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+def argv_of(name: str, trained: Path) -> list[str]:
+    return [str(trained) if part == "RUN" else part for part in COMMANDS[name]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("figure", "sweep") else ()) for name in COMMANDS],
+)
+@pytest.mark.parametrize("done", [True, False], ids=["finished", "unfinished"])
+def test_no_command_changes_what_a_link_in_its_folders_leads_to(
+    name: str, done: bool, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = list(written(name, finished))
+    assert len(relative) >= 6
+    for k, folder in enumerate(relative):
+        copy = Path(shutil.copytree(finished, tmp_path / str(k)))
+        (trained,) = (copy / "artifacts").iterdir()
+        if not done:
+            (trained / "manifest.json").unlink()  # it is trained again
+        linked(copy / folder, outside := tmp_path / f"outside-{k}")
+        monkeypatch.chdir(copy)
+        before = contents(outside)
+        if copy / folder == trained and name in ("unlearn", "relearn"):
+            continue  # the user named it
+        assert main(argv_of(name, Path("artifacts") / trained.name)) in (0, 2), folder
+        assert contents(outside) == before, folder
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("link", ["versions", "versions/0001.safetensors", ".lock", "requests.jsonl"])
+def test_a_request_refuses_a_link_in_one_sentence(place: Path, run: Run, link: str) -> None:
+    (trained,) = Path("artifacts").iterdir()
+    path, outside = trained / link, place / "outside"
+    linked(path, outside)
+    before = contents(place / "outside") if outside.is_dir() else outside.read_bytes()
+    code, out, err = run("unlearn", str(trained), "--class", "1")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"quickdrop-bench: RUN {trained}: {link} in it is a symbolic link, and nothing is written through one; "
+        "remove it.\n"
+    )
+    assert (contents(outside) if outside.is_dir() else outside.read_bytes()) == before
+
+
+@pytest.mark.parametrize("argv", [TRAIN, TABLE, DISTRIBUTION], ids=["train", "table", "distribution"])
+def test_folders_that_the_user_names_may_be_links(argv: list[str], tmp_path: Path, run: Run) -> None:
+    for name in ("results", "artifacts"):
+        (tmp_path / f"disk/{name}").mkdir(parents=True)
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    assert run(*argv)[0] == 0
+    assert contents(tmp_path / "disk")
+
+
+def test_decoded_pictures_are_not_cached_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pictures(tmp_path / "pictures")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/quickdrop-bench").symlink_to(tmp_path / "outside")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["--dataset", "imagefolder", "--data-dir", "pictures", "--min-client-size", "1"]
+    with pytest.warns(UserWarning, match="symbolic link"):
+        assert main([*DISTRIBUTION, *options]) == 0
+    assert not list((tmp_path / "outside").iterdir())

@@ -1,0 +1,69 @@
+"""What cannot be shown or written on standard output ends no work that is done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quickdrop_bench.cli import main
+from quickdrop_bench.serving import TrainedRun
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("trained")
+    assert main(["train", *TINY, "--artifacts-dir", str(place)]) == 0
+    (folder,) = place.iterdir()
+    return folder
+
+
+def started(argv: list[str], output: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", **more}
+    program = [sys.executable, "-m", "quickdrop_bench", *argv]
+    with output.open("wb") as stream:
+        return subprocess.run(program, env=variables, text=True, stdout=stream, stderr=subprocess.PIPE, timeout=300)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r"])
+def test_narrow_encodings_show_escapes(encoding: str, trained: Path, tmp_path: Path) -> None:
+    done = started(["show", str(trained)], tmp_path / "said", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "said").read_bytes().decode(encoding).startswith(str(trained))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_requests_are_served_all_the_same(trained: Path) -> None:
+    before = TrainedRun(trained).current
+    done = started(["unlearn", str(trained), "--class", "9,3"], Path("/dev/full"))
+    assert TrainedRun(trained).current == before + 2
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "quickdrop-bench: the request was served, and standard output cannot be written (No space left on device)"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_an_answer_that_nobody_gets_is_a_failure(trained: Path) -> None:
+    done = started(["show", str(trained)], Path("/dev/full"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell")
+def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path) -> None:
+    script = f'("{sys.executable}" -m quickdrop_bench presets; echo $? > code) | true'
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", script], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    while not (tmp_path / "code").exists() or not (tmp_path / "code").read_text():
+        time.sleep(0.1)
+    assert ((tmp_path / "code").read_text(), done.stderr) == ("0\n", "")
