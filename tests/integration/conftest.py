@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.harness.training import client_rows
+from tests.conftest import TINY
 from tests.damage import make_pictures
 from tests.integration.forks import WARMED, fork, is_warm
-from tests.integration.judging import RUN, call
+from tests.integration.judging import RUN, Ended, call
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,3 +74,28 @@ def idle(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("quickdrop_bench.produce.measure", until_training)
     monkeypatch.setattr("quickdrop_bench.cli._train", until_training)
     return at_home
+
+
+@pytest.fixture(scope="session")
+def table_2_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A folder where Table 2 was measured with all methods, and how the command ended."""
+    place = tmp_path_factory.mktemp("table2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        ended = call(["table", "2", *TINY])
+    assert ended.code == 0, ended.err
+    return place, ended
+
+
+@pytest.fixture
+def federation_here(table_2_once: tuple[Path, Ended], tmp_path: Path) -> None:
+    """The federation of :data:`TINY` is trained already, for one test alone."""
+    shutil.copytree(table_2_once[0] / "artifacts", tmp_path / "artifacts")
+
+
+@pytest.fixture
+def table_2(table_2_once: tuple[Path, Ended], federation_here: None, tmp_path: Path) -> Ended:
+    """Table 2 is measured already, for one test alone; how the command ended."""
+    shutil.copytree(table_2_once[0] / "results", tmp_path / "results")
+    return table_2_once[1]
