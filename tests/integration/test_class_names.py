@@ -128,6 +128,7 @@ def test_names_are_typed_and_shown(tmp_path: Path, run: Run) -> None:
     assert json.loads(run("show", folder, "--json")[1])["forgotten"] == ["class-2"]
 
 
+@pytest.mark.slow
 def test_figures_name_the_classes(tmp_path: Path, run: Run) -> None:
     make_pictures(tmp_path / "pics", ANIMALS)
     for number in ("2", "4"):

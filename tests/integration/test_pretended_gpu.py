@@ -46,7 +46,7 @@ def test_a_clients_steps_wait_for_nothing_and_copy_twice(tmp_path: Path) -> None
     results = sum(times for what, times in waits.items() if what.startswith("tolist"))
     labels = sum(times for what, times in waits.items() if "labels().cpu()" in what)
     assert results + labels == sum(waits.values())  # the rounds' results, and each set's labels once
-    assert results > 50
+    assert results > 30
     assert labels <= results
     assert sum(copies.values()) == 2 * results
 

@@ -221,7 +221,7 @@ class Broken:
         raise self.error("out of luck")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+@pytest.mark.parametrize("error", [RuntimeError, pytest.param(MemoryError, marks=pytest.mark.slow)])
 def test_a_failing_method_leaves_the_others_and_a_mark(
     run: Run, federation_here: None, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
