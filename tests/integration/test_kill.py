@@ -49,7 +49,7 @@ COMMANDS = {
         "--fine-tune-batch-size",
         "4",
         "--fine-tune-steps",
-        "5",
+        "3",
     ],
     "table": [
         "table",
@@ -295,7 +295,7 @@ def steps_of_each_kind(told: str, pattern: str) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", AT_STEPS)
 def test_killed_at_a_step_it_ends_as_if_unbroken(tmp_path: Path, key: str) -> None:
-    told, argv = tmp_path / "steps", [*COMMANDS[key], "--rounds", "3", "--local-steps", "2"]
+    told, argv = tmp_path / "steps", [*COMMANDS[key], "--rounds", "2", "--local-steps", "2"]
     whole = Command(tmp_path / "whole", argv, WriteSteps(told)).finish()
     command = Command(tmp_path / "killed", argv, each_round_saved)
     steps = steps_of_each_kind(told.read_text(), AT_STEPS[key])
