@@ -15,7 +15,7 @@ SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep paper report speed
-.PHONY: test test-slow check format clean
+.PHONY: test test-slow test-long check format clean
 
 help: ## show this help
 	@echo "make TARGET [PRESET=quick|small|paper] [DATASET=name] [DATA_DIR=folder] [ARGS='more options']"
@@ -85,7 +85,10 @@ test: install ## run the tests that take seconds
 	@$(TEST) $(ARGS)
 
 test-slow: install ## run the slow tests
-	@$(TEST) -m slow $(ARGS)
+	@$(TEST) -m 'slow and not long' $(ARGS)
+
+test-long: install ## run random kills and generated input, which CI does not
+	@$(TEST) -m long $(ARGS)
 
 check: install ## check format, lint and types
 	@$(BIN)/ruff format --check .

@@ -1,7 +1,5 @@
 """A pretended CUDA device on a machine without one: mixed devices are errors, and what waits for the device is counted.
 
-    python tests/pretended_cuda.py table 2 --preset quick --rounds 2 --seeds 1 --accelerator cpu [THEN another command]
-
 Tensors of class G lie on the CPU but say that they are on cuda:0. The rules are PyTorch's: a CPU tensor beside a CUDA
 tensor is an error unless it has no dimensions, or is an index. What it cannot see: kernels, numbers, memory, and CUDA's
 own random streams. ``WAITS`` and ``COPIES`` count by place in the package.
@@ -10,7 +8,6 @@ own random streams. ``WAITS`` and ``COPIES`` count by place in the package.
 from __future__ import annotations
 
 import collections
-import os
 import traceback
 
 import torch
@@ -372,16 +369,12 @@ def install():
     return mode
 
 
-if __name__ == "__main__":
-    import json
-    import sys
-
-    os.environ["WANDB_MODE"] = "disabled"
-    torch.set_num_threads(1)
+def run_and_count(lines):
+    """Run command lines one after the other; exit codes and what was counted, as data of JSON."""
     from quickdrop_bench.cli import main
 
     install()
-    codes = [main(line.split()) for line in " ".join(sys.argv[1:]).split(" THEN ")]
+    codes = [main(line) for line in lines]
     counts = {"waits": WAITS, "copies": COPIES, "mixed": MIXED}
-    report = {name: [[place, what, times] for (what, place), times in found.items()] for name, found in counts.items()}
-    print("\n" + json.dumps({"codes": codes, **report}))
+    found = {name: [[place, what, times] for (what, place), times in kinds.items()] for name, kinds in counts.items()}
+    return {"codes": codes, **found}

@@ -32,7 +32,13 @@ def far_apart(a: State, b: State, start: State) -> dict[str, float]:
     return {n: float((a[n] - b[n]).norm() / (b[n] - start[n]).norm().clamp(min=1e-3)) for n in weights}
 
 
-@pytest.mark.parametrize("faults", [None, Faults(dropout_rate=0.3, straggler_rate=0.2)], ids=["", "faults"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(None, id=""),
+        pytest.param(Faults(dropout_rate=0.3, straggler_rate=0.2), id="faults", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("name", "level"), CASES)
 def test_every_stage_is_the_same(
     name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
 from quickdrop_bench import __main__ as program
 
-__all__ = ["WARMED", "Forked", "fork", "is_warm", "start_command"]
+__all__ = ["WARMED", "Forked", "fork", "is_warm", "start_command", "start_script"]
 
 WARMED = "tests.integration.warmed"
 """What the first process imports."""
@@ -51,7 +53,7 @@ class Forked:
         assert self.process.pid is not None
         return self.process.pid
 
-    def end(self, timeout: float = 300) -> tuple[int, str, str]:
+    def end(self, timeout: float = 600) -> tuple[int, str, str]:
         """Wait for it; exit code, standard output and standard error."""
         self.process.join(timeout)
         code = self.process.exitcode
@@ -62,18 +64,31 @@ class Forked:
 
 def start_command(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Forked:
     """Start ``python -m quickdrop_bench`` in a folder, without standard input."""
+    return _start("", ["quickdrop_bench", *argv], folder, environment)
+
+
+def start_script(code: str, argv: Sequence[object], folder: Path, environment: Mapping[str, str]) -> Forked:
+    """Start ``python -c`` with some code in a folder, without standard input."""
+    return _start(code, ["-c", *map(str, argv)], folder, environment)
+
+
+def _start(code: str, argv: list[str], folder: Path, environment: Mapping[str, str]) -> Forked:
     number = len(list(folder.glob("*.out")))
     out, err = (folder / f"{number}.{kind}" for kind in ("out", "err"))
     out.touch(), err.touch()
-    return Forked(fork(_run, list(argv), folder, dict(environment), out, err), out, err)
+    return Forked(fork(_run, code, argv, folder, dict(environment), out, err), out, err)
 
 
-def _run(argv: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(code: str, argv: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
     os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     for stream, name in enumerate((os.devnull, out, err)):
         os.dup2(os.open(name, os.O_RDWR), stream)
-    sys.argv = ["quickdrop_bench", *argv]
+    sys.argv = argv
+    rank_zero_only.rank = int(environment.get("RANK", "0"))  # Lightning has read it when it was imported
+    if code:
+        exec(code, {"__name__": "__main__"})  # noqa: S102 - the test's own
+        sys.exit(0)
     sys.exit(program.main())

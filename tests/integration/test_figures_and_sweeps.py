@@ -15,6 +15,7 @@ import pytest
 from quickdrop_bench.methods import METHODS
 from tests.conftest import TINY, Run, facts, read_rows
 from tests.integration.forks import start_command
+from tests.integration.judging import Ended
 
 PICTURE = {"figure.svg", "figure.png", "figure.csv"}
 
@@ -47,8 +48,7 @@ def test_figure_2_follows_the_rounds(run: Run) -> None:
     assert (folder("figure2") / "figure.svg").read_bytes() == before
 
 
-def test_figure_3_takes_its_runs_from_table_2(run: Run) -> None:
-    run("table", "2", *TINY)
+def test_figure_3_takes_its_runs_from_table_2(run: Run, table_2: Ended) -> None:
     code, _, err = run("figure", "3", *TINY)
     assert code == 0
     assert "round" not in err
@@ -66,13 +66,13 @@ def test_figure_3_takes_its_runs_from_table_2(run: Run) -> None:
     assert numbers.filter(like="reference").notna().all(axis=None)
 
 
-def test_a_number_is_one_spec_however_it_is_written(run: Run) -> None:
-    run("figure", "3", *TINY, "--methods", "quickdrop")
+def test_a_number_is_one_spec_however_it_is_written(run: Run, table_2: Ended) -> None:
     again = ["--scale", "10.0", "--quickdrop.unlearn-stop-loss", "6.0", "--participation", "1"]
-    _, _, err = run("figure", "3", *TINY, "--methods", "quickdrop", *again)
+    _, _, err = run("table", "2", *TINY, "--methods", "quickdrop", *again)
     assert "round" not in err
 
 
+@pytest.mark.slow
 def test_figure_4_forgets_all_classes_and_survives_an_empty_retain_set(run: Run) -> None:
     code, _, err = run("figure", "4", *TINY)
     assert (code, "Traceback" in err) == (0, False)
@@ -86,6 +86,7 @@ def test_figure_4_forgets_all_classes_and_survives_an_empty_retain_set(run: Run)
     assert pd.isna(recovery["r_set_accuracy"])
 
 
+@pytest.mark.slow
 def test_figure_5_counts_gradients_and_goes_on_from_a_smaller_f(run: Run) -> None:
     quick = ["--fine-tune-batch-size", "4", "--fine-tune-steps", "3"]
     code, _, err = run("figure", "5", *TINY, *quick, "--fine-tunes", "0,1,3")
@@ -107,6 +108,7 @@ def test_figure_5_counts_gradients_and_goes_on_from_a_smaller_f(run: Run) -> Non
     assert end[0] == end[1]
 
 
+@pytest.mark.slow
 def test_figure_6_measures_references_once(run: Run) -> None:
     code, _, _ = run("figure", "6", *TINY, "--scales", "1,10")
     assert code == 0
@@ -124,6 +126,7 @@ def test_figure_6_measures_references_once(run: Run) -> None:
     assert pair["quickdrop"].equals(pair["random-subset"].rename("quickdrop"))
 
 
+@pytest.mark.slow
 def test_a_figure_keeps_every_scale_of_other_settings(run: Run) -> None:
     for more in ([], ["--iid"]):
         assert run("figure", "6", *TINY, "--scales", "1,10", "--methods", "quickdrop", *more)[0] == 0
@@ -134,8 +137,9 @@ def test_a_figure_keeps_every_scale_of_other_settings(run: Run) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_plans_first(run: Run) -> None:
-    chosen = ["--scales", "1,10", "--alphas", "0.1,1", "--methods", "retrain-or,quickdrop"]
+    chosen = ["--scales", "1,10", "--alphas", "0.1,1", "--methods", "retrain-or,quickdrop", "--rounds", "1"]
     code, out, err = run("sweep", *TINY, *chosen, "--dry-run")
     assert code == 0
     assert "10 runs to make on 4 federations, 4 of them to train" in out
@@ -159,6 +163,7 @@ def rows_exist(name: str) -> bool:
     return path.exists() and bool(path.read_text())
 
 
+@pytest.mark.slow
 def test_sweeps_over_clients_and_data_sets(run: Run) -> None:
     code, _, _ = run("sweep", *TINY, "--clients", "3,4", "--datasets", "digits", "--methods", "quickdrop")
     assert code == 0
@@ -175,6 +180,7 @@ def test_a_failing_cell_is_marked_and_the_others_go_on(run: Run) -> None:
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_is_marked_and_the_others_go_on(run: Run) -> None:
     code, _, err = run("sweep", *TINY, "--clients", "3,200", "--methods", "quickdrop")
     assert code == 1
@@ -192,14 +198,15 @@ def test_a_report_into_a_folder_is_one_sentence(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "cells"), [(["sweep", "--scales", "1,10"], 4), (["table", "2"], 2)])
-def test_jobs_give_the_rows_of_one_process(run: Run, command: list[str], cells: int) -> None:
+@pytest.mark.parametrize("command", [["sweep", "--scales", "1,10"], ["table", "2", "--seeds", "1,2"]])
+def test_jobs_give_the_rows_of_one_process(run: Run, command: list[str]) -> None:
     name = "".join(command[:2]) if command[0] == "table" else command[0]
-    chosen = [*command, *TINY, "--seeds", "1,2"]
+    start = 2 if command[0] == "table" else 1
+    chosen = [*command[:start], *TINY, *command[start:], "--methods", "retrain-or,quickdrop"]
     assert run(*chosen, "--results-dir", "one", "--artifacts-dir", "a")[0] == 0
     code, _, err = run(*chosen, "--results-dir", "two", "--artifacts-dir", "b", "--jobs", "2")
     assert code == 0
-    assert f"{cells}/{cells}" in err
+    assert "2/2" in err
     assert facts(rows_of(name, "one")) == facts(rows_of(name, "two"))
 
 
@@ -241,7 +248,7 @@ if "spawn_main" in " ".join(sys.orig_argv):
     assert set(rows[rows["method"] == "quickdrop"].groupby("stage").get_group("total")["metric"]) == {"failed"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("warm_server")
 def test_a_sweep_in_processes_killed_at_any_moment_ends_with_the_same_rows(run: Run, tmp_path: Path) -> None:
     chosen = [*TINY, "--scales", "1,10", "--seeds", "1,2", "--rounds", "12"]
@@ -295,6 +302,7 @@ def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> Non
     assert named in err
 
 
+@pytest.mark.slow
 def test_interrupted_fine_tuning_continues_to_the_same_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ["--fine-tune", "3", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3", "--record-every", "0"]
     monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)

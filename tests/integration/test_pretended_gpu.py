@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,27 +11,33 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY
+from tests.integration.forks import start_script
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
+
 STEPS = "federation/static.py"
+OPTIONS = [*TINY, "--accelerator", "cpu", "--wandb", "disabled"]
+SCRIPT = """
+import json, sys
+from tests.pretended_cuda import run_and_count
+
+print("\\n" + json.dumps(run_and_count(json.loads(sys.argv[1]))))
+"""
 
 
-def pretended(*lines: str) -> dict[str, Any]:
-    options = [*TINY, "--accelerator", "cpu", "--wandb", "disabled"]
-    words = " THEN ".join(" ".join([line, *options] if " RUN" not in line else [line]) for line in lines).split()
-    command = [sys.executable, str(ROOT / "tests" / "pretended_cuda.py"), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert found["codes"] == [0] * len(lines), done.stderr[-3000:]
+def pretended(folder: Path, *lines: str) -> dict[str, Any]:
+    given = json.dumps([[*line.split(), *OPTIONS] for line in lines])
+    code, out, err = start_script(SCRIPT, [given], folder, os.environ).end()
+    assert code == 0, err[-3000:]
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert found["codes"] == [0] * len(lines), err[-3000:]
     assert found["mixed"] == []
     return found
 
 
-def test_a_clients_steps_wait_for_nothing_and_copy_twice() -> None:
+def test_a_clients_steps_wait_for_nothing_and_copy_twice(tmp_path: Path) -> None:
     """A table trains with distillation and runs plain and ascending phases, with and without a stopping rule."""
-    found = pretended("table 2")
+    found = pretended(tmp_path, "table 2 --methods sga-or,fu-mp,quickdrop")
     waits, copies = Counter[str](), Counter[str]()
     for counter, name in ((waits, "waits"), (copies, "copies")):
         for place, what, times in found[name]:
@@ -42,12 +46,12 @@ def test_a_clients_steps_wait_for_nothing_and_copy_twice() -> None:
     results = sum(times for what, times in waits.items() if what.startswith("tolist"))
     labels = sum(times for what, times in waits.items() if "labels().cpu()" in what)
     assert results + labels == sum(waits.values())  # the rounds' results, and each set's labels once
-    assert results > 50
+    assert results > 30
     assert labels <= results
     assert sum(copies.values()) == 2 * results
 
 
-@pytest.mark.slow
-def test_every_command_keeps_devices_apart() -> None:
-    tables = [f"table {n}" for n in (1, 3, 4, 5)] + [f"figure {n}" for n in (2, 3, 4, 5)]
-    pretended(*tables, "train")
+def test_every_command_keeps_devices_apart(tmp_path: Path) -> None:
+    tables = ["table 3 --participation 0.67", "table 4", "table 1", "table 5"]
+    figures = ["figure 2", "figure 3", "figure 4 --class 5,8", "figure 5 --fine-tunes 0,1 --fine-tune-steps 2"]
+    pretended(tmp_path, *tables, *figures, "train --width 6")

@@ -15,6 +15,7 @@ from quickdrop_bench.methods import METHODS
 from quickdrop_bench.parsing import parse
 from quickdrop_bench.registry import Registry
 from tests.conftest import TINY
+from tests.integration.judging import Ended
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
@@ -43,9 +44,7 @@ def test_commands_parse(options: str) -> None:
     assert parse(shlex.split(options))
 
 
-def test_pandas_example(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["table", "2", *TINY]) == 0
-    capsys.readouterr()
+def test_pandas_example(table_2: Ended, capsys: pytest.CaptureFixture[str]) -> None:
     exec(python_block("read_json"), {})  # noqa: S102 - the page's own code
     printed = capsys.readouterr().out
     assert "quickdrop" in printed

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,12 +23,16 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.models import ConvNet
 from quickdrop_bench.serving import TrainedRun, export
 from tests.conftest import TINY, Run
+from tests.integration.forks import start_script
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 CLASS_1 = UnlearningRequest.parse("class-1")
 CLASSES = ("cat", "dog", "emu")
+TRACING = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 
 
 def make_pictures(folder: Path, seed: int = 0) -> Path:
@@ -74,16 +76,16 @@ def remove_data(place: Path) -> None:
     shutil.rmtree(place / "cache", ignore_errors=True)
 
 
-def started(argv: Sequence[str | Path], **environment: object) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
-    command = [sys.executable, *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+def forked(code: str, *argv: object, folder: Path, **environment: object) -> tuple[int, str, str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
+    return start_script(code, argv, folder, variables).end()
 
 
 # Without the data --------------------------------------------------------------------------------------------
 
 GUARD = """
 import os, sys
+from quickdrop_bench.cli import main
 
 def watch(event, args):
     if event == "open" and isinstance(args[0], (str, os.PathLike)):
@@ -92,15 +94,14 @@ def watch(event, args):
             os._exit(97)
 
 sys.addaudithook(watch)
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def guarded(place: Path, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+def guarded(place: Path, *argv: str | Path) -> tuple[int, str, str]:
     """A command that is ended as soon as it opens a picture or what was decoded of them."""
-    (place / "guard").mkdir(exist_ok=True)
-    (place / "guard/sitecustomize.py").write_text(GUARD)
     forbidden = os.pathsep.join(str(place / name) for name in ("pictures", "cache/quickdrop-bench"))
-    return started(["-m", "quickdrop_bench", *argv], PYTHONPATH=place / "guard", FORBIDDEN=forbidden)
+    return forked(GUARD, *argv, folder=place, FORBIDDEN=forbidden)
 
 
 def test_quickdrop_forgets_the_same_without_the_data(place: Path, folder: Path, run: Run) -> None:
@@ -116,21 +117,21 @@ def test_quickdrop_forgets_the_same_without_the_data(place: Path, folder: Path, 
     assert "not evaluated" in run("show", str(folder))[1]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_server")
 def test_quickdrop_opens_none_of_the_data(place: Path, folder: Path) -> None:
     remove_data(place)
-    done = guarded(place, "unlearn", folder, "--class", "1", "--data-dir", place / "pictures", "--json")
-    assert done.returncode == 0, done.stderr
-    entry = json.loads(done.stdout)
+    code, out, err = guarded(place, "unlearn", folder, "--class", "1", "--data-dir", place / "pictures", "--json")
+    assert code == 0, err
+    entry = json.loads(out)
     assert entry["before"] is entry["after"] is None
     assert entry["forgotten"] == ["class-1"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_server")
 def test_the_guard_notices(place: Path, folder: Path) -> None:
-    done = guarded(place, "evaluate", folder, "--data-dir", place / "pictures")
-    assert done.returncode == 97
-    assert done.stderr == f"forbidden: {place / 'pictures/train/cat/0.png'}"
+    code, _, err = guarded(place, "evaluate", folder, "--data-dir", place / "pictures")
+    assert code == 97
+    assert err == f"forbidden: {place / 'pictures/train/cat/0.png'}"
 
 
 def test_what_needs_the_data_is_refused_without_them(place: Path, folder: Path, run: Run) -> None:
@@ -243,14 +244,16 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("script", "least"), [(AT_RANDOM, 10), (AT_EVERY_STEP, 6)], ids=["random", "every step"])
+@pytest.mark.usefixtures("warm_server")
+@pytest.mark.parametrize(
+    ("script", "least"),
+    [pytest.param(AT_RANDOM, 10, id="random", marks=pytest.mark.long), pytest.param(AT_EVERY_STEP, 6, id="every step")],
+)
 def test_a_killed_command_leaves_the_last_good_state(
     folder: Path, tmp_path: Path, run: Run, script: str, least: int
 ) -> None:
-    done = started(["-c", script, folder, tmp_path / "copies"])
-    assert done.returncode == 0, done.stderr
+    code, _, err = forked(script, folder, tmp_path / "copies", folder=tmp_path)
+    assert code == 0, err
     model = (tmp_path / "copies/whole/versions/0001.safetensors").read_bytes()
     killed = sorted((tmp_path / "copies").glob("killed-*"))
     assert len(killed) >= least
@@ -266,14 +269,13 @@ def test_a_killed_command_leaves_the_last_good_state(
     assert {TrainedRun(folder).current} == {0}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.usefixtures("warm_server")
 def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    done = started(["-c", AT_ONCE, folder, tmp_path / "copies"])
-    codes = json.loads(done.stdout.splitlines()[-1])
+    _, out, err = forked(AT_ONCE, folder, tmp_path / "copies", folder=tmp_path)
+    codes = json.loads(out.splitlines()[-1])
     assert set(codes) <= {0, 2}
     assert 0 in codes
-    assert done.stderr.count("another command is working on it") == codes.count(2)
+    assert err.count("another command is working on it") == codes.count(2)
     found = TrainedRun(tmp_path / "copies/shared")
     assert found.current == codes.count(0)
     assert {str(request) for request in found.forgotten()} == {f"class-{c}" for c in range(3) if codes[c] == 0}
@@ -287,25 +289,22 @@ PAGE = (ROOT / "quickdrop_bench/serving/README.md").read_text(encoding="utf-8")
 SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[0] for language in ("", "python"))
 
 
-@pytest.mark.slow
-def test_the_pages_commands_run_as_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin/quickdrop-bench"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m quickdrop_bench "$@"\n')
-    program.chmod(0o755)
-    variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    options: dict[str, Any] = {"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "check": False}
-    done = subprocess.run(["sh", "-e", "-c", SHELL], **options)
-    assert done.returncode == 0, done.stderr
-    assert "current version 3 · forgotten: client-3" in done.stdout
-    assert "version 1 · forgotten: class-9" in done.stdout
-    assert (tmp_path / "model.pt").is_file()
-    done = subprocess.run([sys.executable, "-c", PYTHON], **options)
-    assert done.returncode == 0, done.stderr
-    assert "class" in done.stdout
-    assert (tmp_path / "model.safetensors").is_file()
-    run = TrainedRun(next((tmp_path / "artifacts").iterdir()))
-    assert [str(request) for request in run.forgotten()] == ["client-3", "class-3"]
+@TRACING
+def test_the_pages_commands_run_as_they_stand(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    first, assigned, *others = SHELL.splitlines()
+    assert assigned == "RUN=$(ls -td artifacts/* | head -1)"
+    said = [run(*shlex.split(first)[1:])]
+    (folder,) = Path("artifacts").iterdir()
+    said += [run(*shlex.split(line.replace("$RUN", str(folder)))[1:]) for line in others]
+    assert [code for code, _, _ in said] == [0] * len(said), said
+    shown = "".join(out for _, out, _ in said)
+    assert "current version 3 · forgotten: client-3" in shown
+    assert "version 1 · forgotten: class-9" in shown
+    assert Path("model.pt").is_file()
+    exec(PYTHON, {})  # noqa: S102 - the page's own code
+    assert "class" in capsys.readouterr().out
+    assert Path("model.safetensors").is_file()
+    assert [str(request) for request in TrainedRun(folder).forgotten()] == ["client-3", "class-3"]
 
 
 def test_extras_that_the_pages_name_exist() -> None:
@@ -333,11 +332,6 @@ def pixels_and_classes(run: TrainedRun, version: int) -> tuple[torch.Tensor, tor
     with torch.no_grad():
         logits = run.model(version)(run.data.test.images)
     return run.data.test.images * std + mean, logits.argmax(1)
-
-
-TRACING = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
-)
 
 
 @TRACING
@@ -404,18 +398,15 @@ def test_the_export_command_writes_beside_the_run_and_says_where(served: Trained
     assert run("show", str(served.folder))[0] == 0
 
 
-FULL = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-from quickdrop_bench.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
-def test_torchscript_to_a_full_disk_is_refused(folder: Path, tmp_path: Path) -> None:
+@TRACING
+def test_torchscript_to_a_full_disk_is_refused(folder: Path, tmp_path: Path, run: Run) -> None:
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "model.pt"
-    done = started(["-c", FULL, "export", folder, "--format", "torchscript", "--output", output])
-    assert done.returncode == 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        code, _, _ = run("export", str(folder), "--format", "torchscript", "--output", str(output))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
     assert not output.exists()

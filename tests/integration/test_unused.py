@@ -10,6 +10,7 @@ import yaml
 from quickdrop_bench.harness.catalogue import preset_files, presets
 from quickdrop_bench.parsing import _repeated
 from tests.conftest import PARTITION, TINY, Run
+from tests.integration.judging import Ended
 
 TABLE = ["table", "2", *TINY]
 OF_TABLE_4 = ["table", "4", *TINY]
@@ -170,13 +171,9 @@ def test_requests_refuse_what_they_would_not_use(trained: str, run: Run, argv: l
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a trained federation."""
-    from quickdrop_bench.cli import main
-
-    root = tmp_path_factory.mktemp("trained")
-    assert main(["train", *TINY, "--artifacts-dir", str(root)]) == 0
-    return str(next(root.iterdir()))
+def trained(table_2_once: tuple[Path, Ended]) -> str:
+    """The folder of a trained federation, which is only read."""
+    return str(next((table_2_once[0] / "artifacts").iterdir()))
 
 
 @pytest.mark.parametrize(

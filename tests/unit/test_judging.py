@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from quickdrop_bench.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
@@ -19,6 +21,7 @@ from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided,
 from quickdrop_bench.harness.protocol import tune
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData, Search
+from quickdrop_bench.models import ConvNet
 from tests.conftest import Guarded
 
 Make = Callable[..., Federation]
@@ -32,13 +35,17 @@ def context_of(federation: Federation, clients: dict[int, LabelledSet], request:
     return Context(federation, training, own, state, request, (request,), seed=1)
 
 
-@pytest.fixture
-def by_heart(make_federation: Make) -> Context:
+@pytest.fixture(scope="module")
+def by_heart() -> Context:
     """Noise in two classes, learnt by heart: nobody can tell images that were not seen."""
     stream = torch.Generator().manual_seed(0)
     images, labels = torch.randn(120, 1, 8, 8, generator=stream), torch.randint(0, 2, (120,), generator=stream)
     clients = {i: LabelledSet(images, labels, torch.arange(40 * i, 40 * i + 40)) for i in range(3)}
-    return context_of(make_federation(width=16), clients, UnlearningRequest("client", (1,)))
+    federation = Federation(
+        Fabric(accelerator="cpu", devices=1), ConvNet(1, 8, 3, width=16, depth=2), Distillation(1, 0.1, 0.5, 256)
+    )
+    with torch.random.fork_rng(devices=[]):
+        return context_of(federation, clients, UnlearningRequest("client", (1,)))
 
 
 def test_an_untouched_model_that_learnt_by_heart_has_not_forgotten(by_heart: Context) -> None:

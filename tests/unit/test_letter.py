@@ -30,9 +30,16 @@ def methods(*argv: str, number: int = 2) -> dict[str, Any]:
     return dict(found[0][0].methods)
 
 
-@pytest.mark.parametrize("number", [2, 4, 5])
-@pytest.mark.parametrize("protocol", LETTERS)
-@pytest.mark.parametrize("preset", ["quick", "small", "paper"])
+@pytest.mark.parametrize(
+    ("preset", "protocol", "number"),
+    [
+        ("quick", "letter-steps", 2),
+        ("small", "letter-passes", 4),
+        ("small", "letter-steps", 5),
+        ("paper", "letter-passes", 2),
+        ("paper", "letter-steps", 4),
+    ],
+)
 def test_no_preset_enters_a_letter(preset: str, protocol: str, number: int) -> None:
     chosen = ["--methods", "retrain-or,sga-or,quickdrop", "--preset", preset, "--dataset", "digits"]
     found = methods(*chosen, "--protocol", protocol, number=number)
@@ -97,14 +104,14 @@ def test_other_protocols_leave_the_training_alone(protocol: str) -> None:
 def test_what_the_oracle_costs_in_both_letters(
     make_federation: Callable[..., Federation], toy_clients: dict[int, LabelledSet]
 ) -> None:
-    """Two rounds on the 30 images that are not of class 1: 50 batches of 8 for each client, or 50 passes."""
+    """One round on the 30 images that are not of class 1: 50 batches of 8 for each client, or 50 passes."""
     federation, request = make_federation(), UnlearningRequest("class", (1,))
     clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
     context = Context(federation, TRAINING, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
     costs = {}
     for protocol in LETTERS:
         training = replace(by_the_letter(TRAINING, protocol), participation=1.0)
-        costs[protocol] = METHODS["retrain-or"](rounds=2).unlearn(replace(context, training=training)).cost
-    assert costs["letter-passes"].sample_gradients == 2 * 50 * 30
+        costs[protocol] = METHODS["retrain-or"](rounds=1).unlearn(replace(context, training=training)).cost
+    assert costs["letter-passes"].sample_gradients == 50 * 30
     # Clients keep 16, 8 and 6 images: 8 a step, but for the last, whose full batch is 6.
-    assert costs["letter-steps"].sample_gradients == 2 * 50 * (8 + 8 + 6)
+    assert costs["letter-steps"].sample_gradients == 50 * (8 + 8 + 6)

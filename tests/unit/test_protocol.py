@@ -203,13 +203,21 @@ def test_local_steps_are_capped_at_those_of_training() -> None:
 
 
 def test_reflection_is_searched_without_a_bound(context: Context) -> None:
+    class Idle(METHODS["sga-or"]):  # type: ignore[misc]
+        def unlearn(self, context: Context) -> StageResult:
+            return StageResult(context.state, Cost())
+
+        def recover(self, context: Context, state: State) -> StageResult:
+            return StageResult(state, Cost())
+
     judge = ScriptedJudge(lambda state: Judgement(0.0, 0.9))
-    tried = [tune(context, METHODS["sga-or"](ascent=form), judge).trials for form in ("gradient", "reflection")]
+    tried = [tune(context, Idle(ascent=form), judge).trials for form in ("gradient", "reflection")]
     firsts = [[t for t in trials if t["stage"] == "unlearning"] for trials in tried]
     assert [len(first) for first in firsts] == [4 * 2 * 2, 4 * 2]  # steps capped at 8, rates, bounds
     assert not any("unlearn_stop_loss" in t for t in firsts[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
 def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make, toy_clients: Any) -> None:
     from tests.contract.test_methods import accuracies, make_context, serve

@@ -64,17 +64,34 @@ def check_same(clients: dict[int, LabelledSet], phase: Phase, **options: object)
         torch.testing.assert_close(ours[i].velocity, own.velocity, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+def check_ragged(clients: list[list[int]], image_steps: int, scale: float) -> None:
+    data = {i: images_of(labels) for i, labels in enumerate(clients)}
+    check_same(data, TRAIN, distillation=replace(SETTINGS, image_steps=image_steps), scale=scale)
+
+
+RAGGED = [
+    ([[0]], 1, 100.0),
+    ([[0, 1, 1, 2, 4] * 7, [3] * 5, [2, 4, 2]], 2, 3.0),
+    ([[4, 3, 2, 1, 0] * 3, [1] * 17], 0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("clients", "image_steps", "scale"), RAGGED)
+def test_ragged_clients_with_missing_and_fixed_classes(
+    clients: list[list[int]], image_steps: int, scale: float
+) -> None:
+    check_ragged(clients, image_steps, scale)
+
+
+@pytest.mark.long
+@settings(max_examples=50, deadline=None)
 @given(
     clients=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=40), min_size=1, max_size=3),
     image_steps=st.integers(0, 2),
     scale=st.sampled_from([1.0, 3.0, 100.0]),
 )
-def test_ragged_clients_with_missing_and_fixed_classes(
-    clients: list[list[int]], image_steps: int, scale: float
-) -> None:
-    data = {i: images_of(labels) for i, labels in enumerate(clients)}
-    check_same(data, TRAIN, distillation=replace(SETTINGS, image_steps=image_steps), scale=scale)
+def test_any_ragged_clients(clients: list[list[int]], image_steps: int, scale: float) -> None:
+    check_ragged(clients, image_steps, scale)
 
 
 @pytest.mark.parametrize("norm", ["instance", "layer", "none"])

@@ -83,12 +83,14 @@ def test_every_point_is_one_cell_of_our_sweep(config: dict[str, Any], sweeps: Mo
         line = command_line(config, run.config)
         assert line[:5] == ["/usr/bin/env", "python", "-m", "quickdrop_bench", "sweep"]
         assert {f"--scales={scale}", f"--alphas={alpha}"} <= set(line)
+        met.add((scale, alpha))
+        if run not in (runs[0], runs[-1]):
+            continue  # the others differ in the numbers alone
         argv = line[4:]
         args = parse(argv)["sweep"]
         assert (args.preset, args.scales, args.alphas) == ("small", str(scale), str(alpha))
         ((experiment, _),) = cells("sweep", args, argv, options_of)
         assert (experiment.federation.scale, experiment.federation.alpha) == (scale, alpha)
-        met.add((scale, alpha))
     assert met == POINTS
 
 
