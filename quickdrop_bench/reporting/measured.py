@@ -159,12 +159,22 @@ def _storage(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def _against(wide: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Speed-ups and gaps of runs beside which a reference was measured; one with the preset's values goes first."""
+    """Speed-ups and gaps of runs beside which a reference was measured.
+
+    Of a reference in several settings the one counts that differs from the preset as the run does, or else the first,
+    which is the one with the preset's values if that is there.
+    """
     keys = [*SETTING, "seed", "device"]  # seconds of two devices have no ratio
     wide = wide.reindex(columns=[*keys, "method", *COMPARED])
-    references = wide[wide["method"].map(registered) == reference].sort_values("method").drop_duplicates(keys)
-    pairs = wide[[*keys, "method"]].merge(references[keys])
-    own, theirs = (pairs.merge(side, how="left")[list(COMPARED)] for side in (wide, references.drop(columns="method")))
+    wide["differs"] = [method.removeprefix(registered(method)) for method in wide["method"]]
+    known = wide[wide["method"].map(registered) == reference].sort_values("method").drop(columns="method")
+    alike, first = known.drop_duplicates([*keys, "differs"]), known.drop_duplicates(keys).drop(columns="differs")
+    pairs = wide[[*keys, "method", "differs"]].merge(first[keys])
+    own = pairs.merge(wide, how="left")[list(COMPARED)]
+    theirs = pairs.merge(alike, how="left")[list(COMPARED)]
+    unlike = pairs.merge(alike[[*keys, "differs"]], how="left", indicator="side")["side"] == "left_only"
+    theirs[unlike] = pairs.merge(first, how="left")[list(COMPARED)][unlike]
+    pairs = pairs.drop(columns="differs")
     records = zip(own.to_dict("records"), theirs.to_dict("records"), strict=True)
     found = pd.DataFrame([against_oracle(*pair) for pair in records], columns=[*against_oracle({}, {})])
     return pd.concat([_identity(pairs), found], axis=1)

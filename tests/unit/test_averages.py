@@ -248,3 +248,20 @@ def test_figures_keep_settings_apart() -> None:
     first, second = panels(rows, published_figure(paper_values(), 3))
     assert second.label == f"{first.label}, with rounds 2"
     assert [len(slot.seeds("quickdrop")) for slot in (first, second)] == [2, 1]
+
+
+def test_a_method_is_compared_with_the_control_in_the_same_setting() -> None:
+    """Where both were run by two forms of ascent, each form has its own control; another method has the usual one."""
+    changed = {"method_changes": "ascent reflection", "method_setting": "b"}
+    usual = {"method_changes": "", "method_setting": "a"}
+    rows = []
+    for method, r_sets in (("random-subset", (0.10, 0.68)), ("quickdrop", (0.14, 0.46))):
+        for own, r_set in zip((usual, changed), r_sets, strict=True):
+            stages = {"total": common.accuracy(0.0, r_set) | common.cost(1.0, 10)}
+            rows += common.run(common.setting(2), method, 1, stages, **{**own, "spec_hash": f"{method}-{r_set}"})
+    rows += common.run(common.setting(2), "fu-mp", 1, {"total": common.accuracy(0.0, 0.3) | common.cost(1.0, 10)})
+    found = derive(latest(common.frame(rows)))
+    gaps = found[found["metric"] == "r_set_gap_control"].set_index("method")["value"]
+    assert gaps["quickdrop"] == pytest.approx(0.04)
+    assert gaps["quickdrop (ascent reflection)"] == pytest.approx(-0.22)
+    assert gaps["fu-mp"] == pytest.approx(0.2)

@@ -451,8 +451,8 @@ def test_rounds_of_a_search_are_in_no_run(
 @pytest.mark.slow
 def test_summary_has_the_papers_numbers(run: Run, wandb: Wandb) -> None:
     run("table", "6", *TINY)
-    (one,) = wandb.of_kind(EVALUATION)
-    assert one.summary["fl_training/overhead_percent_paper"] == 54
+    evaluated = wandb.of_kind(EVALUATION)  # the federations of Tables 2 and 3
+    assert [one.summary["fl_training/overhead_percent_paper"] for one in evaluated] == [54] * 2
 
 
 @pytest.mark.slow
