@@ -108,8 +108,9 @@ class Slot:
         if self.status(method) == "not run":
             return ""
         collapsed = column.metric.endswith("_set_accuracy") and self.count(method, "collapsed", column.stage)
-        text = self.cell(method, column).text(column) + (f" {COLLAPSED}" if collapsed else "")
-        return text + self.sign(method, column)
+        cell = self.cell(method, column)
+        text = cell.text(column) + (f" {COLLAPSED}" if collapsed else "")
+        return text + (self.sign(method, column) if cell.seeds else "")
 
     def difference(self, method: str, column: Column) -> str:
         """A paired difference for people: the mean and its 95% interval; a dash for a method and itself."""
