@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +31,10 @@ PARTITION = ["--preset", "quick", "--clients", "3", "--seeds", "1"]
 
 NEVER_EQUAL = ("seconds", "overhead_percent", "shared_cores")
 """Metrics, or ends of their names, that differ from run to run."""
+
+# Shells start background jobs with SIGINT ignored, which commands that tests interrupt would inherit.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny tensors gain nothing from threads, and lose much where another process wants the cores; nor do commands.
 torch.set_num_threads(1)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 ROOT = Path(__file__).parents[2]
 WATCHED = """
 import os, signal, sys

@@ -58,6 +58,7 @@ def test_a_number_without_a_launcher_makes_no_command_mute(
     assert name not in os.environ
 
 
+@pytest.mark.slow
 def test_nothing_is_mute_and_nothing_waits_in_a_process_of_its_own(tmp_path: Path) -> None:
     leftovers = {**dict.fromkeys(NUMBERS, "1"), "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
     variables = {**os.environ, **leftovers, "PYTHONPATH": str(ROOT)}

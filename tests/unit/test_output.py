@@ -15,6 +15,7 @@ from quickdrop_bench.serving import TrainedRun
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # a process each
 
 
 @pytest.fixture(scope="module")
