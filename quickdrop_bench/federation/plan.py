@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ class Plan:
     """T steps of one client; row t belongs to step t. All tensors lie on the CPU.
 
     Attributes:
-        sizes: samples of each step's batch.
         rows: (T, B) int64, positions in the client's data; rows beyond a short batch are padding.
         labels: (T, B) int64.
         weights: (T, B) float32, 1/(batch size); zero for padding.
@@ -30,7 +29,6 @@ class Plan:
         matched: (T, C) float32, 1 for classes that the step matches, else 0.
     """
 
-    sizes: list[int]
     rows: Tensor
     labels: Tensor
     weights: Tensor
@@ -83,7 +81,7 @@ def plan_steps(drawn: list[Tensor], labels: Tensor, width: int, classes: int) ->
     counts = torch.zeros(len(drawn), classes).scatter_add_(1, own, real.float())
     means = torch.where(counts > 0, sizes[:, None] / counts, 0)
     none, nothing = torch.empty(len(drawn), 0, dtype=torch.int64), torch.empty(len(drawn), 0)
-    return Plan(sizes.tolist(), rows, own, real / sizes[:, None], means, none, none, nothing, torch.zeros_like(means))
+    return Plan(rows, own, real / sizes[:, None], means, none, none, nothing, torch.zeros_like(means))
 
 
 def synthetic_images(labels: Tensor, fixed: frozenset[int], settings: Distillation) -> int:
@@ -128,4 +126,4 @@ def with_matching(
             counts = torch.tensor([len(own) for own in chosen.values()])
             shares[t, : len(together)] = (1 / counts).repeat_interleave(counts)
     pick_labels = labels[picks] if len(labels) else picks
-    return Plan(plan.sizes, plan.rows, plan.labels, plan.weights, plan.means, picks, pick_labels, shares, matched)
+    return replace(plan, picks=picks, pick_labels=pick_labels, shares=shares, matched=matched)

@@ -299,7 +299,7 @@ class StaticEngine:
             synthetic.velocity.copy_(steps.velocity[: len(synthetic)])
         loss, made, samples, distance = steps.sums.tolist()
         if spent is not clock:  # steps after the stopping rule's are made here, and change nothing; a client would not
-            clock.add(spent, made / len(plan.sizes))
+            clock.add(spent, made / len(plan.rows))
         matched = int((plan.matched.sum(1) > 0).sum())
         second_order = int((plan.shares > 0).sum()) * (self._settings.image_steps if images and self._settings else 0)
         return LocalResult(round(samples), second_order, loss / made, distance / max(matched, 1))
@@ -343,9 +343,9 @@ class StaticEngine:
         self, steps: _Steps, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock | None
     ) -> None:
         whole, numbers = plan.packed()
-        for first in range(0, len(plan.sizes), STAGED):
+        for first in range(0, len(plan.rows), STAGED):
             part = slice(first, first + STAGED)
-            count = len(plan.sizes[part])
+            count = len(plan.rows[part])
             steps.whole[:count].copy_(whole[part])
             steps.numbers[:count].copy_(numbers[part])
             rows = data.rows[steps.whole[:count, : plan.rows.shape[1]].flatten()]
