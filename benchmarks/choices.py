@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quickdrop_bench.files import write_text
+from quickdrop_bench.core.files import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "choices"
 

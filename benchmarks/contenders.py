@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.models import ConvNet, draw_parameters
-from quickdrop_bench.seeding import derive_seed, generator
 
 SEED, CLIENTS, PHASE = 1, 10, "fl-training"
 
@@ -132,7 +132,7 @@ def quickdrop(work: Workload, workers: int) -> Run:
     """This project's engine: clients in turn, in one process or in each of several."""
     from lightning.fabric import Fabric
 
-    from quickdrop_bench.allocator import keep_freed_memory
+    from quickdrop_bench.core.allocator import keep_freed_memory
     from quickdrop_bench.federation.federation import Federation
     from quickdrop_bench.federation.local import Phase
     from quickdrop_bench.federation.ranks import ClientParallel

@@ -43,8 +43,8 @@ from contenders import CLIENTS, CONTENDERS, OURS, Workload, image_data, new_mode
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from speed import FOLDER, fabric_of, instructions, table
 
+from quickdrop_bench.core.files import write_text
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.files import write_text
 from quickdrop_bench.harness.provenance import device_name, provenance
 
 TOLERANCE = 0.02

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from quickdrop_bench.files import write_text
+from quickdrop_bench.core.files import write_text
 from quickdrop_bench.reporting.layout import CONTROL, ORACLE, Column, method_name
 from quickdrop_bench.reporting.looks import GREY, method_styles, style
 from quickdrop_bench.reporting.measured import EQUIVALENTS, SETTING, TRAINING, derive, latest

@@ -33,7 +33,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from quickdrop_bench.allocator import keep_freed_memory
+from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.files import write_text
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import (
@@ -46,7 +48,6 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.files import write_text
 from quickdrop_bench.functional import layers
 from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
@@ -54,7 +55,6 @@ from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.models import ConvNet
-from quickdrop_bench.seeding import generator
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "speed"
 BATCH, CLASSES = 256, 10

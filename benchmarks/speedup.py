@@ -21,25 +21,25 @@ import torch
 from contenders import split_by_class
 from speed import DISTINCT, fabric_of, noise, paper_model
 
-from quickdrop_bench.allocator import keep_freed_memory
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.cli.options import federation_spec, methods_of
+from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.files import write_text
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import augmentation_positions, initial_synthetic_set
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import retained_rounds
-from quickdrop_bench.files import write_text
-from quickdrop_bench.harness.catalogue import paper_values
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.options import federation_spec, methods_of
-from quickdrop_bench.parsing import options_of
 from quickdrop_bench.reporting.measured import SETTING, complete, latest
 from quickdrop_bench.reporting.sections import differing
-from quickdrop_bench.rows import RowFile
-from quickdrop_bench.seeding import generator
-from quickdrop_bench.serving.planned import CountingFederation
+from quickdrop_bench.serving.plan import CountingFederation
+from quickdrop_bench.store.rows import RowFile
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MEASURED = (

@@ -15,9 +15,9 @@ def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
         signal.signal(signal.SIGINT, _leave)  # libraries that are interrupted half imported say all kinds of things
-    from quickdrop_bench.commands import OVERVIEW, PROGRAM, overview
-    from quickdrop_bench.errors import BadInput
-    from quickdrop_bench.launcher import forget_leftovers, process_number
+    from quickdrop_bench.cli.commands import OVERVIEW, PROGRAM, overview
+    from quickdrop_bench.core.errors import BadInput
+    from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
     if sys.argv[1:] and sys.argv[1] in OVERVIEW:
         overview(sys.argv[1:])
@@ -29,7 +29,7 @@ def main() -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     gc.disable()  # looking for garbage takes a fifth of the seconds in which torch and Lightning are imported
-    from quickdrop_bench.cli import main as run
+    from quickdrop_bench.cli.main import main as run
 
     gc.freeze()
     gc.enable()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.federation.faults import Faults

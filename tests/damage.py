@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.rows import KEY
+from quickdrop_bench.store.rows import KEY
 
 __all__ = [
     "ARTIFACT_KINDS",

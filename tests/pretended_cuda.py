@@ -327,11 +327,11 @@ def install():
     ac.CPUAccelerator.setup_device = lambda self, device: None
     sd.SingleDeviceStrategy.root_device = property(lambda self: DEV)
     sd.SingleDeviceStrategy.module_to_device = lambda self, module: place(module)
-    import quickdrop_bench.files as files
+    import quickdrop_bench.core.files as files
 
     old_open = files.open_tensors
-    import quickdrop_bench.artifacts as art
     import quickdrop_bench.federation.history as hist
+    import quickdrop_bench.store.artifacts as art
 
     class Opened:
         def __init__(self, cm, dev):
@@ -371,7 +371,7 @@ def install():
 
 def run_and_count(lines):
     """Run command lines one after the other; exit codes and what was counted, as data of JSON."""
-    from quickdrop_bench.cli import main
+    from quickdrop_bench.cli.main import main
 
     install()
     codes = [main(line) for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 
 __all__ = ["CIFAR10", "CIFAR100", "DIGITS", "FASHION_MNIST", "class_index", "in_natural_order"]
 

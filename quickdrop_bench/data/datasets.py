@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quickdrop_bench.core.errors import BadInput, Missing
+from quickdrop_bench.core.registry import Registry
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.class_names import CIFAR10, CIFAR100, DIGITS, FASHION_MNIST
 from quickdrop_bench.data.imagefolder import folder_class_names, folder_key, folder_label, load_folder
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
-from quickdrop_bench.errors import BadInput, Missing
-from quickdrop_bench.registry import Registry
-from quickdrop_bench.seeding import generator
 
 __all__ = ["DATASETS", "DatasetSource", "RawData", "class_names", "dataset_label", "fingerprint", "load_dataset"]
 

@@ -25,11 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quickdrop_bench.core.errors import BadInput, printable
+from quickdrop_bench.core.files import file_size, open_tensors, refuse_links, write_atomically
 from quickdrop_bench.data import pixels
 from quickdrop_bench.data.class_names import in_natural_order
 from quickdrop_bench.data.pixels import GREY, Header, Unconvertible, read_header
-from quickdrop_bench.errors import BadInput, printable
-from quickdrop_bench.files import file_size, open_tensors, refuse_links, write_atomically
 
 __all__ = ["FolderData", "cache_dir", "folder_class_names", "folder_key", "folder_label", "load_folder"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.seeding import derive_seed
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import derive_seed
 
 __all__ = ["MAX_TRIES", "class_counts", "partition"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.errors import BadInput
 
 __all__ = ["LEVELS", "UnlearningRequest", "forget_part", "forgotten_classes", "retain_part"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.evaluation.accuracy import batch_size
-from quickdrop_bench.seeding import generator
 
 __all__ = ["FEATURES", "MembershipRates", "membership_inference"]
 

@@ -8,9 +8,9 @@ from enum import Enum
 
 import torch
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.seeding import generator
 
 __all__ = ["Fate", "Faults", "corrupted"]
 

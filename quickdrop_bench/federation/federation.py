@@ -12,7 +12,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
@@ -21,7 +22,6 @@ from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.models import draw_parameters
-from quickdrop_bench.seeding import derive_seed, generator
 
 __all__ = [
     "MIN_IMPROVEMENT",

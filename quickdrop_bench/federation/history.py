@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import open_tensors, write_atomically
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["UpdateHistory", "UpdateRecorder", "retained_rounds"]
@@ -60,7 +60,7 @@ class UpdateRecorder:
 class UpdateHistory:
     """Reads what an :class:`UpdateRecorder` wrote, or what somebody put in its place.
 
-    That names and shapes suit the model is for :func:`quickdrop_bench.artifacts.check_updates`.
+    That names and shapes suit the model is for :func:`quickdrop_bench.store.artifacts.check_updates`.
 
     Attributes:
         folder: of the recorder.

@@ -13,7 +13,7 @@ from lightning.fabric.wrappers import _FabricModule as FabricModule
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
 from torch import Tensor
 
-from quickdrop_bench.cost import Clock
+from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
 from quickdrop_bench.federation.plan import batches

@@ -13,8 +13,8 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.launcher import forget_leftovers, process_number
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
 __all__ = [
     "ClientParallel",

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickdrop_bench.cost import Clock
+from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.local import LocalResult, Phase

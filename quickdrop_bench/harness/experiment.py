@@ -11,24 +11,24 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.artifacts import TrainedFederation
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING, Run
+from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, Run
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
-from quickdrop_bench.harness.protocol import Tuned, by_the_letter, tune
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest
 from quickdrop_bench.harness.training import build_federation, training_phase
+from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData, check_support
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.artifacts import TrainedFederation
 
 __all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session"]
 

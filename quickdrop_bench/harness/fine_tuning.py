@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.artifacts import TrainedFederation
-from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.files import remove_unfinished
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import hand_round, on_first, spread
-from quickdrop_bench.files import remove_unfinished
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, save_finished, train_federation
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.artifacts import TrainedFederation
 
 __all__ = ["fine_tuned_federation"]
 

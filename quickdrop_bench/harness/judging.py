@@ -22,13 +22,13 @@ from functools import cached_property
 
 import torch
 
-from quickdrop_bench.cost import Clock, Cost
+from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Context
-from quickdrop_bench.seeding import generator
 
 __all__ = ["HELD_OUT", "SEARCH_IMAGES", "Baseline", "Judge", "Judgement"]
 

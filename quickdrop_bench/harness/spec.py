@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.fine_tuning import FineTuning
-from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.models.convnet import NORMS
 
@@ -38,8 +38,8 @@ TRAINING_SOURCES = (
     "data",
     "distillation",
     "federation",
-    "cost.py",
-    "seeding.py",
+    "core/cost.py",
+    "core/seeding.py",
     "harness/training.py",
     "harness/fine_tuning.py",
 )
@@ -48,12 +48,12 @@ TRAINING_SOURCES = (
 METHOD_SOURCES = (
     "functional",
     "methods/base.py",
-    "methods/steps.py",
+    "methods/stages.py",
     "methods/small_sets.py",
     "evaluation",
     "harness/experiment.py",
-    "harness/run.py",
-    "harness/protocol.py",
+    "harness/request.py",
+    "harness/tuning.py",
     "harness/judging.py",
 )
 """Code that, beside the above and the method's own file, decides what a run measures."""
@@ -212,7 +212,7 @@ class Rules:
     Attributes:
         protocol: where the settings of the methods come from: ``preset`` (the preset's files), ``tuned`` (a search
             on training data), ``letter-steps`` or ``letter-passes`` (the paper's own), see
-            :mod:`quickdrop_bench.harness.protocol`.
+            :mod:`quickdrop_bench.harness.tuning`.
         patience: descents end after this many rounds without progress; None makes all rounds.
         relearn: learn again afterwards what was forgotten (§4.7).
         each_round: evaluate after every round too (Figures 2 and 4), not only after every stage.

@@ -17,9 +17,10 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.artifacts import ClientArtifacts, TrainedFederation
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import refuse_links, remove_unfinished, write_atomically
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.distillation.in_situ import (
@@ -28,18 +29,17 @@ from quickdrop_bench.distillation.in_situ import (
     augmentation_positions,
     initial_synthetic_set,
 )
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.federation.ranks import on_first, same
-from quickdrop_bench.files import refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.models import ConvNet
-from quickdrop_bench.seeding import generator
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 
 __all__ = [
     "SAVING_SHARE",
@@ -333,7 +333,7 @@ def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
 def load_trained(
     spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
 ) -> TrainedFederation:
-    """:func:`quickdrop_bench.artifacts.load`, once it is sure that this is the federation asked for.
+    """:func:`quickdrop_bench.store.artifacts.load`, once it is sure that this is the federation asked for.
 
     Raises:
         BadInput: the folder is damaged or holds another federation.

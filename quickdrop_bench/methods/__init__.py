@@ -2,6 +2,6 @@
 
 from quickdrop_bench.methods import fed_eraser, fu_mp, quickdrop, random_subset, retrain, s2u, sga  # noqa: F401
 from quickdrop_bench.methods.base import METHODS, Context, Method, Search, StageResult, load_plugins
-from quickdrop_bench.methods.steps import Relearning
+from quickdrop_bench.methods.stages import Relearning
 
 __all__ = ["METHODS", "Context", "Method", "Relearning", "Search", "StageResult", "load_plugins"]

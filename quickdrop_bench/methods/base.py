@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol
 
-from quickdrop_bench.cost import Storage
+from quickdrop_bench.core.cost import Storage
+from quickdrop_bench.core.errors import Unsupported
+from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.distillation.in_situ import SyntheticSet
-from quickdrop_bench.errors import Unsupported
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.registry import Registry
 
 __all__ = [
     "LEVELS_ALL",

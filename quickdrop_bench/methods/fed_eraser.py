@@ -10,17 +10,17 @@ from typing import ClassVar
 
 import torch
 
-from quickdrop_bench.cost import Clock, Cost, Storage
+from quickdrop_bench.core.cost import Clock, Cost, Storage
+from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.errors import positive
 from quickdrop_bench.federation.federation import PhaseResult
 from quickdrop_bench.federation.history import UpdateHistory, retained_rounds
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import RunningMean, State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["FedEraser"]
 

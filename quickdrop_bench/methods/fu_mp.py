@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from quickdrop_bench.cost import Clock, Cost, Storage
+from quickdrop_bench.core.cost import Clock, Cost, Storage
+from quickdrop_bench.core.errors import BadInput, Unsupported, positive
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
-from quickdrop_bench.errors import BadInput, Unsupported, positive
 from quickdrop_bench.federation.faults import Fate
 from quickdrop_bench.federation.ranks import spread
 from quickdrop_bench.functional.aggregation import State
@@ -26,9 +27,8 @@ from quickdrop_bench.functional.pruning import (
     tf_idf,
 )
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import RECOVERY_SEARCH, Recovery
+from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery
 from quickdrop_bench.models import prunable_layers
-from quickdrop_bench.seeding import generator
 
 __all__ = ["FuMp"]
 

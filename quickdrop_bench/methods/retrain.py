@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from quickdrop_bench.cost import Storage
-from quickdrop_bench.errors import positive
+from quickdrop_bench.core.cost import Storage
+from quickdrop_bench.core.errors import positive
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import Relearning
+from quickdrop_bench.methods.stages import Relearning
 
 __all__ = ["Retrain"]
 

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 import torch
 
-from quickdrop_bench.cost import Cost, Storage
+from quickdrop_bench.core.cost import Cost, Storage
+from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import retain_part
-from quickdrop_bench.errors import positive
 from quickdrop_bench.federation.faults import Fate
 from quickdrop_bench.federation.federation import PhaseResult, Transform
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 __all__ = ["S2U"]
 

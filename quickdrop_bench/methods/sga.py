@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from quickdrop_bench.cost import Storage
+from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
-from quickdrop_bench.methods.steps import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
+from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
 __all__ = ["Sga"]
 

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from quickdrop_bench.cost import Storage
+from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import LEVELS_ALL, Context, Search, StageResult
-from quickdrop_bench.methods.steps import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
+from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
 __all__ = ["SmallSets"]
 

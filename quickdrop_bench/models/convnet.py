@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.functional.pooling import HalvingPool
 
 __all__ = ["NORMS", "ConvNet", "prunable_layers"]

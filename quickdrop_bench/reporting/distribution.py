@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quickdrop_bench.files import write_text
+from quickdrop_bench.core.files import write_text
 from quickdrop_bench.reporting.holdings import holdings
 from quickdrop_bench.reporting.looks import style
 from quickdrop_bench.reporting.pictures import save_picture

@@ -16,14 +16,14 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.files import read_bytes
+from quickdrop_bench.core.files import read_bytes
 from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.layout import EMPTY, ORACLE, ORIGINAL, method_name
 from quickdrop_bench.reporting.measured import SETTING, complete, latest, without_training
 from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.points import VARIED
 from quickdrop_bench.reporting.sections import differing
-from quickdrop_bench.rows import KEY, LARGEST
+from quickdrop_bench.store.rows import KEY, LARGEST
 
 __all__ = [
     "Found",

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
-from quickdrop_bench.files import write_atomically, write_text
+from quickdrop_bench.core.files import write_atomically, write_text
 from quickdrop_bench.reporting.looks import GREY, WIDTH, Style, class_style, method_styles, style
 from quickdrop_bench.reporting.points import is_fraction
 from quickdrop_bench.reporting.slots import Slot

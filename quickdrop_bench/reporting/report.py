@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from quickdrop_bench.files import write_text
+from quickdrop_bench.core.files import write_text
 from quickdrop_bench.reporting.capabilities import CapabilityLine, capability_sections
 from quickdrop_bench.reporting.declared import Capability, CapabilityLayout
 from quickdrop_bench.reporting.layout import (

@@ -15,15 +15,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import read_bytes, write_text
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import read_bytes, write_text
 from quickdrop_bench.reporting.layout import Column, Layout
 from quickdrop_bench.reporting.measured import SETTING, derive, latest, setting_of
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.sections import DIFFERENCES, Line, Section, sections
 from quickdrop_bench.reporting.sheets import Sheet, latex, markdown
 from quickdrop_bench.reporting.slots import Slot
-from quickdrop_bench.rows import LARGEST, LOCK
+from quickdrop_bench.store.rows import LARGEST, LOCK
 
 __all__ = [
     "SETTING",

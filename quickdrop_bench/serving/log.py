@@ -22,9 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import open_tensors, read_bytes, refuse_links, sha256, write_text
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import open_tensors, read_bytes, refuse_links, sha256, write_text
 
 __all__ = ["LOG", "VERSIONS", "Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 

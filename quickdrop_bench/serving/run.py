@@ -18,16 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.datasets import DATASETS, load_dataset
-from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, pool
-from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_classes
-from quickdrop_bench.errors import BadInput, Missing
-from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.files import (
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput, Missing
+from quickdrop_bench.core.files import (
     HEADER,
     file_size,
     open_tensors,
@@ -36,15 +29,22 @@ from quickdrop_bench.files import (
     sha256,
     write_atomically,
 )
+from quickdrop_bench.data.datasets import DATASETS, load_dataset
+from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, pool
+from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_classes
+from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.harness.catalogue import preset_values, presets
+from quickdrop_bench.harness.presets import preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model, training_phase
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult, check_support
 from quickdrop_bench.serving.log import LOG, VERSIONS, Entry, chained_to, locked, read_log, write_log
-from quickdrop_bench.serving.planned import CountingFederation, PlannedPhase
+from quickdrop_bench.serving.plan import CountingFederation, PlannedPhase
+from quickdrop_bench.store import artifacts
 
 __all__ = ["SECTIONS", "Evaluation", "TrainedRun", "find_run"]
 

@@ -6,7 +6,7 @@ import json
 import warnings
 from typing import TYPE_CHECKING
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.looks import method_styles
 from quickdrop_bench.reporting.measured import SETTING

@@ -22,17 +22,17 @@ from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import Logger
 from lightning.pytorch.loggers import WandbLogger
 
-from quickdrop_bench import artifacts
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import ImageData
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.catalogue import paper_values
-from quickdrop_bench.harness.events import TRAINING, Run
-from quickdrop_bench.harness.sheets import class_holdings, visibly_changed
+from quickdrop_bench.harness.callbacks import TRAINING, Run
+from quickdrop_bench.harness.holdings import class_holdings, visibly_changed
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import Context
 from quickdrop_bench.reporting.holdings import distribution_image
 from quickdrop_bench.reporting.summary import headline, summary
+from quickdrop_bench.store import artifacts
 
 __all__ = ["PROJECT", "Tracker", "project_of", "tracking"]
 

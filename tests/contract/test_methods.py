@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickdrop_bench.cost import Storage
+from quickdrop_bench.core.cost import Storage
+from quickdrop_bench.core.errors import BadInput, Unsupported
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import SyntheticSet, augmentation_positions, initial_synthetic_set
-from quickdrop_bench.errors import BadInput, Unsupported
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
@@ -23,7 +24,6 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.methods import METHODS, Context, Method, load_plugins
 from quickdrop_bench.methods.base import ClientData, check_support
-from quickdrop_bench.seeding import generator
 from tests.conftest import Guarded, toy_images
 
 Make = Callable[..., Federation]

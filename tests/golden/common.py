@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.presets import artefact, paper_values
 from quickdrop_bench.reporting.tables import on_terminal, read_published, render
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.presets import artefact, paper_values
 from quickdrop_bench.reporting.published import beside
 from quickdrop_bench.reporting.tables import Column, derive, latest, on_terminal, read_published, render, setting_of
 from tests.golden import common

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from quickdrop_bench.harness.catalogue import artefact
+from quickdrop_bench.harness.presets import artefact
 from quickdrop_bench.reporting.capabilities import (
     Capability,
     capabilities_on_terminal,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quickdrop_bench.harness.catalogue import paper_values
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting.tables import read_published
 from tests.golden import common
 

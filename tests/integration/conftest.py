@@ -71,8 +71,8 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def idle(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Inside that folder, where nothing is trained."""
-    monkeypatch.setattr("quickdrop_bench.produce.measure", until_training)
-    monkeypatch.setattr("quickdrop_bench.cli._train", until_training)
+    monkeypatch.setattr("quickdrop_bench.cli.runner.measure", until_training)
+    monkeypatch.setattr("quickdrop_bench.cli.main._train", until_training)
     return at_home
 
 

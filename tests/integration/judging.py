@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.cli import main
-from quickdrop_bench.parsing import COMMANDS, Parser
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.resolve import COMMANDS, Parser
 from tests.conftest import PARTITION, TINY
 
 RUN = [*TINY, "--methods", "quickdrop"]

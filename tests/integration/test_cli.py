@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from quickdrop_bench.cli import COMMANDS, FIGURES, TABLES, main
-from quickdrop_bench.commands import SUMMARIES
-from quickdrop_bench.harness.catalogue import presets
-from quickdrop_bench.lists import split
+from quickdrop_bench.cli.commands import SUMMARIES
+from quickdrop_bench.cli.lists import split
+from quickdrop_bench.cli.main import COMMANDS, FIGURES, TABLES, main
+from quickdrop_bench.cli.options import _warn_of_slow_bfloat16, federation_spec, methods_of
+from quickdrop_bench.cli.resolve import COMMANDS as OPTIONS
+from quickdrop_bench.cli.resolve import parse
+from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.options import _warn_of_slow_bfloat16, federation_spec, methods_of
-from quickdrop_bench.parsing import COMMANDS as OPTIONS
-from quickdrop_bench.parsing import parse
-from quickdrop_bench.rows import LAST
+from quickdrop_bench.store.rows import LAST
 from tests.conftest import PARTITION, TINY, Run
 from tests.integration.judging import Ended
 
@@ -179,7 +179,7 @@ def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch:
     run("train", *more, "--artifacts-dir", "through")
     monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)
 
-    from quickdrop_bench.progress import ProgressDisplay
+    from quickdrop_bench.cli.progress import ProgressDisplay
 
     shown = ProgressDisplay.on_round_end
 
@@ -282,7 +282,7 @@ def test_lists(run: Run, command: str, word: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", presets())
 def test_presets_parse(preset: str) -> None:
-    from quickdrop_bench.harness.catalogue import preset_files
+    from quickdrop_bench.harness.presets import preset_files
 
     folder = preset_files(preset, None)[0].parent
     special = [p.stem.split(".", 1)[1] for p in folder.glob(f"{preset}.*.yaml")]
@@ -298,7 +298,7 @@ def test_presets_parse(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", presets())
 def test_presets_have_no_unknown_sections(preset: str) -> None:
-    from quickdrop_bench.harness.catalogue import preset_files
+    from quickdrop_bench.harness.presets import preset_files
 
     sections = {name.replace("-", "_") for name in METHODS} | {f"table{n}" for n in TABLES}
     sections |= {f"figure{n}" for n in FIGURES} | {"sweep"}

@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from safetensors.torch import load_file
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from tests.conftest import NEVER_EQUAL, TINY
 from tests.integration.forks import start_script
 
@@ -74,7 +74,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 DIVERGING = ["train", *TINY, "--lr", "1e30"]
 ONE_AFTER_THE_OTHER = """
 import contextlib, json, os, sys
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 
 for folder, name, argv, code in json.loads(sys.argv[1]):
     os.makedirs(folder, exist_ok=True)
@@ -208,7 +208,7 @@ def test_inside_a_slurm_job_without_srun_the_processes_are_started_here(monkeypa
         asked.update(options)
         raise ValueError("not started in this test")
 
-    monkeypatch.setattr("quickdrop_bench.options.Fabric", fabric)
+    monkeypatch.setattr("quickdrop_bench.cli.options.Fabric", fabric)
     assert main(["train", *TINY, *TWO]) == 2
     assert (asked["devices"], type(asked["plugins"])) == (2, LightningEnvironment)
 

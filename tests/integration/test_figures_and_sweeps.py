@@ -312,7 +312,7 @@ def test_interrupted_fine_tuning_continues_to_the_same_images(run: Run, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("quickdrop_bench.progress.ProgressDisplay.on_initialisation_end", interrupt)
+        patch.setattr("quickdrop_bench.cli.progress.ProgressDisplay.on_initialisation_end", interrupt)
         assert run("train", *TINY, *chosen)[0] == 130
     code, _, err = run("train", *TINY, *chosen)
     assert code == 0

@@ -25,10 +25,10 @@ import pandas as pd
 import pytest
 import torch
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.harness import training
-from quickdrop_bench.rows import KEY
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.rows import KEY
 from tests.conftest import NEVER_EQUAL, TINY, facts, read_rows
 from tests.integration.forks import fork
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quickdrop_bench.cli import main
-from quickdrop_bench.harness.catalogue import artefact
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.resolve import parse
+from quickdrop_bench.core.registry import Registry
+from quickdrop_bench.harness.presets import artefact
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.parsing import parse
-from quickdrop_bench.registry import Registry
 from tests.conftest import TINY
 from tests.integration.judging import Ended
 

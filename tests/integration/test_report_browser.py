@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.harness.catalogue import benchmarks_dir
+from quickdrop_bench.harness.presets import benchmarks_dir
 from quickdrop_bench.reporting.report import write_report
 from tests.unit.test_report import make_results, page_of
 

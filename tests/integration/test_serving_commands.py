@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.models import ConvNet
 from quickdrop_bench.serving import TrainedRun, export
@@ -85,7 +85,7 @@ def forked(code: str, *argv: object, folder: Path, **environment: object) -> tup
 
 GUARD = """
 import os, sys
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 
 def watch(event, args):
     if event == "open" and isinstance(args[0], (str, os.PathLike)):
@@ -175,7 +175,7 @@ def test_damaged_data_are_not_called_absent(place: Path, folder: Path, run: Run)
 CHILDREN = """
 import os, random, shutil, signal, sys, time
 import torch
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 
 torch.set_num_threads(1)
 source, target = sys.argv[1:3]

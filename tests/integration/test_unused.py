@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quickdrop_bench.harness.catalogue import preset_files, presets
-from quickdrop_bench.parsing import _repeated
+from quickdrop_bench.cli.resolve import _repeated
+from quickdrop_bench.harness.presets import preset_files, presets
 from tests.conftest import PARTITION, TINY, Run
 from tests.integration.judging import Ended
 
@@ -113,8 +113,8 @@ IDLE: dict[str, tuple[list[str], str]] = {
 def test_what_does_nothing_is_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str], sentence: str
 ) -> None:
-    monkeypatch.setattr("quickdrop_bench.produce.measure", lambda *args, **options: pytest.fail("measured"))
-    monkeypatch.setattr("quickdrop_bench.cli._train", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr("quickdrop_bench.cli.runner.measure", lambda *args, **options: pytest.fail("measured"))
+    monkeypatch.setattr("quickdrop_bench.cli.main._train", lambda *args: pytest.fail("trained"))
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if not line.startswith("preset ")]
@@ -140,9 +140,9 @@ USED: dict[str, list[str]] = {
 @pytest.mark.parametrize("argv", USED.values(), ids=USED.keys())
 def test_what_does_something_is_not_refused(run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     Path("mine.yaml").write_text("rounds: 2\nfine_tune_steps: 3\n")
-    monkeypatch.setattr("quickdrop_bench.produce.measure", lambda *args, **options: True)
-    monkeypatch.setattr("quickdrop_bench.produce._render", lambda *args: None)
-    monkeypatch.setattr("quickdrop_bench.produce.plan", lambda *args, **options: [])
+    monkeypatch.setattr("quickdrop_bench.cli.runner.measure", lambda *args, **options: True)
+    monkeypatch.setattr("quickdrop_bench.cli.runner._render", lambda *args: None)
+    monkeypatch.setattr("quickdrop_bench.cli.runner.plan", lambda *args, **options: [])
     code, _, err = run(*argv)
     assert code == 0, err
 

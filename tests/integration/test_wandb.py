@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from quickdrop_bench.artifacts import VISIBLE
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData
+from quickdrop_bench.store.artifacts import VISIBLE
 from tests.conftest import TINY, Run
 
 pytestmark = pytest.mark.slow

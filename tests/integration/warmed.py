@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from tests.conftest import TINY
 
 torch.set_num_threads(1)  # threads do not survive a fork

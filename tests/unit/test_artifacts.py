@@ -16,13 +16,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.artifacts import UPDATES, ClientArtifacts, TrainedFederation, check_state, is_complete, load, save
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet, concatenate
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
-from quickdrop_bench.seeding import generator
+from quickdrop_bench.store.artifacts import (
+    UPDATES,
+    ClientArtifacts,
+    TrainedFederation,
+    check_state,
+    is_complete,
+    load,
+    save,
+)
 
 CPU = torch.device("cpu")
 
@@ -127,7 +135,7 @@ def test_the_manifest_comes_last(trained: TrainedFederation, tmp_path: Path, mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quickdrop_bench.artifacts._save_tensors", full)
+    monkeypatch.setattr("quickdrop_bench.store.artifacts._save_tensors", full)
     with pytest.raises(BadInput, match="No space left"):
         save(trained, folder)
     assert not is_complete(folder)
@@ -350,7 +358,7 @@ def test_files_of_another_kind_are_refused(trained: TrainedFederation, tmp_path:
 
 
 def test_checksums_need_little_memory(tmp_path: Path) -> None:
-    from quickdrop_bench.files import sha256
+    from quickdrop_bench.core.files import sha256
 
     with (tmp_path / "large").open("wb") as file:
         file.truncate(2**26)
@@ -414,7 +422,7 @@ def test_saving_follows_no_link(trained: TrainedFederation, tmp_path: Path) -> N
 
 
 def test_a_client_has_one_file_name() -> None:
-    from quickdrop_bench.artifact_checks import NAMES
+    from quickdrop_bench.store.schema import NAMES
 
     assert NAMES.fullmatch("clients/10000.safetensors")
     assert not NAMES.fullmatch("clients/00001.safetensors")
@@ -426,6 +434,6 @@ def test_a_full_disk_is_bad_input(trained: TrainedFederation, tmp_path: Path, mo
     def full(*args: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("quickdrop_bench.artifacts.save_file", full)
+    monkeypatch.setattr("quickdrop_bench.store.artifacts.save_file", full)
     with pytest.raises(BadInput, match="No space left"):
         save(trained, tmp_path / "run")

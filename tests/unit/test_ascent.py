@@ -10,18 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quickdrop_bench.cells import cells
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.options import methods_of
+from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.models import ConvNet
-from quickdrop_bench.options import methods_of
-from quickdrop_bench.parsing import options_of
 from tests.conftest import Run
 
 Make = Callable[..., Federation]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from quickdrop_bench.cost import Clock, Cost
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.harness.presets import artefact, paper_values
 from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.reporting.measured import complete, derive, latest
 from quickdrop_bench.reporting.pictures import published_figure

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickdrop_bench.cost import Clock, Cost
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import write_atomically, write_text
-from quickdrop_bench.registry import Registry
-from quickdrop_bench.rows import KEY, RowFile
-from quickdrop_bench.seeding import derive_seed, generator
+from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import write_atomically, write_text
+from quickdrop_bench.core.registry import Registry
+from quickdrop_bench.core.seeding import derive_seed, generator
+from quickdrop_bench.store.rows import KEY, RowFile
 
 
 def test_registry_names_the_option_and_the_nearest_name() -> None:

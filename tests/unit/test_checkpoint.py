@@ -13,12 +13,12 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.training import Checkpoint, alone_in
-from quickdrop_bench.seeding import generator
 
 
 @pytest.fixture

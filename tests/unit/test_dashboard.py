@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import pytest
 import wandb
 
-from quickdrop_bench.cost import Cost
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.tracking.dashboard import GROUPING, definition, publish, workspace
 

@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS, fingerprint, load_dataset
 from quickdrop_bench.data.imagefolder import cache_dir, folder_key, folder_label, load_folder
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
-from quickdrop_bench.errors import BadInput
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

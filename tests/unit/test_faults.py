@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from quickdrop_bench import artifacts
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
@@ -29,7 +29,7 @@ from quickdrop_bench.methods.base import ClientData, Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.s2u import S2U
-from quickdrop_bench.seeding import generator
+from quickdrop_bench.store import artifacts
 from tests.conftest import TINY, Guarded, Run
 
 Clients = dict[int, LabelledSet]
@@ -374,7 +374,7 @@ def test_bad_rates_are_refused(option: str, rate: str, run: Run) -> None:
 
 
 def test_a_training_that_is_killed_continues_to_the_same_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quickdrop_bench.progress import ProgressDisplay
+    from quickdrop_bench.cli.progress import ProgressDisplay
 
     more = [*TINY[:2], "--rounds", "6", *TINY[4:], *RATES, "--record-every", "1"]
     _, _, err = run("train", *more, "--artifacts-dir", "through")

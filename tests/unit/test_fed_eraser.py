@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickdrop_bench.cost import Storage
+from quickdrop_bench.core.cost import Storage
+from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput, Unsupported
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.local import Phase

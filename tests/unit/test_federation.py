@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import (
     Distillation,
@@ -24,7 +25,6 @@ from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from quickdrop_bench.models import ConvNet
-from quickdrop_bench.seeding import generator
 from tests.conftest import toy_images
 
 Clients = dict[int, LabelledSet]

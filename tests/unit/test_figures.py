@@ -15,7 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.presets import artefact, paper_values
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.looks import HOLLOW, class_style, method_styles
 from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
-from quickdrop_bench.files import (
+from quickdrop_bench.core.files import (
     HEADER,
     check_replaceable,
     file_size,

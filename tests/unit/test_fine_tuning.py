@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuning, FineTuningResult, fine_tune
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.models import ConvNet, draw_parameters
-from quickdrop_bench.seeding import derive_seed, generator
 from tests.conftest import Guarded, toy_images
 
 IMAGES = Distillation(image_steps=1, image_lr=0.1, image_momentum=0.5, batch_size=256)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder, retained_rounds
 from quickdrop_bench.federation.local import Phase

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdrop_bench.parsing import COMMANDS, parse
+from quickdrop_bench.cli.resolve import COMMANDS, parse
 from tests.conftest import Run
 
 POSITIONAL = {

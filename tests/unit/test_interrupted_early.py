@@ -27,7 +27,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "numpy", "torch", "quickdrop_bench.parsing"])
+@pytest.mark.parametrize("module", ["jsonargparse", "numpy", "torch", "quickdrop_bench.cli.resolve"])
 def test_an_early_interruption_ends_as_a_late_one_does(module: str, tmp_path: Path) -> None:
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", WATCHED, "presets", module]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdrop_bench.jobs import die_with_parent, run_processes
+from quickdrop_bench.core.processes import die_with_parent, run_processes
 
 
 def leave(code: int, path: str = "") -> None:
@@ -68,7 +68,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     script = tmp_path / "parent.py"
     script.write_text(
-        "from quickdrop_bench.jobs import run_processes\n"
+        "from quickdrop_bench.core.processes import run_processes\n"
         "from tests.unit.test_jobs import leave\n"
         "if __name__ == '__main__':\n"
         f"    list(run_processes(leave, [(0, {str(path)!r})], jobs=1))\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import Distillation
@@ -18,7 +18,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
-from quickdrop_bench.harness.protocol import tune
+from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData, Search
 from quickdrop_bench.models import ConvNet

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.launcher import NUMBERS, PARENT, forget_leftovers, mark_children, process_number, started
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.launcher import NUMBERS, PARENT, forget_leftovers, mark_children, process_number, started
 from tests.conftest import TINY, Run
 
 ROOT = Path(__file__).parents[2]

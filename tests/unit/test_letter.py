@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.cells import cells
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.resolve import options_of
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.harness.protocol import by_the_letter
+from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.parsing import options_of
 
 TRAINING = Phase("fl-training", rounds=7, local_steps=10, batch_size=8, lr=0.2, participation=0.5)
 LETTERS = ("letter-steps", "letter-passes")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from tests.conftest import PARTITION, TINY, Run
 from tests.damage import make_pictures
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.functional.pooling import SMALL, HalvingPool
 from quickdrop_bench.models import ConvNet
 

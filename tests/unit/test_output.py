@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.serving import TrainedRun
 from tests.conftest import TINY
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.partition import class_counts, partition
-from quickdrop_bench.errors import BadInput
 
 
 @given(

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.imagefolder import FolderData, cache_dir, load_folder
-from quickdrop_bench.errors import BadInput
 from tests.conftest import TINY
 
 RAMP = np.array([[0, 1, 64], [127, 128, 200], [254, 255, 90]], np.uint8)

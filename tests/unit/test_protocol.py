@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from quickdrop_bench.cost import Cost, Storage
+from quickdrop_bench.core.cost import Cost, Storage
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
-from quickdrop_bench.harness.protocol import _candidates, tune
+from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
 from quickdrop_bench.reporting.tables import SETTING, write_trials

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.federation.ranks import (
     ClientParallel,
     add_up,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.presets import artefact, paper_values
 from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.overview import dataset_words
 from quickdrop_bench.reporting.pictures import FigureLayout

@@ -13,10 +13,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import sha256
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import sha256
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.serving.log import chained_to, read_log, recover_log
 from tests.conftest import TINY, Run

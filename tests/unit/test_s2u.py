@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput, Unsupported
 from quickdrop_bench.federation.federation import Federation, PhaseResult
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State

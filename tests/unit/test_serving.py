@@ -23,18 +23,18 @@ import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.cli import main
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.options import federation_spec, methods_of, rules_of
+from quickdrop_bench.cli.resolve import parse
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
-from quickdrop_bench.harness.run import measure
+from quickdrop_bench.harness.request import measure
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.steps import Relearning
-from quickdrop_bench.options import federation_spec, methods_of, rules_of
-from quickdrop_bench.parsing import parse
-from quickdrop_bench.rows import RowFile
+from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun, export, find_run
+from quickdrop_bench.store.rows import RowFile
 from tests.conftest import NEVER_EQUAL, TINY, Run
 
 OPTIONS = [*TINY, "--min-client-size", "5", "--record-every", "1"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quickdrop_bench.cli import main
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.serving import TrainedRun
 from tests.conftest import TINY, Run
 from tests.damage import seal

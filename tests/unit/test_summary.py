@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from quickdrop_bench.harness.catalogue import paper_values
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting.summary import headline, summary
 
 

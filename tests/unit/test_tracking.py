@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 import pytest
 import wandb as package
 
-from quickdrop_bench.cli import main
-from quickdrop_bench.cost import Clock
-from quickdrop_bench.harness.events import EVALUATION, TRAINING, UNLEARNING
-from quickdrop_bench.harness.events import Run as Event
+from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.progress import ProgressDisplay
+from quickdrop_bench.cli.runner import _process
+from quickdrop_bench.core.cost import Clock
+from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING
+from quickdrop_bench.harness.callbacks import Run as Event
 from quickdrop_bench.harness.experiment import Session
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.produce import _process
-from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.tracking.wandb_logger import _name
 from tests.conftest import TINY, Run
 
@@ -419,7 +419,7 @@ def test_run_id_of_the_environment_is_the_artefacts(
 @pytest.mark.slow
 def test_process_of_its_own_logs_its_cells(wandb: Wandb, measured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("die_with_parent", "keep_freed_memory"):
-        monkeypatch.setattr(f"quickdrop_bench.produce.{name}", lambda: None)
+        monkeypatch.setattr(f"quickdrop_bench.cli.runner.{name}", lambda: None)
     with pytest.raises(SystemExit):
         _process("sweep", [*SWEEP, "--force"], [(0, 1)], 1)
     assert [(r.kind, r.exit_code) for r in wandb.runs] == [(EVALUATION, 0), (UNLEARNING, 0)]

@@ -16,9 +16,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from quickdrop_bench.cells import cells
-from quickdrop_bench.options import add_sweep_options
-from quickdrop_bench.parsing import options_of, parse
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.options import add_sweep_options
+from quickdrop_bench.cli.resolve import options_of, parse
 from quickdrop_bench.tracking.wandb_logger import PROJECT
 from tests.conftest import TINY
 

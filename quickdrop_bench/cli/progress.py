@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.events import Run
+from quickdrop_bench.harness.callbacks import Run
 
 __all__ = ["ProgressDisplay", "RoundAccuracy"]
 

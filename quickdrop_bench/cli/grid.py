@@ -11,16 +11,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from quickdrop_bench.cli.lists import check_once, requests_of, split
+from quickdrop_bench.cli.options import AXES, arithmetic, federation_spec, methods_of, rules_of, seeds_of
+from quickdrop_bench.cli.unused import typed_options
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.harness.catalogue import artefact
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.lists import check_once, requests_of, split
+from quickdrop_bench.harness.presets import artefact
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
-from quickdrop_bench.options import AXES, arithmetic, federation_spec, methods_of, rules_of, seeds_of
-from quickdrop_bench.unused import typed_options
 
 __all__ = ["Parse", "cells"]
 

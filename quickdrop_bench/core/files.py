@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 
 __all__ = [
     "HEADER",

@@ -22,13 +22,13 @@ from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.events import TRAINING, Run
+from quickdrop_bench.harness.callbacks import TRAINING, Run
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.protocol import UNTOUCHED, Tuned
 from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import StageResult
-from quickdrop_bench.rows import RowFile
+from quickdrop_bench.store.rows import RowFile
 
 __all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]
 
@@ -51,9 +51,9 @@ def measure(
 ) -> bool:
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
-    Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.events.Run`. A method or a training that
-    fails leaves a mark and the others go on; it is tried again the next time. On a Fabric of several processes all of
-    them call this; the first one alone reads and writes rows.
+    Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.callbacks.Run`. A method or a training
+    that fails leaves a mark and the others go on; it is tried again the next time. On a Fabric of several processes
+    all of them call this; the first one alone reads and writes rows.
 
     Args:
         session: the experiment and the machine.

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation, PhaseResult, sample_clients
 from quickdrop_bench.federation.local import Phase

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import Context, StageResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 
 __all__ = ["forget_leftovers", "mark_children", "process_number", "started"]
 

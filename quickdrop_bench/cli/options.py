@@ -16,12 +16,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.core.launcher import mark_children, started
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.errors import BadInput, positive
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
-from quickdrop_bench.harness.catalogue import presets
+from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
-from quickdrop_bench.launcher import mark_children, started
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [

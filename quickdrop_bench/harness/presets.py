@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 
 __all__ = ["artefact", "benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
 

@@ -15,33 +15,33 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from quickdrop_bench import serve
-from quickdrop_bench.allocator import keep_freed_memory
-from quickdrop_bench.commands import PROGRAM
+from quickdrop_bench.cli import serving as serve
+from quickdrop_bench.cli.commands import PROGRAM
+from quickdrop_bench.cli.options import arithmetic, federation_spec, seeds_of
+from quickdrop_bench.cli.output import forgiving_output
+from quickdrop_bench.cli.progress import ProgressDisplay
+from quickdrop_bench.cli.resolve import parse
+from quickdrop_bench.cli.runner import capabilities, make_session, produce
+from quickdrop_bench.cli.unused import check_partition, check_training, typed_options
+from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import check_replaceable, refuse_links, write_text
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import find_rank, is_first, is_shared, rank
-from quickdrop_bench.files import check_replaceable, refuse_links, write_text
-from quickdrop_bench.harness.catalogue import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.experiment import Experiment, Session
-from quickdrop_bench.harness.sheets import class_holdings, synthetic_pairs
+from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
+from quickdrop_bench.harness.presets import artefact, paper_values, preset_files, presets
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.options import arithmetic, federation_spec, seeds_of
-from quickdrop_bench.output import forgiving_output
-from quickdrop_bench.parsing import parse
-from quickdrop_bench.produce import capabilities, make_session, produce
-from quickdrop_bench.progress import ProgressDisplay
 from quickdrop_bench.reporting.distribution import write_distribution
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.report import render_report, write_report
 from quickdrop_bench.tracking.dashboard import definition, publish
 from quickdrop_bench.tracking.wandb_logger import project_of, tracking
-from quickdrop_bench.unused import check_partition, check_training, typed_options
 
 __all__ = ["FIGURES", "TABLES", "main"]
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 from jsonargparse import Namespace
 
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.class_names import class_index
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
 
 __all__ = ["check_once", "classes_of", "numbers_of", "requests_of", "split"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Judge, Judgement

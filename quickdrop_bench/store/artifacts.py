@@ -24,7 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quickdrop_bench.artifact_checks import (
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import file_size, open_tensors, read_bytes, sha256, write_atomically, write_text
+from quickdrop_bench.data.labelled import DataInfo, LabelledSet
+from quickdrop_bench.distillation.in_situ import SyntheticSet
+from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.store.schema import (
     LARGEST,
     Damage,
     Layout,
@@ -37,12 +43,6 @@ from quickdrop_bench.artifact_checks import (
     parse_manifest,
     parse_spec,
 )
-from quickdrop_bench.cost import Cost
-from quickdrop_bench.data.labelled import DataInfo, LabelledSet
-from quickdrop_bench.distillation.in_situ import SyntheticSet
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import file_size, open_tensors, read_bytes, sha256, write_atomically, write_text
-from quickdrop_bench.functional.aggregation import State
 
 __all__ = [
     "CLIENTS",

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lightning.fabric import Fabric
 
-from quickdrop_bench import artifacts
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Session
-from quickdrop_bench.harness.run import is_measured
+from quickdrop_bench.harness.request import is_measured
 from quickdrop_bench.harness.training import client_rows, training_phase
-from quickdrop_bench.rows import RowFile
-from quickdrop_bench.seeding import generator
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.rows import RowFile
 
 __all__ = ["OTHERS", "PlannedCell", "Probe", "plan"]
 

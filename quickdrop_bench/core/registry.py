@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
-from quickdrop_bench.errors import BadInput
+from quickdrop_bench.core.errors import BadInput
 
 __all__ = ["Registry"]
 

@@ -15,13 +15,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.commands import SUMMARIES, top_parser
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import file_size
-from quickdrop_bench.harness.catalogue import preset_values, presets
-from quickdrop_bench.harness.spec import LETTERS
-from quickdrop_bench.methods import METHODS
-from quickdrop_bench.options import (
+from quickdrop_bench.cli.commands import SUMMARIES, top_parser
+from quickdrop_bench.cli.options import (
     add_common_options,
     add_dashboard_options,
     add_evaluate_options,
@@ -35,6 +30,11 @@ from quickdrop_bench.options import (
     add_table_options,
     add_train_options,
 )
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import file_size
+from quickdrop_bench.harness.presets import preset_values, presets
+from quickdrop_bench.harness.spec import LETTERS
+from quickdrop_bench.methods import METHODS
 
 __all__ = ["COMMANDS", "method_defaults", "options_of", "parse"]
 

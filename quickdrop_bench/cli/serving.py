@@ -15,20 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quickdrop_bench.cli.lists import classes_of, numbers_of
+from quickdrop_bench.cli.options import make_fabric, methods_of
+from quickdrop_bench.cli.resolve import method_defaults, parse
+from quickdrop_bench.cli.unused import check_data, check_request, typed_options
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.harness.events import Run
+from quickdrop_bench.harness.callbacks import Run
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.lists import classes_of, numbers_of
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.options import make_fabric, methods_of
-from quickdrop_bench.parsing import method_defaults, parse
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.log import LOG, recover_log
-from quickdrop_bench.serving.planned import PlannedPhase
+from quickdrop_bench.serving.plan import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
-from quickdrop_bench.unused import check_data, check_request, typed_options
 
 __all__ = ["COMMANDS"]
 

@@ -16,22 +16,23 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from quickdrop_bench.allocator import keep_freed_memory
-from quickdrop_bench.cells import cells
-from quickdrop_bench.errors import BadInput, positive
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.options import make_fabric, processes_of
+from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy
+from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.cli.unused import check_experiments, typed_options
+from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import is_first
-from quickdrop_bench.files import refuse_links
-from quickdrop_bench.harness.catalogue import artefact, paper_values
+from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.plan import OTHERS, PlannedCell, Probe, plan
-from quickdrop_bench.harness.run import is_measured, mark_failed, mark_lost, measure
-from quickdrop_bench.jobs import die_with_parent, run_processes
+from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.request import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.options import make_fabric, processes_of
-from quickdrop_bench.parsing import options_of
-from quickdrop_bench.progress import ProgressDisplay, RoundAccuracy
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (
     Capability,
@@ -41,9 +42,8 @@ from quickdrop_bench.reporting.capabilities import (
 )
 from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
 from quickdrop_bench.reporting.points import VARIED, numbers_markdown
-from quickdrop_bench.rows import RowFile
+from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
-from quickdrop_bench.unused import check_experiments, typed_options
 
 __all__ = ["capabilities", "make_session", "produce"]
 

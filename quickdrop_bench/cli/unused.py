@@ -11,13 +11,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from quickdrop_bench.cli.lists import split
+from quickdrop_bench.cli.options import AXES
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.errors import BadInput
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.lists import split
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.options import AXES
 
 __all__ = ["check_data", "check_experiments", "check_partition", "check_request", "check_training", "typed_options"]
 

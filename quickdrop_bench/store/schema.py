@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from quickdrop_bench.cost import Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import DataInfo
 
 __all__ = [
@@ -71,7 +71,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's content, by the names of :class:`~quickdrop_bench.artifacts.TrainedFederation`; files by name."""
+    """A manifest's content, by the names of :class:`~quickdrop_bench.store.artifacts.TrainedFederation`."""
 
     device: str
     precision: str

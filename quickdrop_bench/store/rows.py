@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from quickdrop_bench.errors import BadInput
-from quickdrop_bench.files import read_bytes, write_text
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import read_bytes, write_text
 
 __all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_row"]
 

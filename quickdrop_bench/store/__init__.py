@@ -1,0 +1,1 @@
+"""What is kept on disk: trained federations and rows."""
