@@ -264,7 +264,7 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     """Hyper-parameters of every registered method, from the options ``--<method>.<field>``."""
     built = {}
     for name in METHODS:
-        values = args[name.replace("-", "_")]
+        values = args.get(name.replace("-", "_"), Namespace())  # a method may have no settings
         if not isinstance(values, Namespace):
             raise BadInput(f"--{name}", values, f"settings of a method are named, as --{name}.field or in a section")
         try:
