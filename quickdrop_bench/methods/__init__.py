@@ -3,6 +3,7 @@
 from quickdrop_bench.methods import (  # noqa: F401
     fed_eraser,
     fu_mp,
+    negation,
     none,
     quickdrop,
     random_subset,
