@@ -17,7 +17,7 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
+from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, Stepper, train_locally
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
@@ -119,6 +119,11 @@ class _Job:
     synthetic: Mapping[int, SyntheticSet]
     transform: Transform | None
     record: Record | None
+    stepper: Stepper | None
+
+    def is_plain(self) -> bool:
+        """Whether only the plain loop can make its local steps: they are not SGD, or labels are probabilities."""
+        return self.stepper is not None or any(z.labels.is_floating_point() for z in self.data.values())
 
     def work(self, clients: Iterable[int]) -> dict[int, int]:
         """Sample-gradients of each client's local steps in a round."""
@@ -237,6 +242,7 @@ class Federation:
         choose: Choose | None = None,
         transform: Transform | None = None,
         record: Record | None = None,
+        stepper: Stepper | None = None,
     ) -> PhaseResult:
         """FedAvg(Z, θ, phase): average the clients' local training, weighted by |Z_i|, round by round.
 
@@ -256,12 +262,14 @@ class Federation:
             transform: changes what is averaged for a client; part of the method, so inside its time.
             record: sees every update that arrives, outside the time, in the process that simulates the client; so
                 does ``transform``.
+            stepper: takes the place of SGD in the clients' local steps.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
         if not eligible:
             return result
-        job = _Job(data, phase, seed, synthetic or {}, transform, record)
+        job = _Job(data, phase, seed, synthetic or {}, transform, record, stepper)
+        static = self._static is not None and not job.is_plain()
         if self._static is not None:
             self._static.begin(job.synthetic)
         patience, warm = _Patience(phase.patience), False
@@ -273,7 +281,7 @@ class Federation:
             if not clients:
                 continue
             fates = self.faults.fates(seed, phase.name, k, clients)
-            if not warm and self._static is None:
+            if not warm and not static:
                 present = next(client for client, fate in fates.items() if fate is not Fate.DROPPED)
                 self._warm_up(result.state, data[present], phase)
                 warm = True
@@ -368,12 +376,14 @@ class Federation:
             clock,
             self._masks,
         )
-        if self._static is not None:
+        if self._static is not None and not job.is_plain():
             return self._static.train(*work, own, stream, distillation_clock)
         distiller = None
         if own is not None and self.distillation is not None:
             distiller = LocalDistiller(self._inner, own, self.distillation, stream)
-        return train_locally(self.fabric, self.model, self._optimizer, *work, distiller, distillation_clock)
+        return train_locally(
+            self.fabric, self.model, self._optimizer, *work, distiller, distillation_clock, job.stepper
+        )
 
     def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
         """What the server has of the client whose trained parameters the working model holds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule as FabricModule
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
@@ -19,7 +19,12 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, mat
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalDistiller", "LocalResult", "Phase", "train_locally"]
+__all__ = ["LocalDistiller", "LocalResult", "Phase", "Stepper", "train_locally"]
+
+Stepper = Callable[[nn.Module], Callable[[], bool]]
+"""From the model that a client trains in a round to what takes the place of each optimizer step there.
+
+The latter changes the model in place by its gradients, and says whether the client goes on."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def train_locally(
     masks: Mapping[str, Tensor],
     distiller: LocalDistiller | None = None,
     distillation_clock: Clock | None = None,
+    stepper: Stepper | None = None,
 ) -> LocalResult:
     """Algorithm 1, lines 11–16 (with ``distiller``: Algorithm 2, lines 11–17), in place on ``model``.
 
@@ -132,10 +138,12 @@ def train_locally(
         distiller: updates the client's synthetic set at each step.
         distillation_clock: runs, within ``clock``, during what training without distillation would not do. The
             class-wise gradients of the batch take the place of its weight gradients, so they count as training.
+        stepper: takes the place of SGD; ``phase.lr`` and ``phase.ascend`` are then its own to obey.
     """
     for group in optimizer.param_groups:
         group["lr"], group["maximize"] = phase.lr, phase.ascend
     # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
+    step = None if stepper is None else stepper(model.module)
     held = [(parameter, masks[name]) for name, parameter in model.module.named_parameters() if name in masks]
     used = 0
     losses: list[Tensor] = []
@@ -166,7 +174,13 @@ def train_locally(
             for parameter, mask in held:
                 assert parameter.grad is not None
                 parameter.grad.mul_(mask)
-            optimizer.step()
+            if step is None:
+                optimizer.step()
+                continue
+            for parameter in model.module.parameters():
+                parameter.grad = None if parameter.grad is None else parameter.grad / _loss_scale(fabric)
+            if not step():
+                break
     mean_loss = float(torch.stack(losses).mean())
     if distiller is None:
         return LocalResult(used, 0, mean_loss, 0.0)

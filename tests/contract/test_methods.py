@@ -41,6 +41,7 @@ TINY: dict[str, dict[str, object]] = {
     "none": {},
     "recovery-only": {"recover_lr": 0.2, **RELEARN},
     "not": {"recover_lr": 0.2, "recover_rounds": 8, **RELEARN},
+    "fedquit": {"unlearn_lr": 0.2, "unlearn_local_steps": 20, "recover_lr": 0.1, **RELEARN},
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
 
@@ -348,6 +349,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
         "none": ({}, (0, 0, 0, 0), None),
         "recovery-only": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
         "not": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
+        "fedquit": (bounded, expected(forget, 1, 2), expected(retain, 2, 3)),
     }
     if level == "client":
         first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
