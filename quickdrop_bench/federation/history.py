@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import open_tensors, write_atomically
-from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.functional.aggregation import RunningMean, State, difference
 
-__all__ = ["UpdateHistory", "UpdateRecorder", "retained_rounds"]
+__all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "retained_rounds"]
 
 INITIAL = "initial.safetensors"
 COUNT = "num_examples"
@@ -112,6 +112,26 @@ class UpdateHistory:
         """4·P·(1 + Σ_j participants of round t_j): float32 updates of these rounds and θ_0, on the server."""
         parameters = sum(value.numel() for value in self.initial().values())
         return 4 * parameters * (1 + sum(len(self.participants[k]) for k in rounds))
+
+
+def last_part(history: UpdateHistory, leavers: Collection[int]) -> tuple[State, float] | None:
+    """What some clients' updates in the last retained round have beyond those of all, and their share of its samples.
+
+    Returns:
+        U_ℓ − Σ_i p_i·U_i, with the leavers' own mean U_ℓ, and p_ℓ in (0, 1); None if all or none of the round's clients
+        are leavers.
+    """
+    k = max(history.participants, default=0)
+    initial = history.initial()
+    leaving, everyone = RunningMean(initial), RunningMean(initial)
+    for client in history.participants.get(k, ()):
+        update, size = history.update(k, client)
+        everyone.add(update, size)
+        if client in leavers:
+            leaving.add(update, size)
+    if not 0 < leaving.weight < everyone.weight:
+        return None
+    return difference(leaving.result(), everyone.result()), leaving.weight / everyone.weight
 
 
 def _path(folder: Path, k: int, client: int) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["RunningMean", "State", "is_finite"]
+__all__ = ["RunningMean", "State", "difference", "is_finite", "norm"]
 
 State = dict[str, Tensor]
 
@@ -62,6 +62,16 @@ class RunningMean:
 def is_finite(state: Mapping[str, Tensor]) -> bool:
     """Whether every value of every tensor is finite."""
     return bool(torch.stack([value.isfinite().all() for value in state.values()]).all())
+
+
+def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> State:
+    """The difference a − b, by name."""
+    return {name: value - b[name] for name, value in a.items()}
+
+
+def norm(state: Mapping[str, Tensor]) -> float:
+    """The Euclidean norm over all parameters."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in state.values()])))
 
 
 def _wide(device: torch.device) -> torch.dtype:

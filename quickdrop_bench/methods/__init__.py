@@ -6,6 +6,7 @@ from quickdrop_bench.methods import (  # noqa: F401
     fu_mp,
     negation,
     none,
+    pga,
     quickdrop,
     random_subset,
     recovery_only,

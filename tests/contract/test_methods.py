@@ -42,6 +42,7 @@ TINY: dict[str, dict[str, object]] = {
     "recovery-only": {"recover_lr": 0.2, **RELEARN},
     "not": {"recover_lr": 0.2, "recover_rounds": 8, **RELEARN},
     "fedquit": {"unlearn_lr": 0.2, "unlearn_local_steps": 20, "recover_lr": 0.1, **RELEARN},
+    "pga": {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "recover_lr": 0.1, **RELEARN},
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
 
@@ -350,6 +351,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
         "recovery-only": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
         "not": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
         "fedquit": (bounded, expected(forget, 1, 2), expected(retain, 2, 3)),
+        "pga": ({**bounded, "unlearn_stop_loss": None}, expected(forget, 1, 2), expected(retain, 2, 3)),
     }
     if level == "client":
         first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
