@@ -2,6 +2,7 @@
 
 from quickdrop_bench.methods import (  # noqa: F401
     fed_eraser,
+    fed_osd,
     fed_quit,
     fu_mp,
     negation,
