@@ -5,6 +5,7 @@ from quickdrop_bench.methods import (  # noqa: F401
     fed_osd,
     fed_quit,
     fu_mp,
+    mode,
     negation,
     none,
     pga,

@@ -44,6 +44,7 @@ TINY: dict[str, dict[str, object]] = {
     "fedquit": {"unlearn_lr": 0.2, "unlearn_local_steps": 20, "recover_lr": 0.1, **RELEARN},
     "pga": {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "recover_lr": 0.1, **RELEARN},
     "fedosd": {"unlearn_lr": 1.0, "recover_lr": 0.1, **RELEARN},
+    "mode": {"momentum": 0.5, "unlearn_lr": 0.1, "recover_lr": 0.1, **RELEARN},
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
 
@@ -342,6 +343,8 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
     if level == "client":  # the first round is replayed without training
         calibrated = (4, 33, calibrated[2] * 3 // 4, calibrated[3] * 3 // 4)
     osd = {"unlearn_rounds": 2, "recover_local_steps": 3}
+    degraded, guided = expected(retain, 2, 2), expected(everyone, 3, 2)
+    mixing = (5, 45, degraded[2] + guided[2], degraded[3] + guided[3])
     cases: dict[str, tuple[dict[str, object], Expected, Expected | None]] = {
         "retrain-or": ({"rounds": None}, expected(retain, 4, 6), None),
         "federaser": ({"recover_local_steps": 3}, calibrated, expected(retain, 3, 3)),
@@ -355,6 +358,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
         "fedquit": (bounded, expected(forget, 1, 2), expected(retain, 2, 3)),
         "pga": ({**bounded, "unlearn_stop_loss": None}, expected(forget, 1, 2), expected(retain, 2, 3)),
         "fedosd": (osd, (2, 45, 2 * 45, 2 * len(forget + retain)), expected(retain, 2, 3)),
+        "mode": ({**bounded, "unlearn_rounds": 3, "degrade_rounds": 2}, mixing, expected(retain, 2, 3)),
     }
     if level == "client":
         first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
