@@ -1,6 +1,7 @@
 """The unlearning methods, one file each. Importing this package registers all of them."""
 
 from quickdrop_bench.methods import (  # noqa: F401
+    conda,
     fed_eraser,
     fed_osd,
     fed_quit,

@@ -45,6 +45,7 @@ TINY: dict[str, dict[str, object]] = {
     "pga": {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "recover_lr": 0.1, **RELEARN},
     "fedosd": {"unlearn_lr": 1.0, "recover_lr": 0.1, **RELEARN},
     "mode": {"momentum": 0.5, "unlearn_lr": 0.1, "recover_lr": 0.1, **RELEARN},
+    "conda": {"alpha": 5.0, "recover_rounds": 3, "recover_lr": 0.1, **RELEARN},
 }
 """A setting per method that works on the toy federation; a method without one fails collection."""
 
@@ -359,6 +360,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
         "pga": ({**bounded, "unlearn_stop_loss": None}, expected(forget, 1, 2), expected(retain, 2, 3)),
         "fedosd": (osd, (2, 45, 2 * 45, 2 * len(forget + retain)), expected(retain, 2, 3)),
         "mode": ({**bounded, "unlearn_rounds": 3, "degrade_rounds": 2}, mixing, expected(retain, 2, 3)),
+        "conda": ({}, (0, 0, 0, 0), None),
     }
     if level == "client":
         first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
@@ -392,6 +394,7 @@ def test_storage(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> 
     image_bytes = 8 * 8 * 4
     kept = {
         "federaser": Storage(server_bytes=4 * parameters * (1 + 4 * 3)),
+        "conda": Storage(server_bytes=4 * parameters * 3),
         "quickdrop": Storage(client_bytes=2 * images * image_bytes),
         "random-subset": Storage(client_bytes=2 * images * image_bytes),
     }
