@@ -31,6 +31,14 @@ METHOD_NAMES = {
     "fu-mp": "FU-MP",
     "random-subset": "Random subset (control)",
     "quickdrop": "QuickDrop",
+    "not": "NoT",
+    "pga": "PGA",
+    "fedosd": "FedOSD",
+    "fedquit": "FedQUIT",
+    "mode": "MoDe",
+    "conda": "ConDa",
+    "none": "Original model (control)",
+    "recovery-only": "Recovery only (control)",
 }
 
 
