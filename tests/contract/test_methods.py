@@ -355,7 +355,7 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
         "fu-mp": ({"recover_local_steps": 3}, (1, 45, 0, 0), expected(retain, 4, 3)),
         "none": ({}, (0, 0, 0, 0), None),
         "recovery-only": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
-        "not": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
+        "not": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 10, 3)),
         "fedquit": (bounded, expected(forget, 1, 2), expected(retain, 2, 3)),
         "pga": ({**bounded, "unlearn_stop_loss": None}, expected(forget, 1, 2), expected(retain, 2, 3)),
         "fedosd": (osd, (2, 45, 2 * 45, 2 * len(forget + retain)), expected(retain, 2, 3)),

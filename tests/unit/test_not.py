@@ -37,7 +37,7 @@ def test_it_negates_one_tensor_and_twice_is_nothing(make_federation: Make, toy_c
             assert torch.equal(once[key], -value if key == name else value)
         assert equal(Not().unlearn(asked(federation, toy_clients, state=once)).state, context.state)
         # Recovery is that of the control, so only the sign tells them apart.
-        ours, theirs = Not().recover(context, context.state), RecoveryOnly().recover(context, context.state)
+        ours, theirs = (m(recover_rounds=1).recover(context, context.state) for m in (Not, RecoveryOnly))
         assert ours is not None
         assert theirs is not None
         assert equal(ours.state, theirs.state)
