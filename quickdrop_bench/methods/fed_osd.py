@@ -50,7 +50,7 @@ class FedOsd(Recovery, Relearning):
         "server steps that unlearn orthogonally to the others' gradients, recovery without way back"
     )
     search: ClassVar[Search] = {
-        "unlearning": {"unlearn_rounds": (5, 10, 20), "unlearn_lr": (0.03, 0.1, 0.3, 1.0)},
+        "unlearning": {"unlearn_rounds": (2, 5, 10, 20), "unlearn_lr": (0.03, 0.1, 0.3, 1.0)},
         "recovery": RECOVERY_SEARCH,
     }
 
