@@ -295,6 +295,9 @@ class Federation:
                 break
         return result
 
+    def made_round(self, name: str, clients: Iterable[int], cost: Cost) -> None:
+        """Told by methods of rounds that they make themselves; a federation that only counts writes them down."""
+
     @contextmanager
     def held_at_zero(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
         """Keep parameters that are zero at zero through any training inside the block.

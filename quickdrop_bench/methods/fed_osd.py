@@ -90,6 +90,7 @@ class FedOsd(Recovery, Relearning):
                 rejected_updates=counts[Fate.CORRUPT],
             )
         )
+        context.federation.made_round("unlearning", [i for i, fate in fates.items() if fate is Fate.RETURNS], cost)
         clock = Clock(context.federation.fabric.device)
         with clock.running():
             direction = orthogonal_step(g_u, g_r)

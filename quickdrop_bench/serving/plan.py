@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,3 +65,7 @@ class CountingFederation(Federation):
         most = max(steps.values(), default=0)
         self.phases.append(PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost))
         return PhaseResult(state, cost)
+
+    def made_round(self, name: str, clients: Iterable[int], cost: Cost) -> None:
+        """A round without local steps, which the method has made in earnest."""
+        self.phases.append(PlannedPhase(name, cost.rounds, tuple(clients), 0, 1.0, replace(cost, seconds=0.0)))

@@ -499,9 +499,11 @@ class TrainedRun:
             sets = (request,), after if action == "unlearn" else gone
             before = self.evaluate(parent, *sets).metrics() if self.data else None
             stages = _stages(action, self._context(action, request, gone, absent, parent), method)
-            if idle := [stage for stage, result in stages.items() if not result.cost.rounds and not result.diverged]:
+            # A stage without a round may be the server's own.
+            if idle := [stage for stage, r in stages.items() if not (r.cost.rounds or r.cost.seconds or r.diverged)]:
                 absence = "; clients that hold them are absent" if absent else ""
-                allowed = f"no client has data for the stage {idle[0]}{absence}"
+                reason = f"no client has data for it{absence}, or the method is a control"
+                allowed = f"the stage {idle[0]} changes nothing: {reason}"
                 named = request.target_name(request.targets[0], self.info.class_names)
                 raise BadInput(f"--{request.level}", named, allowed)
             last = list(stages.values())[-1]
