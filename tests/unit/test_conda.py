@@ -18,7 +18,8 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.methods.base import Context
 from quickdrop_bench.methods.conda import ConDa
-from tests.by_hand import asked, equal, recorded
+from tests.asked import asked, recorded
+from tests.by_hand import equal
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.passes import full_gradients, logits
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.projection import without_span
 from quickdrop_bench.methods.fed_osd import FedOsd, orthogonal_step, unlearning_loss
 from quickdrop_bench.models import ConvNet
-from tests.by_hand import asked, assert_close, descended, equal
+from tests.asked import asked
+from tests.by_hand import assert_close, descended, equal
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -77,6 +79,25 @@ def test_a_round_by_hand(level: str, make_federation: Make, toy_clients: Clients
     expected = vector(context.state, context.state) - 0.5 * d * g_u.norm() / d.norm()
     result = FedOsd(unlearn_rounds=1, unlearn_lr=0.5).unlearn(context)
     torch.testing.assert_close(vector(result.state, context.state), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_batches_of_a_pass_change_nothing(
+    make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of the mean over the whole set and logits in its order, once an image, also in short batches."""
+    federation = make_federation()
+    state = dict(reversed(federation.fresh_state(1, "init").items()))  # the gradient follows the state's order
+    found = [(full_gradients(federation, state, toy_clients, F.cross_entropy), logits(federation, state, toy_clients))]
+    monkeypatch.setattr("quickdrop_bench.federation.passes.BATCH_SIZE", 5)
+    found += [(full_gradients(federation, state, toy_clients, F.cross_entropy), logits(federation, state, toy_clients))]
+    for (gradients, first), (outputs, second) in found:
+        assert (first.sample_gradients, second.sample_forwards) == (45, 45)
+        for i, z in toy_clients.items():
+            expected = loss_and_gradient(dict(reversed(state.items())), z, F.cross_entropy)[1]
+            own = dict(zip(state, gradients[i].split([v.numel() for v in state.values()]), strict=True))
+            torch.testing.assert_close(vector(own, dict(reversed(state.items()))), expected, atol=1e-6, rtol=1e-4)
+            federation.load(state)
+            torch.testing.assert_close(outputs[i], federation.model(z.images[z.rows]).detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_small_steps_unlearn_and_keep(make_federation: Make, toy_clients: Clients) -> None:

@@ -15,7 +15,8 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
 from quickdrop_bench.models import ConvNet
-from tests.by_hand import asked, assert_close, equal
+from tests.asked import asked
+from tests.by_hand import assert_close, equal
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]

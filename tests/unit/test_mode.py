@@ -12,7 +12,8 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.mode import MoDe
 from quickdrop_bench.models import ConvNet
-from tests.by_hand import asked, assert_close, descended, equal
+from tests.asked import asked
+from tests.by_hand import assert_close, descended, equal
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]

@@ -14,7 +14,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.methods.negation import Not
 from quickdrop_bench.methods.recovery_only import RecoveryOnly
-from tests.by_hand import asked, equal
+from tests.asked import asked
+from tests.by_hand import equal
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]

@@ -19,7 +19,8 @@ from quickdrop_bench.methods.base import ClientData, Context
 from quickdrop_bench.methods.pga import Pga
 from quickdrop_bench.methods.sga import Sga
 from quickdrop_bench.models import ConvNet
-from tests.by_hand import asked, assert_close, equal, minus, recorded
+from tests.asked import asked, recorded
+from tests.by_hand import assert_close, equal, minus
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
