@@ -16,24 +16,23 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.options import make_fabric, processes_of
+from quickdrop_bench.cli.machine import make_fabric, processes_of
 from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy
-from quickdrop_bench.cli.resolve import options_of
-from quickdrop_bench.cli.unused import check_experiments, typed_options
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.files import refuse_links
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.ranks import is_first
+from quickdrop_bench.federation.ranks import find_rank, is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.request import is_measured, mark_failed, mark_lost, measure
-from quickdrop_bench.methods import METHODS, load_plugins
+from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (
     Capability,
@@ -73,21 +72,21 @@ def make_session(
     return session, display
 
 
-def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
-    """Measure what is missing of an artefact and render it; a sweep shows its plan first.
+def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -> int:
+    """Measure what is missing of an exhibit and render it; a sweep shows its plan first.
 
     Of several processes that share the clients, all measure, and the first one does the rest.
 
     Args:
         name: e.g. ``table2``, ``figure4``, ``sweep``.
         args: the command's options.
-        argv: the command line that they come from.
+        line: what they come from.
+        experiments: from :func:`~quickdrop_bench.cli.grid.cells`.
 
     Returns:
         0, or 1 if a run diverged or failed.
     """
-    experiments = list(cells(name, args, argv, options_of))
-    check_experiments(name, args, typed_options(argv), [experiment for experiment, _ in experiments])
+    find_rank()
     folder = args.results_dir / args.preset / name
     rows = RowFile(folder / "rows.jsonl")
     devices, nodes = processes_of(args)
@@ -111,7 +110,7 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     with tracking(args) as tracker:
         stamp = _stamp(rows.path)
         if jobs > 1:
-            all_well = _in_processes(name, args, argv, experiments, jobs)
+            all_well = _in_processes(name, args, line, experiments, jobs)
             rows = RowFile(rows.path)
         else:
             all_well = True
@@ -169,11 +168,10 @@ def _write_trials(session: Session, folder: Path) -> None:
         tables.write_trials(folder / "search.csv", trials)
 
 
-def _in_processes(name: str, args: Namespace, argv: Sequence[str], experiments: Cells, jobs: int) -> bool:
+def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Cells, jobs: int) -> bool:
     """Cells in processes of their own; one whose process dies is marked, and the others go on."""
     groups = _groups(experiments)
     threads = max(1, (os.cpu_count() or 1) // min(jobs, len(groups)))
-    line = [*argv, "--preset", args.preset]
     all_well, done, total = True, 0, sum(map(len, groups))
     calls = [(name, line, group, threads) for group in groups]
     for call, code in run_processes(_process, calls, jobs):
@@ -201,14 +199,12 @@ def _groups(experiments: Cells) -> list[list[tuple[int, int]]]:
     return list(groups.values())
 
 
-def _process(name: str, argv: Sequence[str], group: Sequence[tuple[int, int]], threads: int) -> None:
+def _process(name: str, line: CommandLine, group: Sequence[tuple[int, int]], threads: int) -> None:
     """What a process of its own does: some cells of a command line."""
     die_with_parent()
     keep_freed_memory()
     torch.set_num_threads(threads)
-    load_plugins()
-    args = options_of(argv, name)
-    experiments = list(cells(name, args, argv, options_of))
+    args, experiments = line.options(name), list(cells(name, line))
     folder = args.results_dir / args.preset / name
     all_well = True
     with tracking(args) as tracker:

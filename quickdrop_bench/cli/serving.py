@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from quickdrop_bench.cli.lists import classes_of, numbers_of
-from quickdrop_bench.cli.options import make_fabric, methods_of
-from quickdrop_bench.cli.resolve import method_defaults, parse
-from quickdrop_bench.cli.unused import check_data, check_request, typed_options
+from quickdrop_bench.cli.machine import make_fabric
+from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
+from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import Run
@@ -35,27 +35,27 @@ __all__ = ["COMMANDS"]
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
 
-def unlearn(args: Namespace, argv: Sequence[str]) -> int:
+def unlearn(args: Namespace, line: CommandLine) -> int:
     """Forget classes and clients, one request after the other; each makes a model version."""
-    return _serve("unlearn", args, argv)
+    return _serve("unlearn", args, line)
 
 
-def relearn(args: Namespace, argv: Sequence[str]) -> int:
+def relearn(args: Namespace, line: CommandLine) -> int:
     """Learn again what was forgotten."""
-    return _serve("relearn", args, argv)
+    return _serve("relearn", args, line)
 
 
-def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
+def _serve(action: str, args: Namespace, line: CommandLine) -> int:
     with tracking(args) as tracker:
-        return _serve_all(action, args, argv, tracker)
+        return _serve_all(action, args, line, tracker)
 
 
-def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Tracker | None) -> int:
+def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker | None) -> int:
     run = _open(args, tracker)
     requests = _requests(args, run.info.class_names)
     absent = numbers_of("--absent", args.absent)
-    methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
-    check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
+    methods = {level: _method(run, args, line, level) for level in {request.level for request in requests}}
+    check_request(action, line, args.method, methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
         _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
@@ -130,7 +130,7 @@ def _requests(args: Namespace, names: Sequence[str]) -> list[UnlearningRequest]:
     return requests
 
 
-def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -> Method:
+def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> Method:
     """The method with the settings of the preset that the federation was trained with, unless options say otherwise."""
     try:
         _ = METHODS[args.method]
@@ -138,13 +138,13 @@ def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -
         raise BadInput("--method", error.value, error.allowed) from error
     preset = args.preset or run.known_preset()
     defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
-    return methods_of(parse(argv, defaults=defaults)[argv[0]])[args.method]
+    return methods_of(line.over(defaults))[args.method]
 
 
-def evaluate(args: Namespace, argv: Sequence[str]) -> int:
+def evaluate(args: Namespace, line: CommandLine) -> int:
     """Accuracies of a model version."""
     run = _open(args)
-    check_data(typed_options(argv), [run.spec.dataset])
+    check_data(line, [run.spec.dataset])
     found = run.evaluate(args.version)
     version = run.current if args.version is None else args.version
     if args.json:
@@ -159,7 +159,7 @@ def evaluate(args: Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
-def show(args: Namespace, argv: Sequence[str]) -> int:
+def show(args: Namespace, line: CommandLine) -> int:
     """What a trained federation is, what it forgot, and what lies in its folder."""
     folder = find_run(args.run, args.artifacts_dir)
     if args.recover_log:
@@ -224,7 +224,7 @@ def _about(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def export_model(args: Namespace, argv: Sequence[str]) -> int:
+def export_model(args: Namespace, line: CommandLine) -> int:
     """Write a model version for other programs."""
     run = TrainedRun(find_run(args.run, args.artifacts_dir))
     if args.format not in FORMATS:

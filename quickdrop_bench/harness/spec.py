@@ -86,23 +86,24 @@ IN_COLUMNS = ("dataset", "clients", "alpha", "iid")
 """Fields that every row states in columns of their own."""
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, of: str = "training") -> Any:
+    return field(default=default, metadata={"help": text, "of": of})
 
 
 @dataclass(frozen=True)
 class FederationSpec:
     """A federation and its training; every field is an option of the command line and a key of the presets.
 
-    The defaults are the paper's (§4.1).
+    The defaults are the paper's (§4.1). What a field is ``of`` decides where it is used: ``partition``, ``training``,
+    ``distillation`` or ``fine-tuning``.
     """
 
-    dataset: str = _option("cifar10", "data set, see the command 'datasets'")
-    image_size: int | None = _option(None, "resize imagefolder images to this many pixels")
-    clients: int = _option(10, "number of clients N")
-    alpha: float = _option(0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID")
-    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition")
-    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients")
+    dataset: str = _option("cifar10", "data set, see the command 'datasets'", "partition")
+    image_size: int | None = _option(None, "resize imagefolder images to this many pixels", "partition")
+    clients: int = _option(10, "number of clients N", "partition")
+    alpha: float = _option(0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition")
+    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
+    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
     width: int = _option(128, "ConvNet: filters W per block")
     depth: int = _option(3, "ConvNet: number of blocks D")
     norm: str = _option("instance", "ConvNet: normalisation, one of instance, layer, none")
@@ -114,15 +115,15 @@ class FederationSpec:
     record_every: int = _option(0, "keep every Δt-th round's client updates for FedEraser; 0 keeps none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
-    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step")
-    image_lr: float = _option(0.1, "learning rate η_S of the synthetic images")
-    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)")
-    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S")
+    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step", "distillation")
+    image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
+    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)", "distillation")
+    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S", "distillation")
     fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
-    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation")
-    fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps")
-    fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step")
-    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)")
+    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation", "fine-tuning")
+    fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning")
+    fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step", "fine-tuning")
+    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)", "fine-tuning")
     dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")
     straggler_rate: float = _option(0.0, "share of those that take part whose update comes too late, below 1")
     corrupt_rate: float = _option(0.0, "share of the updates that arrive with NaN and are rejected, below 1")
