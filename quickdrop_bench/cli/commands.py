@@ -54,7 +54,7 @@ def _exhibit(name: str, line: CommandLine) -> int:
 def train(line: CommandLine) -> int:
     """Train federations and save their artifacts."""
     args = line.options()
-    check_federation(line, args)
+    check_federation(line, args, [args.dataset])
     _ = federation_spec(args), seeds_of(args)
     with importing():
         from quickdrop_bench.cli import training
@@ -65,7 +65,7 @@ def train(line: CommandLine) -> int:
 def distribution(line: CommandLine) -> int:
     """Show a partition without training: CSV and picture of the classes per client."""
     args = line.options()
-    check_partition(line, args)
+    check_partition(line, args, [args.dataset])
     _ = federation_spec(args), seeds_of(args)
     with importing():
         from quickdrop_bench.cli import training

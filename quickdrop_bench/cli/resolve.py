@@ -79,7 +79,9 @@ class _MethodsHelp(argparse.Action):
     """Print the settings of the methods, which ``--help`` leaves out."""
 
     def __call__(self, parser: Any, *args: Any) -> NoReturn:
-        shown = Parser(prog=parser.prog, usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter)
+        shown = Parser(
+            prog=parser.prog, usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter
+        )
         for option in of_methods():
             _add(shown, option)
         shown.print_help()
@@ -115,7 +117,9 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--config", type=str, action="append", help="YAML file with options, which stand above it")
         parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
     if own.methods:
-        parser.add_argument("--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of methods, and stop")
+        parser.add_argument(
+            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of methods, and stop"
+        )
         for option in of_methods():
             _add(parser, option, hidden=True)
     return parser

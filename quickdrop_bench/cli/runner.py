@@ -16,9 +16,9 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric, processes_of
 from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy
-from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, positive

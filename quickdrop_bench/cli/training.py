@@ -105,5 +105,3 @@ def _without_methods(name: str, args: Namespace, precision: str) -> Experiment:
 def _title(experiment: Experiment, seed: int) -> str:
     identity = experiment.identity()
     return f"{identity['dataset']}, {identity['clients']} clients, {identity['distribution']}, seed {seed}"
-
-

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from quickdrop_bench.cli.lists import numbers, split
+from quickdrop_bench.cli.lists import numbers
 from quickdrop_bench.cli.options import AXES, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
@@ -47,9 +47,9 @@ def check_data(line: CommandLine, datasets: Iterable[str]) -> None:
         _refuse(line, ["data_dir"], reason)
 
 
-def check_partition(line: CommandLine, args: Namespace) -> None:
-    """For a command that draws a partition."""
-    check_data(line, [args.dataset])
+def check_partition(line: CommandLine, args: Namespace, datasets: Iterable[str]) -> None:
+    """For a command that draws a partition of these data sets."""
+    check_data(line, datasets)
     if line.command == "distribution":
         of_training = _fields("training", "distillation", "fine-tuning")
         _refuse(line, of_training, "this command trains nothing and has no use for it")
@@ -57,9 +57,9 @@ def check_partition(line: CommandLine, args: Namespace) -> None:
         _refuse(line, ["alpha", "alphas"], "IID parts have no α; leave out one of it and --iid")
 
 
-def check_federation(line: CommandLine, args: Namespace) -> None:
-    """For a command that trains federations."""
-    check_partition(line, args)
+def check_federation(line: CommandLine, args: Namespace, datasets: Iterable[str]) -> None:
+    """For a command that trains federations on these data sets."""
+    check_partition(line, args, datasets)
     if not args.distill:
         _refuse(line, _fields("distillation"), "nothing is distilled, as --distill is false")
     if not args.fine_tune and args.get("fine_tunes") in (None, "0"):
@@ -79,8 +79,7 @@ def check_experiments(name: str, line: CommandLine, args: Namespace, experiments
         args: the command's options.
         experiments: all that it measures.
     """
-    check_data(line, {e.federation.dataset for e in experiments})
-    check_federation(line, args)
+    check_federation(line, args, {e.federation.dataset for e in experiments})
     _check_axes(line, args)
     methods = {m: settings for e in experiments for m, settings in e.methods.items()}
     if not methods:

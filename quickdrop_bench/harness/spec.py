@@ -76,7 +76,9 @@ class FederationSpec:
     dataset: str = _option("cifar10", "data set, see the command 'datasets'", "partition")
     image_size: int | None = _option(None, "resize imagefolder images to this many pixels", "partition")
     clients: int = _option(10, "number of clients N", "partition")
-    alpha: float = _option(0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition")
+    alpha: float = _option(
+        0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition"
+    )
     iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
     min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
     width: int = _option(128, "ConvNet: filters W per block")
@@ -96,7 +98,9 @@ class FederationSpec:
     synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S", "distillation")
     fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
     fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation", "fine-tuning")
-    fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning")
+    fine_tune_epochs: int = _option(
+        10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning"
+    )
     fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step", "fine-tuning")
     fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)", "fine-tuning")
     dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.resolve import COMMANDS, Parser
+from quickdrop_bench.cli.options import declared
 from tests.conftest import PARTITION, TINY
 
 RUN = [*TINY, "--methods", "quickdrop"]
@@ -168,15 +168,8 @@ def base(command: str) -> list[str]:
 @cache
 def options(command: str) -> dict[str, str]:
     """The command's options and the kind of their values, ``None`` for flags."""
-    parser = Parser()
-    COMMANDS[command](parser)
-    skipped = {"-h", "--help", "--config", "--print_config", "--publish"}  # nothing is sent anywhere
-    actions = {a.option_strings[0]: a for a in parser._actions if a.option_strings}
-    return {
-        name: "None" if action.nargs == 0 else str(action._typehint)
-        for name, action in actions.items()
-        if name not in skipped
-    }
+    known = [option for option in declared(command).values() if option.name.startswith("--")]
+    return {o.name: "None" if o.is_flag else str(o.type) for o in known if o.name != "--publish"}  # nothing is sent
 
 
 def numeric(command: str) -> list[str]:

@@ -276,7 +276,7 @@ def test_a_checkpoint_that_is_none_is_left_alone(at_home: Path, write: Any, capl
 def test_damaged_image_folders_are_refused_or_still_valid(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, number: int, size: list[str]
 ) -> None:
-    monkeypatch.setattr("quickdrop_bench.cli.main.write_distribution", lambda *args: [])
+    monkeypatch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
     shutil.copytree("pics", "damaged")
     try:
         picture_damage(kind, Drawn(number=number, byte=number + 1))(Path("damaged"))

@@ -208,7 +208,7 @@ def test_inside_a_slurm_job_without_srun_the_processes_are_started_here(monkeypa
         asked.update(options)
         raise ValueError("not started in this test")
 
-    monkeypatch.setattr("quickdrop_bench.cli.options.Fabric", fabric)
+    monkeypatch.setattr("quickdrop_bench.cli.machine.Fabric", fabric)
     assert main(["train", *TINY, *TWO]) == 2
     assert (asked["devices"], type(asked["plugins"])) == (2, LightningEnvironment)
 

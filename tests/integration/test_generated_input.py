@@ -202,7 +202,7 @@ def test_damaged_image_folders_are_refused_or_still_valid(at_home: Path, count: 
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quickdrop_bench.cli.main.write_distribution", lambda *args: [])
+        patch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
         holds()
 
 

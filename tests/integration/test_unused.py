@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
-from quickdrop_bench.cli.resolve import _repeated
+from quickdrop_bench.cli.resolve import _UniqueKeys
 from quickdrop_bench.harness.presets import preset_files, presets
 from tests.conftest import PARTITION, TINY, Run
 from tests.integration.judging import Ended
@@ -114,7 +113,7 @@ def test_what_does_nothing_is_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str], sentence: str
 ) -> None:
     monkeypatch.setattr("quickdrop_bench.cli.runner.measure", lambda *args, **options: pytest.fail("measured"))
-    monkeypatch.setattr("quickdrop_bench.cli.main._train", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr("quickdrop_bench.cli.training._train", lambda *args: pytest.fail("trained"))
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if not line.startswith("preset ")]
@@ -188,10 +187,10 @@ def test_a_repeated_key_is_refused(run: Run, text: str, key: str) -> None:
     Path("twice.yaml").write_text(text)
     for command in (["table", "2"], ["train"]):
         code, _, err = run(*command, *TINY, "--config", "twice.yaml")
-        assert (code, f"--config twice.yaml: the key {key} is given twice" in err) == (2, True), err
+        assert (code, f"the key {key} is given twice" in err) == (2, True), err
 
 
 def test_presets_repeat_no_key() -> None:
     folder = preset_files(presets()[0], None)[0].parent
     for path in folder.glob("*.yaml"):
-        assert _repeated(yaml.compose(path.read_text(), Loader=yaml.SafeLoader)) is None, path
+        assert _UniqueKeys(path.read_text()).get_single_data()

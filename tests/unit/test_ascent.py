@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.options import methods_of
-from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.cli.resolve import methods_of, options_of, parse
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -94,7 +93,7 @@ def test_both_forms_have_rows_of_their_own() -> None:
     hashes = set()
     for form in ("gradient", "reflection"):
         line = ["table", "2", "--preset", "quick", "--sga-or.ascent", form]
-        ((experiment, _),) = cells("table2", options_of(line, "table2"), line, options_of)
+        ((experiment, _),) = cells("table2", parse(line))
         hashes.add(experiment.run_spec("sga-or", 1).hash)
     assert len(hashes) == 2
 

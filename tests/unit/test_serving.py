@@ -24,13 +24,13 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.options import federation_spec, methods_of, rules_of
-from quickdrop_bench.cli.resolve import parse
+from quickdrop_bench.cli.resolve import federation_spec, methods_of, options_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
 from quickdrop_bench.harness.request import measure
+from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun, export, find_run
@@ -58,9 +58,9 @@ class Measured:
 
 
 def experiment(level: str, requests: tuple[UnlearningRequest, ...], names: list[str] | None = None) -> Experiment:
-    args = parse(["table", TABLES[level], *OPTIONS])["table"]
+    args = options_of(["table", TABLES[level], *OPTIONS], f"table{TABLES[level]}")
     methods = {n: m for n, m in methods_of(args).items() if level in m.levels and (names is None or n in names)}
-    rules = rules_of(args, relearn=True, each_round=False)
+    rules = Rules(args.protocol, args.patience, relearn=True)
     spec = federation_spec(args)
     return Experiment(f"table{TABLES[level]}", "quick", spec, requests, methods, (1,), Path("data"), "32-true", rules)
 

@@ -19,6 +19,7 @@ import wandb as package
 
 from quickdrop_bench.cli.main import main
 from quickdrop_bench.cli.progress import ProgressDisplay
+from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.cli.runner import _process
 from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING
@@ -421,7 +422,7 @@ def test_process_of_its_own_logs_its_cells(wandb: Wandb, measured: None, monkeyp
     for name in ("die_with_parent", "keep_freed_memory"):
         monkeypatch.setattr(f"quickdrop_bench.cli.runner.{name}", lambda: None)
     with pytest.raises(SystemExit):
-        _process("sweep", [*SWEEP, "--force"], [(0, 1)], 1)
+        _process("sweep", parse([*SWEEP, "--force"]), [(0, 1)], 1)
     assert [(r.kind, r.exit_code) for r in wandb.runs] == [(EVALUATION, 0), (UNLEARNING, 0)]
 
 
