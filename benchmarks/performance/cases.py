@@ -34,7 +34,7 @@ from quickdrop_bench.distillation.in_situ import (
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional import layers
 from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool

@@ -18,8 +18,8 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, initial_synthetic_set
-from quickdrop_bench.federation.federation import Federation, PhaseResult
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.models import ConvNet

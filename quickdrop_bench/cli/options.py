@@ -88,7 +88,7 @@ def _described(cls: type) -> dict[str, str]:
     return found
 
 
-_CLASS = "class to forget, by name or, where no class is named by a number, by position from 0; 9,3 one by one"
+_CLASS = "class to forget, by name, or by position from 0 where no name is a number; 9,3 one by one"
 """A number is a name wherever classes are named by numbers."""
 
 FEDERATION = _of_fields(FederationSpec)
@@ -129,7 +129,7 @@ SWEPT = (
     Option("--scales", str | None, None, "scales s to sweep, as 1,10,100"),
     Option("--alphas", str | None, None, "concentrations α to sweep, as 0.1,1"),
     Option("--clients", int | str, 10, "number of clients N, or several as 10,20"),
-    Option("--fine-tunes", str | None, None, "fine-tuning F to sweep, as 0,10,20"),
+    Option("--fine-tunes", str | None, None, "fine-tuning F to sweep, as 0,10"),
     Option("--datasets", str | None, None, "data sets to sweep, as digits,mnist"),
     Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
 )

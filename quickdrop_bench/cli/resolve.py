@@ -105,10 +105,13 @@ def _add(parser: ArgumentParser, option: Option, *, hidden: bool = False) -> Non
 
 def _parser(command: str) -> Parser:
     own = COMMANDS[command]
+    named = [option.name.upper() for option in own.options if not option.name.startswith("--")]
     parser = Parser(
         prog=f"{PROGRAM} {command}",
+        usage=" ".join(["%(prog)s", *named, "[OPTIONS]"]),
         description=own.summary,
         allow_abbrev=False,
+        print_config=None,  # it would print what was typed alone
         formatter_class=argparse.HelpFormatter,
     )
     for option in own.options:

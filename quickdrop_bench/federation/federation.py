@@ -17,7 +17,8 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
+from quickdrop_bench.federation.local import LocalDistiller, LocalResult, train_locally
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
@@ -27,7 +28,6 @@ __all__ = [
     "MIN_IMPROVEMENT",
     "Choose",
     "Federation",
-    "PhaseResult",
     "Record",
     "RoundInfo",
     "Transform",
@@ -76,22 +76,6 @@ class RoundInfo:
     dropped: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """The global model after a phase.
-
-    Attributes:
-        state: parameters by name; if ``diverged``, the last finite ones.
-        cost: of the whole phase.
-        diverged: a client returned a non-finite update; the phase was stopped there. Where updates may be corrupt,
-            such an update is only rejected, and the phase stops if no other arrived in the round.
-    """
-
-    state: State
-    cost: Cost
-    diverged: bool = False
 
 
 def sample_clients(eligible: list[int], participation: float, generator: torch.Generator) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,46 +15,11 @@ from torch import Tensor
 from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalDistiller", "LocalResult", "Phase", "train_locally"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One call of FedAvg(Z, θ, phase) in Algorithm 1.
-
-    Attributes:
-        name: the stage, e.g. ``fl-training``, ``unlearning``; part of the random streams' names.
-        rounds: communication rounds k.
-        local_steps: T, most local steps per client and round.
-        batch_size: |B|.
-        lr: η_θ.
-        ascend: θ + η∇L (unlearning) instead of θ − η∇L.
-        participation: share of the clients with data that take part in a round, in (0, 1].
-        stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
-            stops. It bounds ascent, which is unbounded by itself.
-        patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
-            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
-            then the most. None makes all rounds.
-        local_epochs: passes over the client's Z_i in place of T local steps; None counts steps.
-    """
-
-    name: str
-    rounds: int
-    local_steps: int
-    batch_size: int
-    lr: float
-    ascend: bool = False
-    participation: float = 1.0
-    stop_loss: float | None = None
-    patience: int | None = None
-    local_epochs: int | None = None
-
-    def steps(self, size: int) -> int:
-        """Most local steps of a client with this many samples."""
-        return self.local_epochs * math.ceil(size / self.batch_size) if self.local_epochs else self.local_steps
+__all__ = ["LocalDistiller", "LocalResult", "train_locally"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
-from quickdrop_bench.federation.local import LocalResult, Phase
+from quickdrop_bench.federation.local import LocalResult
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import Plan, batches, plan_steps, synthetic_images, with_matching
 from quickdrop_bench.functional.layers import Classes, is_supported
 from quickdrop_bench.functional.padded import class_gradients

@@ -30,9 +30,9 @@ from quickdrop_bench.distillation.in_situ import (
     initial_synthetic_set,
 )
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import on_first, same
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name

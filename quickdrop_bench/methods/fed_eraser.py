@@ -14,9 +14,8 @@ from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.federation.federation import PhaseResult
 from quickdrop_bench.federation.history import UpdateHistory, retained_rounds
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import RunningMean, State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult

@@ -12,8 +12,8 @@ from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.federation.federation import PhaseResult, Transform
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Transform
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase

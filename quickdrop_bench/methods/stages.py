@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import Context, StageResult
 

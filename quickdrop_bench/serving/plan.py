@@ -12,8 +12,8 @@ from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation, PhaseResult, sample_clients
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation, sample_clients
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["CountingFederation", "PlannedPhase"]

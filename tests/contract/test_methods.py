@@ -20,7 +20,7 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.methods import METHODS, Context, Method, load_plugins
 from quickdrop_bench.methods.base import ClientData, check_support

@@ -19,8 +19,8 @@ from quickdrop_bench.distillation.in_situ import (
     initial_synthetic_set,
     match,
 )
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo, sample_clients
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation, RoundInfo, sample_clients
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance

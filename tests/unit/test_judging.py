@@ -16,7 +16,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
 from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context

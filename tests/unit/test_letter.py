@@ -14,7 +14,7 @@ from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData

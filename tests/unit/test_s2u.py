@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation, PhaseResult
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import ClientData, Context, check_support
 from quickdrop_bench.methods.s2u import S2U

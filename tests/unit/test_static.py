@@ -14,8 +14,8 @@ from torch import nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
-from quickdrop_bench.federation.federation import Federation, PhaseResult
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.models import ConvNet
