@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.fine_tuning import FineTuning
 from quickdrop_bench.federation.faults import Faults
@@ -180,7 +182,7 @@ class FederationSpec:
                 "data": data_fingerprint,
                 "seed": seed,
                 "precision": precision,
-                "source": source_digest(*TRAINING),
+                "source": source_digest(*TRAINING, Path(getfile(DATASETS[self.dataset]))),
             }
         )
 

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "disabled")
 PROJECT = "quickdrop-bench"
 
-AGENT = {"sweep_id": "WANDB_SWEEP_ID", "run_id": "WANDB_RUN_ID", "sweep_param_path": "WANDB_SWEEP_PARAM_PATH"}
-"""How a sweep's agent tells the program which run it is to be: that of the table or figure, none of the others."""
+AGENT = ("sweep_id", "run_id", "sweep_param_path")
+"""Settings by whose environment a sweep's agent tells which run to be: the table's or figure's, none of the others."""
 
 SETTINGS: Mapping[str, Any] = {
     "console": "off",
@@ -117,13 +117,9 @@ def _guarded(event: Callable[..., None]) -> Callable[..., None]:
 class Tracker(Logger):
     """A Fabric logger and callback with a W&B run for each training and for each method's requests on a federation.
 
-    Metrics: ``per_round/…`` over ``round`` (counted through all phases of the run), ``per_stage/…`` over ``stage`` (0
-    the trained model, 1 unlearning, 2 recovery, 3 relearning), ``per_request/…`` over ``request`` where several follow
-    each other, ``fine_tuning/…`` over ``initialisation``. The summary has numbers alone, see
-    :func:`~quickdrop_bench.reporting.summary.summary`.
-
-    Of the clients' data nothing but the number of images by client and class goes to W&B, and the synthetic images
-    only with ``wandb_images``.
+    Rounds count through all phases of a run; stages are 0 the trained model, 1 unlearning, 2 recovery, 3 relearning.
+    The summary has numbers alone, see :func:`~quickdrop_bench.reporting.summary.summary`. Of the clients' data nothing
+    but the number of images by client and class goes to W&B, and the synthetic images only with ``wandb_images``.
 
     Args:
         args: the options ``wandb``, ``wandb_project``, ``wandb_entity`` and, where there is one, ``wandb_images``.
@@ -133,7 +129,8 @@ class Tracker(Logger):
         self.alive, self.runs = True, 0
         self.accuracy: Callable[[Federation, RoundInfo], ClassAccuracy | None] = lambda federation, info: None
         """Of the state that a round ended with, where it is evaluated anyway."""
-        self.agent = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
+        given = {name: os.environ.pop(f"WANDB_{name.upper()}", None) for name in AGENT}
+        self.agent = {name: value for name, value in given.items() if value is not None}
         """Settings of the run that a sweep's agent waits for; none without an agent."""
         self._project, self._entity, self._mode = project_of(args), args.wandb_entity or None, args.wandb
         self._images, self._folder = args.get("wandb_images", False), Path()

@@ -12,7 +12,7 @@ from PIL import Image
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.class_names import CIFAR10, CIFAR100, DIGITS, FASHION_MNIST, class_index, in_natural_order
 from quickdrop_bench.data.datasets import DATASETS, class_names
-from quickdrop_bench.data.imagefolder import load_folder
+from quickdrop_bench.data.sources.imagefolder import load_folder
 from tests.conftest import TINY, Run, read_rows
 
 ANIMALS = ("ant", "bee", "cat")

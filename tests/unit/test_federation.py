@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.seeding import generator
@@ -25,6 +25,7 @@ from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from quickdrop_bench.models import ConvNet
+from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
 from tests.conftest import toy_images
 
 Clients = dict[int, LabelledSet]
@@ -32,15 +33,21 @@ Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=3, local_steps=4, batch_size=8, lr=0.1)
 
 
-def equal(a: State, b: State) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
 def loss_of(federation: Federation, state: State, data: LabelledSet) -> float:
     federation.load(state)
     with torch.no_grad():
         images, labels = data.take(torch.arange(len(data)))
         return float(F.cross_entropy(federation.model(images), labels))
+
+
+@pytest.fixture
+def federation(make_federation: Make) -> Federation:
+    return make_federation()
+
+
+@pytest.fixture
+def state(federation: Federation) -> State:
+    return federation.fresh_state(1, "init")
 
 
 def synthetic_sets(clients: Clients, scale: float = 4) -> dict[int, SyntheticSet]:
@@ -56,32 +63,14 @@ def test_batches_walk_without_replacement() -> None:
     assert [len(b) for b in batches(3, 256, 2, torch.Generator())] == [3, 3]
 
 
-def test_one_round_equals_hand_written_fedavg(make_federation: Make, toy_clients: Clients) -> None:
+def test_one_round_equals_hand_written_fedavg(federation: Federation, state: State, toy_clients: Clients) -> None:
     """Full-batch steps, so that the batch order is not in the way: plain torch, one client after the other."""
-    federation = make_federation()
-    start = federation.fresh_state(1, "init")
-    phase = Phase("fl-training", rounds=1, local_steps=3, batch_size=100, lr=0.2)
-    result = federation.run(start, toy_clients, phase, seed=1)
-    model = ConvNet(1, 8, 3, width=4, depth=2)
-    locals_, sizes = [], []
-    for data in toy_clients.values():
-        model.load_state_dict(start)
-        images, labels = data.take(torch.arange(len(data)))
-        for _ in range(3):
-            gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
-            with torch.no_grad():
-                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                    parameter -= 0.2 * gradient
-        locals_.append({n: p.detach().clone() for n, p in model.named_parameters()})
-        sizes.append(len(data))
-    for name, value in result.state.items():
-        expected = sum(n * s[name] for n, s in zip(sizes, locals_, strict=True)) / sum(sizes)
-        torch.testing.assert_close(value, expected)
+    result = federation.run(state, toy_clients, Phase("fl-training", 1, 3, 100, 0.2), seed=1)
+    updates = {i: minus(descended(state, data, 3, 0.2), state) for i, data in toy_clients.items()}
+    assert_close(result.state, plus_weighted(state, updates, shares(toy_clients)))
 
 
-def test_ascent_raises_and_descent_lowers_the_loss(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
+def test_ascent_raises_and_descent_lowers_the_loss(federation: Federation, state: State, toy_clients: Clients) -> None:
     whole = LabelledSet.of(*toy_images(45))
     losses = [loss_of(federation, state, whole)]
     for ascend in (False, True):
@@ -90,9 +79,9 @@ def test_ascent_raises_and_descent_lowers_the_loss(make_federation: Make, toy_cl
     assert losses[1] < losses[0] < losses[2]
 
 
-def test_ascent_then_descent_on_one_batch_is_nearly_the_identity(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
+def test_ascent_then_descent_on_one_batch_is_nearly_the_identity(
+    federation: Federation, state: State, toy_clients: Clients
+) -> None:
     one = {0: toy_clients[0]}
     errors = []
     for lr in (0.02, 0.01):
@@ -102,46 +91,30 @@ def test_ascent_then_descent_on_one_batch_is_nearly_the_identity(make_federation
     assert errors[1] < 0.4 * errors[0]  # the error is quadratic in the learning rate
 
 
-def test_zero_learning_rate_changes_nothing(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
-    assert equal(federation.run(state, toy_clients, Phase("p", 2, 3, 8, 0.0), 1).state, state)
-
-
-def test_stop_loss_bounds_ascent(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
+def test_stop_loss_bounds_ascent(federation: Federation, state: State, toy_clients: Clients) -> None:
     free = federation.run(state, toy_clients, Phase("u", 1, 40, 100, 0.2, ascend=True), 1)
     bounded = federation.run(state, toy_clients, Phase("u", 1, 40, 100, 0.2, ascend=True, stop_loss=2.0), 1)
     assert bounded.cost.sample_gradients < free.cost.sample_gradients
     assert 1.2 < loss_of(federation, bounded.state, toy_clients[0]) < loss_of(federation, free.state, toy_clients[0])
 
 
-def test_order_of_clients_does_not_matter(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
-    forward = federation.run(state, toy_clients, TRAIN, 1)
-    backward = federation.run(state, dict(reversed(toy_clients.items())), TRAIN, 1)
-    assert equal(forward.state, backward.state)
-
-
-def test_inputs_are_not_mutated_and_empty_clients_stay_out(make_federation: Make, toy_clients: Clients) -> None:
+def test_inputs_stay_empty_clients_stay_out_and_order_does_not_matter(
+    federation: Federation, state: State, toy_clients: Clients
+) -> None:
     seen: list[RoundInfo] = []
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
     copy = {n: v.clone() for n, v in state.items()}
     clients = {**toy_clients, 3: toy_clients[0].subset(torch.empty(0, dtype=torch.int64))}
     with_empty = federation.run(state, clients, TRAIN, 1, on_round=seen.append)
     assert equal(state, copy)
-    assert equal(with_empty.state, federation.run(state, toy_clients, TRAIN, 1).state)
+    assert equal(with_empty.state, federation.run(state, dict(reversed(toy_clients.items())), TRAIN, 1).state)
     assert {i.participants for i in seen} == {(0, 1, 2)}
+    assert equal(federation.run(state, toy_clients, Phase("p", 2, 3, 8, 0.0), 1).state, state)
     nobody = {3: clients[3]}
     assert federation.run(state, nobody, TRAIN, 1) == PhaseResult(state, Cost())
 
 
-def test_cost_counters(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    cost = federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1).cost
+def test_cost_counters(federation: Federation, state: State, toy_clients: Clients) -> None:
+    cost = federation.run(state, toy_clients, TRAIN, 1).cost
     parameters = sum(p.numel() for p in ConvNet(1, 8, 3, width=4, depth=2).parameters())
     # client 2 has 9 images: its batches are 8, 1, 8, 1; client 1: 8, 4, 8, 4; client 0: 8 × 4
     assert cost.sample_gradients == 3 * (32 + 24 + 18)
@@ -151,11 +124,10 @@ def test_cost_counters(make_federation: Make, toy_clients: Clients) -> None:
     assert cost.seconds > 0
 
 
-def test_partial_participation(make_federation: Make, toy_clients: Clients) -> None:
+def test_partial_participation(federation: Federation, state: State, toy_clients: Clients) -> None:
     seen: list[RoundInfo] = []
     phase = Phase("fl-training", rounds=12, local_steps=1, batch_size=8, lr=0.1, participation=0.34)
-    federation = make_federation()
-    federation.run(federation.fresh_state(1, "init"), toy_clients, phase, 1, on_round=seen.append)
+    federation.run(state, toy_clients, phase, 1, on_round=seen.append)
     assert {len(i.participants) for i in seen} == {1}
     assert {i.participants[0] for i in seen} == {0, 1, 2}
     assert sample_clients(list(range(100)), 0.1, generator(1)) == sample_clients(list(range(100)), 0.1, generator(1))
@@ -163,21 +135,17 @@ def test_partial_participation(make_federation: Make, toy_clients: Clients) -> N
     assert sample_clients([4, 7], 0.01, generator(1)) in ([4], [7])
 
 
-def test_a_non_finite_update_is_not_averaged(make_federation: Make, toy_clients: Clients) -> None:
+def test_a_non_finite_update_is_not_averaged(federation: Federation, state: State, toy_clients: Clients) -> None:
     images, labels = toy_images(45)
     images[30] = float("nan")  # held by client 1
     clients = {i: LabelledSet(images, labels, d.rows) for i, d in toy_clients.items()}
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
     result = federation.run(state, clients, Phase("p", 3, 2, 100, 0.1), 1)
     assert result.diverged
     assert equal(result.state, state)
     assert result.cost.rounds == 1
 
 
-def test_continuing_equals_running_through(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
+def test_continuing_equals_running_through(federation: Federation, state: State, toy_clients: Clients) -> None:
     whole, parts = synthetic_sets(toy_clients), synthetic_sets(toy_clients)
     through = federation.run(state, toy_clients, TRAIN, 1, synthetic=whole)
     short = Phase("fl-training", rounds=1, local_steps=4, batch_size=8, lr=0.1)
@@ -189,9 +157,9 @@ def test_continuing_equals_running_through(make_federation: Make, toy_clients: C
     assert rest.cost.sample_gradients == through.cost.sample_gradients
 
 
-def test_distillation_does_not_change_the_global_model(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation()
-    state = federation.fresh_state(1, "init")
+def test_distillation_does_not_change_the_global_model(
+    federation: Federation, state: State, toy_clients: Clients
+) -> None:
     synthetic = synthetic_sets(toy_clients)
     with_it = federation.run(state, toy_clients, TRAIN, 1, synthetic=synthetic)
     # Up to rounding: the batch's gradient is summed class by class.
@@ -228,18 +196,14 @@ def test_bf16_trains_too(make_federation: Make, toy_clients: Clients) -> None:
 
 def test_callbacks_are_called_by_fabric(make_federation: Make, toy_clients: Clients) -> None:
     rounds: list[int] = []
-
-    class Listener:
-        def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
-            rounds.append(info.round)
-
-    federation = make_federation(callbacks=[Listener()])
+    federation = make_federation(
+        callbacks=[SimpleNamespace(on_round_end=lambda federation, info: rounds.append(info.round))]
+    )
     federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1)
     assert rounds == [0, 1, 2]
 
 
-def test_fresh_states_depend_on_seed_and_purpose_only(make_federation: Make) -> None:
-    federation = make_federation()
+def test_fresh_states_depend_on_seed_and_purpose_only(federation: Federation) -> None:
     torch.manual_seed(123)
     first = federation.fresh_state(1, "init")
     torch.manual_seed(456)
@@ -263,11 +227,10 @@ def test_sizes_of_synthetic_sets(toy_clients: Clients, scale: float) -> None:
 
 
 def test_scale_one_is_the_data_itself_in_order(toy_clients: Clients) -> None:
-    synthetic = initial_synthetic_set(toy_clients[0], 1, generator(0))
-    images, labels = toy_clients[0].take(torch.arange(24))
-    assert torch.equal(synthetic.images, images)
-    assert torch.equal(synthetic.labels, labels)
-    assert synthetic.fixed_classes == {0, 1, 2}
+    synthetic = initial_synthetic_set(toy_clients[0], 1, generator(0)).as_labelled()
+    for own, expected in zip(synthetic.take(torch.arange(24)), toy_clients[0].take(torch.arange(24)), strict=True):
+        assert torch.equal(own, expected)
+    assert initial_synthetic_set(toy_clients[0], 1, generator(0)).fixed_classes == {0, 1, 2}
 
 
 def test_augmentation_is_one_to_one_and_real(toy_clients: Clients) -> None:
@@ -341,7 +304,3 @@ def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
         match(*batch, ours, Distillation(1, 0.1, 0.5, 256), generator(2))
     for c in range(3):
         torch.testing.assert_close(ours.images[ours.labels == c], theirs[c].detach())
-
-
-def test_fabric_is_what_runs_it(make_federation: Make) -> None:
-    assert isinstance(make_federation().fabric, Fabric)
