@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,28 @@ def test_registry_names_the_option_and_the_nearest_name() -> None:
         _ = registry["gren"]
     with pytest.raises(ValueError, match="registered already"):
         registry.register("red")
+
+
+def test_a_registry_finds_its_modules_and_those_of_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look-up imports every module of its package, then the entry points of its group, once."""
+    for name, text in {
+        "colours/__init__.py": "from quickdrop_bench.core.registry import Registry\n"
+        "COLOURS = Registry[int]('--colour', 'colours')\n",
+        "colours/green.py": "from colours import COLOURS\nassert 'x' not in COLOURS\nCOLOURS.register('green')(2)\n",
+        "elsewhere.py": "from colours import COLOURS\nCOLOURS.register('red')(1)\n",
+        "elsewhere-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n",
+        "elsewhere-1.dist-info/entry_points.txt": "[colours]\nred = elsewhere\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    colours = import_module("colours").COLOURS
+    assert "green" not in colours._items
+    assert [dict.fromkeys(colours), colours["red"]] == [{"green": None, "red": None}, 1]
+    colours.load()
+    assert len(colours) == 2
 
 
 def test_a_sentence_has_one_line() -> None:
