@@ -24,7 +24,7 @@ PER_ROUND = "per-round"
 """A metric with this among its stages is measured after every round too, where a figure asks for that."""
 
 SERVED = "served"
-"""A metric with this among its stages is measured on the model versions of ``unlearn``, ``relearn`` and ``evaluate``."""
+"""A metric with this among its stages is measured on model versions, by ``unlearn``, ``relearn`` and ``evaluate``."""
 
 
 @dataclass(frozen=True, eq=False)
