@@ -52,7 +52,7 @@ report: install ## one HTML page over all rows
 	@$(RUN) report $(ARGS)
 
 speed: install ## how fast the engine is; takes half an hour on two idle cores
-	@$(BIN)/python benchmarks/speed.py $(ARGS)
+	@$(BIN)/python benchmarks/performance/speed.py $(ARGS)
 
 test: install ## run the tests that take seconds
 	@$(TEST) $(ARGS)

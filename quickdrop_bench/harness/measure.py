@@ -13,8 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.evaluation.identity import identities, name_of
-from quickdrop_bench.evaluation.metric import PER_ROUND, Evaluated, measured
+from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, Evaluated, measured
 from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
@@ -22,6 +21,7 @@ from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
+from quickdrop_bench.harness.sources import metric_digest
 from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import StageResult
@@ -99,6 +99,16 @@ def measure(
                 _write(session, rows, served, lacking[served.info.step])
     runs = [(m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests))]
     return on_first(session.fabric, lambda: well and not any(rows.marked(e.run_spec(*run).hash) for run in runs))
+
+
+def identities() -> dict[str, str]:
+    """Every metric's name → ``name@digest`` of its code, as rows name what measured them."""
+    return {name: f"{name}@{metric_digest(METRICS[name].source)}" for name in METRICS}
+
+
+def name_of(row: Row) -> str:
+    """The metric that a row is of; empty for a cost."""
+    return str(row.get("measured_by") or "").split("@")[0]
 
 
 def is_measured(e: Experiment, files: Iterable[RowFile], method: str, seed: int) -> bool:
@@ -205,10 +215,10 @@ def _write(session: Session, rows: RowFile, served: Served, missing: Missing = N
 
 def _completed(old: Sequence[Row], new: Sequence[Row], missing: Collection[str]) -> list[Row]:
     """A run's rows with some metrics measured anew, the rows of the others as they were."""
-    *others, last = [row for row in old if is_last(row) or name_of(row.get("measured_by")) not in missing]
-    added = [row for row in new if not is_last(row) and name_of(row.get("measured_by")) in missing]
+    *others, last = [row for row in old if is_last(row) or name_of(row) not in missing]
+    added = [row for row in new if not is_last(row) and name_of(row) in missing]
     now = identities()
-    still = [metric for metric in last["measured_by"].split() if name_of(metric) not in missing]
+    still = [metric for metric in str(last.get("measured_by") or "").split() if metric.split("@")[0] not in missing]
     return [*others, *added, {**last, "measured_by": " ".join([*still, *(now[name] for name in missing)])}]
 
 

@@ -331,9 +331,7 @@ class TrainedRun:
             )
             return self._keep(entry, list(results.values())[-1].state, sets)
 
-    def _stages(
-        self, action: str, context: Context, method: Method, absent: Collection[int]
-    ) -> dict[str, StageResult]:
+    def _stages(self, action: str, context: Context, method: Method, absent: Collection[int]) -> dict[str, StageResult]:
         """What the engine makes of a request, if that is a model."""
         request, results = context.request, dict(stages(action, context, method))
         if idle := [stage for stage, result in results.items() if not result.cost.rounds and not result.diverged]:
