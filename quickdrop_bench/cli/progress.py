@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.callbacks import Run
+from quickdrop_bench.harness.callbacks import RequestInfo
 
 __all__ = ["ProgressDisplay", "RoundAccuracy"]
 
@@ -94,12 +94,12 @@ class ProgressDisplay:
         if self._live:
             self._bar.stop()
 
-    def on_run_start(self, run: Run) -> None:
+    def on_run_start(self, run: RequestInfo) -> None:
         """Announce the run that the next rounds belong to; called by Fabric."""
         self._run = f"seed {run.seed} · {run.name}"
         self._phase, self._phase_began = None, time.monotonic()
 
-    def on_search_start(self, run: Run) -> None:
+    def on_search_start(self, run: RequestInfo) -> None:
         """Announce the method that settings are searched for; called by Fabric."""
         self.on_run_start(run)
 

@@ -21,6 +21,7 @@ __all__ = [
     "file_size",
     "open_tensors",
     "read_bytes",
+    "reason_of",
     "refuse_links",
     "remove_unfinished",
     "sha256",
@@ -30,6 +31,11 @@ __all__ = [
 
 HEADER = 2**20
 """Bytes of a safetensors header that is still read; thousands of tensors fit."""
+
+
+def reason_of(error: Exception) -> str:
+    """What the system or the safetensors library says of a file that cannot be read or written, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

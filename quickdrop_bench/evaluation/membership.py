@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.evaluation.accuracy import batch_size
+from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
 
-__all__ = ["FEATURES", "MembershipRates", "membership_inference"]
+__all__ = ["FEATURES", "MembershipRates", "membership", "membership_inference"]
 
 MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""
@@ -86,6 +87,17 @@ class MembershipRates:
     retain: float
     forget_false_positive: float
     retain_false_positive: float
+
+    def metrics(self) -> dict[str, float]:
+        """By the beginnings of the names that rows use."""
+        return {
+            "f_set": self.forget,
+            "r_set": self.retain,
+            "f_set_false_positive": self.forget_false_positive,
+            "r_set_false_positive": self.retain_false_positive,
+            "f_set_advantage": self.forget_advantage,
+            "r_set_advantage": self.retain_advantage,
+        }
 
     @property
     def forget_advantage(self) -> float:
@@ -153,6 +165,31 @@ def _share_like(mix: Tensor, called: Tensor | None, labels: Tensor) -> float:
     classes, counts = mix.unique(return_counts=True)
     rates = torch.stack([called[labels == c].mean() for c in classes])
     return float((counts * rates).sum() / counts.sum())
+
+
+SUFFIXES = {"entropy": "", "loss": "_loss"}
+"""Ends of the names of the two attacks' rates in rows."""
+
+
+@METRICS.register("membership")
+@metric(
+    {
+        f"{side}_set_{kind}mia{suffix}": Number(oracle=True)
+        for suffix in SUFFIXES.values()
+        for kind in ("", "false_positive_", "advantage_")
+        for side in "fr"
+    },
+    {"fl-training", "total"},
+)
+def membership(model: Evaluated, stage: str) -> dict[str, float]:
+    """How often two attacks call forgotten and retained training images members (§4.2.3)."""
+    data = model.forget_data(), model.retain_data(), model.test
+    found = membership_inference(model.model, *data, model.seed, tuple(SUFFIXES))
+    return {
+        f"{name}_mia{SUFFIXES[feature]}": value
+        for feature, rates in found.items()
+        for name, value in rates.metrics().items()
+    }
 
 
 @torch.no_grad()

@@ -13,27 +13,26 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint, load_dataset
-from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, Run
+from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
 from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.harness.request import Deployment, kept
 from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest
-from quickdrop_bench.harness.training import build_federation, training_phase
+from quickdrop_bench.harness.training import build_federation
 from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import ClientData, check_support
-from quickdrop_bench.store import artifacts
+from quickdrop_bench.methods.base import check_support
 from quickdrop_bench.store.artifacts import TrainedFederation
 
 __all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session"]
 
 ORACLE = "retrain-or"
-"""File beside a trained federation with the name of the preset that it was last used with."""
+"""The method that every other one is compared with: retraining without what is to be forgotten."""
 
 ORIGINAL = "original"
 """The method name of rows about the trained model before any request."""
@@ -83,12 +82,10 @@ class Experiment:
 
     def check(self, methods: Iterable[str]) -> None:
         """Raise before any compute if one of these methods cannot serve a request."""
-        available = {"forget-data", "retain-data", "real-subset"}
-        available |= {"synthetic-sets"} if self.federation.distill else set()
-        available |= {"update-history"} if self.federation.record_every else set()
+        available = kept(self.federation, recorded=bool(self.federation.record_every))
         for name in methods:
             for request in self.requests:
-                check_support(name, request, frozenset(available))
+                check_support(name, request, available)
 
     def federation_hash(self, seed: int, federation: FederationSpec | None = None) -> str:
         """Name of the trained federation's folder; of another spec's on the same data if one is given."""
@@ -172,7 +169,7 @@ class Session:
     experiment: Experiment
     fabric: Fabric
     artifacts_dir: Path
-    _trained: dict[int, TrainedFederation] = field(default_factory=dict)
+    _deployed: dict[int, Deployment] = field(default_factory=dict)
     _tuned: dict[str, Tuned] = field(default_factory=dict)
 
     @cached_property
@@ -193,59 +190,43 @@ class Session:
         """Where the seed's trained federation lies, or that of another spec on the same data."""
         return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
 
+    def deployment(self, seed: int) -> Deployment:
+        """The seed's trained federation; it is trained now if it was not."""
+        if seed not in self._deployed:
+            e, at = self.experiment, partial(self.folder, seed)
+            trained = fine_tuned_federation(e.federation, self.federation, self.data, seed, at, e.preset)
+            self._deployed[seed] = Deployment(self.federation, e.federation, trained, at(), self.data)
+        return self._deployed[seed]
+
     def context(self, seed: int) -> Context:
-        """The first request on the seed's trained federation, trained now if it was not."""
-        e = self.experiment
-        data, federation = self.data, self.federation
-        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed), e.preset)
-        clients = {
-            i: ClientData(
-                LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
-            )
-            for i, c in trained.clients.items()
-        }
+        """The first request on the seed's trained federation.
+
+        Raises:
+            BadInput: a client that is to be forgotten holds no data.
+        """
+        e, deployment = self.experiment, self.deployment(seed)
         for request in e.requests:
             for target in request.targets if request.level == "client" else ():
-                if not len(clients[target].original):
+                if not len(deployment.clients[target].original):
                     raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        self._trained[seed] = trained
-        before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
-        updates = before_fine_tuning / artifacts.UPDATES
-        if e.federation.fine_tune and updates.is_dir():  # that folder need not have been loaded
-            artifacts.check_updates(before_fine_tuning, trained.state, data.info, e.federation.clients)
-        history = UpdateHistory(updates, self.fabric.device)
-        return Context(
-            federation=federation,
-            training=by_the_letter(training_phase(e.federation), e.rules.protocol),
-            clients=clients,
-            state=trained.state,
-            request=e.requests[0],
-            forgotten=(e.requests[0],),
-            seed=seed,
-            history=history if e.federation.record_every else None,
-            patience=e.rules.patience,
-        )
+        context = deployment.context(e.requests[0])
+        training = by_the_letter(context.training, e.rules.protocol)
+        return replace(context, training=training, patience=e.rules.patience)
 
     def prepare(self, seed: int) -> Context:
         """:meth:`context`, and the callbacks hear of it."""
-        run = self.run(ORIGINAL, seed, kind=TRAINING)
+        run = self.info(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
-        context = self.context(seed)
-        self.fabric.call(
-            "on_federation_ready",
-            run=run,
-            context=context,
-            trained=self._trained[seed],
-            data=self.data,
-            folder=self.folder(seed),
-        )
+        context, folder = self.context(seed), self.folder(seed)
+        ready = {"context": context, "trained": self.trained(seed), "data": self.data, "folder": folder}
+        self.fabric.call("on_federation_ready", run=run, **ready)
         return context
 
     def trained(self, seed: int) -> TrainedFederation:
-        """The seed's federation, once :meth:`context` was called."""
-        return self._trained[seed]
+        """The seed's federation, trained now if it was not."""
+        return self.deployment(seed).trained
 
-    def run(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> Run:
+    def info(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> RequestInfo:
         """What callbacks are told about a run.
 
         Args:
@@ -274,7 +255,7 @@ class Session:
             "provenance": provenance(self.fabric, e.preset),
         }
         kind = kind or (EVALUATION if method == ORIGINAL else UNLEARNING)
-        return Run(kind, method, seed, step, len(e.requests), columns, settings)
+        return RequestInfo(kind, method, seed, step, len(e.requests), columns, settings)
 
     def configured(self, name: str) -> Method:
         """A method with the settings of the protocol; the tuned ones are searched when first asked for."""

@@ -33,8 +33,8 @@ HARNESS = Path(__file__).parent
 TRAINING = (HARNESS / "training.py", HARNESS / "fine_tuning.py", HARNESS.parent / "data" / "datasets.py")
 """Code that decides what a trained federation is, with all that it imports."""
 
-REQUEST = HARNESS / "request.py"
-"""Code that, with all that it imports and the method's own file, decides what a run measures."""
+REQUEST = (HARNESS / "request.py", HARNESS / "tuning.py")
+"""Code that, with all that it imports and the method's own file, decides what a run makes of the model."""
 
 LETTERS = ("letter-steps", "letter-passes")
 """The paper's letter, with T read in two ways; settings that presets give methods have no part in it."""
@@ -245,7 +245,7 @@ class RunSpec:
                 "requests": [str(request) for request in self.requests],
                 "rules": asdict(self.rules),
                 "tuned_on": self.tuned_on,
-                "source": source_digest(REQUEST, *([self.source] if self.source else [])),
+                "source": source_digest(*REQUEST, *([self.source] if self.source else [])),
             }
         )
 

@@ -63,7 +63,7 @@ class Entry:
         sha256: of the version's file.
         absent: clients that could not take part.
         provenance: as in rows.
-        previous: hash of the entry before; empty for the first one, None where older code wrote it.
+        previous: hash of the entry before; empty for the first one.
     """
 
     version: int
@@ -79,7 +79,7 @@ class Entry:
     sha256: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[int, ...] = ()
-    previous: str | None = None
+    previous: str = ""
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -193,27 +193,28 @@ def _from_file(path: Path, logged: Entry | None) -> Entry | None:
         checksum = sha256(path)
         with open_tensors(path) as tensors:
             facts = json.loads((tensors.metadata() or {})["entry"])
-        none: dict[str, Any] = {"cost": {}, "before": None, "after": None, "provenance": {}}
+        none: dict[str, Any] = {"cost": {}, "before": None, "after": None, "provenance": {}, "previous": ""}
         entry = _entry({**none, **{name: facts[name] for name in FACTS}, "sha256": checksum})
     except MISREAD:
-        return logged  # an older file, or a damaged one: that is said where it is used
+        return logged  # a damaged file: that is said where it is used
     # Its checksum counts even if the file has another one now, which is then damaged.
     return logged if logged is not None and logged.metadata == entry.metadata else entry
 
 
+FIELD_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("version", "parent"), int),
+    **dict.fromkeys(("action", "request", "method", "sha256", "previous"), str),
+    **dict.fromkeys(("cost", "provenance", "hyper_parameters"), dict),
+}
+
+
 def _entry(values: Mapping[str, Any]) -> Entry:
-    numbers, texts = ("version", "parent"), ("action", "request", "method", "sha256")
-    if not all(type(values[name]) is int for name in numbers) or not all(type(values[name]) is str for name in texts):
+    if not all(type(values[name]) is kind for name, kind in FIELD_TYPES.items()):
         raise TypeError("a field has another type")
-    for side in (values["before"], values["after"], *values["cost"].values()):
-        if side is not None and not all(isinstance(number, int | float) for number in side.values()):
-            raise TypeError("a field has another type")
-    for mapping in (values["provenance"], values["hyper_parameters"]):
-        if not isinstance(mapping, dict):
-            raise TypeError("a field has another type")
-    if not isinstance(values["provenance"].get("created_at", ""), str) or not isinstance(
-        values.get("previous"), str | None
-    ):
+    numbers = (values["before"] or {}, values["after"] or {}, *values["cost"].values())
+    if not all(isinstance(number, int | float) for side in numbers for number in side.values()):
+        raise TypeError("a field has another type")
+    if not isinstance(values["provenance"].get("created_at", ""), str):
         raise TypeError("a field has another type")
     lists = {name: tuple(values[name]) for name in ("forgotten", "absent")}
     return Entry(**{**values, **lists})
@@ -223,8 +224,7 @@ def _check_chain(entries: Sequence[Entry]) -> None:
     """Raise :class:`ValueError` unless each entry follows from the one before, and what it forgot from its parent's."""
     targets: list[set[tuple[str, int]]] = [set()]
     for k, entry in enumerate(entries):
-        unchained = entry.previous is None and not any(e.previous is not None for e in entries[:k])
-        if entry.version != k + 1 or not (unchained or entry.previous == chained_to(entries[:k])):
+        if entry.version != k + 1 or entry.previous != chained_to(entries[:k]):
             raise ValueError("chain")
         own, before = _targets([UnlearningRequest.parse(entry.request)]), targets[entry.parent]
         after = before | own if entry.action == "unlearn" else before - own

@@ -26,7 +26,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.callbacks import TRAINING, Run
+from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.holdings import class_holdings, visibly_changed
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import Context
@@ -136,7 +136,7 @@ class Tracker(Logger):
         self._images, self._folder = args.get("wandb_images", False), Path()
         self._wandb: Any = None
         self._logger: WandbLogger | None = None
-        self._waiting: Run | None = None
+        self._waiting: RequestInfo | None = None
         self._phase, self._round = ("", 0), 0
 
     @property
@@ -174,7 +174,7 @@ class Tracker(Logger):
         self._finish(exit_code=int(status != "success"))
 
     @_guarded
-    def on_run_start(self, run: Run) -> None:
+    def on_run_start(self, run: RequestInfo) -> None:
         """Begin a W&B run, or go on with that of the requests before; a training has one only if it comes to train."""
         if run.step and self._logger:
             self.log_hyperparams({name: run.columns[name] for name in ("request", "spec_hash")})
@@ -204,7 +204,7 @@ class Tracker(Logger):
 
     @_guarded
     def on_federation_ready(
-        self, run: Run, context: Context, trained: artifacts.TrainedFederation, data: ImageData, folder: Path
+        self, run: RequestInfo, context: Context, trained: artifacts.TrainedFederation, data: ImageData, folder: Path
     ) -> None:
         """If it was just trained: show who holds what, keep the federation as an artifact, and finish the run."""
         self._waiting = None
@@ -226,7 +226,9 @@ class Tracker(Logger):
         self._finish()
 
     @_guarded
-    def on_stage_end(self, run: Run, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy | None) -> None:
+    def on_stage_end(
+        self, run: RequestInfo, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy | None
+    ) -> None:
         """Log a stage."""
         self.log_metrics({"stage": STAGES.index(stage) + 3 * run.step, **_under("per_stage", values)})
         if accuracy:
@@ -234,7 +236,9 @@ class Tracker(Logger):
             self._log_html("confusion_matrix", counts.style.background_gradient(axis=None, cmap="Blues").to_html())
 
     @_guarded
-    def on_run_end(self, run: Run, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]) -> None:
+    def on_run_end(
+        self, run: RequestInfo, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Write the run's line of the table into the summary; after its last request, finish it."""
         bad = any(row["metric"] in ("failed", "diverged") and row["value"] for row in rows)
         if bad and not self._logger and not run.step:
@@ -330,7 +334,7 @@ def _under(group: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{group}/{name}": value for name, value in values.items()}
 
 
-def _name(run: Run) -> str:
+def _name(run: RequestInfo) -> str:
     """What people read, e.g. ``quickdrop · class-9 · mnist · s=100 · α=0.1 · seed 1``; if too long, without the end."""
     c = run.columns
     distribution = str(c["distribution"]).replace("dirichlet-", "α=")

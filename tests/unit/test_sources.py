@@ -12,7 +12,7 @@ import pytest
 from quickdrop_bench.harness import sources
 from quickdrop_bench.harness.spec import REQUEST, TRAINING
 
-ROOTS = {"training": TRAINING, "request": (REQUEST, sources.PACKAGE / "methods" / "fed_eraser.py")}
+ROOTS = {"training": TRAINING, "request": (*REQUEST, sources.PACKAGE / "methods" / "fed_eraser.py")}
 
 
 def names(*roots: Path) -> set[str]:
