@@ -25,6 +25,7 @@ class Registry(Generic[T]):
         option: the command-line option that selects from this registry; it is named in errors.
         group: of entry points, e.g. ``quickdrop_bench.methods``; None for a registry that is filled by hand.
         package: whose modules register themselves; None if it is called like the group.
+        order: of the names, by what an object's value is; None for that of registration.
 
     Example:
         >>> colours = Registry[int]("--colour")
@@ -33,10 +34,17 @@ class Registry(Generic[T]):
         (1, ['red'])
     """
 
-    def __init__(self, option: str, group: str | None = None, package: str | None = None) -> None:
+    def __init__(
+        self,
+        option: str,
+        group: str | None = None,
+        package: str | None = None,
+        order: Callable[[T], int] | None = None,
+    ) -> None:
         self.option = option
         self._group = group
         self._package = package or group
+        self._order = order
         self._loaded = group is None
         self._items: dict[str, T] = {}
 
@@ -72,7 +80,7 @@ class Registry(Generic[T]):
         except KeyError:
             close = get_close_matches(name, self._items, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            allowed = f"{hint}use one of {', '.join(self._items)}"
+            allowed = f"{hint}use one of {', '.join(self)}"
             raise BadInput(self.option, name, allowed) from None
 
     def __contains__(self, name: object) -> bool:
@@ -81,7 +89,8 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         self.load()
-        return iter(self._items)
+        order = self._order
+        return iter(sorted(self._items, key=lambda name: order(self._items[name])) if order else self._items)
 
     def __len__(self) -> int:
         self.load()

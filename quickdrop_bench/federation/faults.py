@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-
-import torch
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.functional.aggregation import State
+
+if TYPE_CHECKING:
+    import torch
+
+    from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["Fate", "Faults", "corrupted"]
 
@@ -97,6 +100,8 @@ class Faults:
 
 def _draws(seed: int, phase: str, round_: int, client: int) -> list[float]:
     """One draw per kind of fault, so that setting another rate leaves this kind's luck as it was."""
+    import torch
+
     drawn: list[float] = torch.rand(3, generator=generator(seed, phase, "faults", round_, client)).tolist()
     return drawn
 
@@ -108,6 +113,8 @@ def corrupted(update: State, stream: torch.Generator) -> State:
         update: parameters by name; not changed.
         stream: draws which.
     """
+    import torch
+
     name = list(update)[int(torch.randint(len(update), (), generator=stream))]
     values = update[name].flatten().clone()
     positions = torch.randint(len(values), (CORRUPTED_VALUES,), generator=stream)

@@ -7,13 +7,14 @@ dimension of n entries, layer after layer; ``widths`` says how many belong to ea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "channel_activity",
+    "channel_masks",
     "choose_channels",
     "class_sums",
     "inverse_document_frequency",
@@ -22,6 +23,7 @@ __all__ = [
     "prune_count",
     "term_frequency",
     "tf_idf",
+    "zero_filters",
 ]
 
 
@@ -173,3 +175,31 @@ def choose_channels(scores: Tensor, widths: Sequence[int], count: int, pruned: T
     mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     mask[chosen] = True
     return mask
+
+
+def zero_filters(weight: Tensor) -> Tensor:
+    """(C,) bool: which filters of a (C, …) weight are zero throughout, which is how pruned ones are known."""
+    return ~weight.flatten(1).any(1)
+
+
+def channel_masks(
+    layers: Sequence[tuple[str, str | None]], alive: Sequence[Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Masks for every parameter that gives a convolution's channel a value.
+
+    The normalisation belongs to it: over one channel it turns a silent channel into its constant bias.
+
+    Args:
+        layers: names of each convolution and of the normalisation behind it.
+        alive: one (C,) bool per layer, False for pruned channels.
+        state: parameters by name.
+
+    Returns:
+        Bool tensors that broadcast to the parameters of their name.
+    """
+    masks = {}
+    for names, mask in zip(layers, alive, strict=True):
+        for name in (f"{module}.{kind}" for module in names if module for kind in ("weight", "bias")):
+            if name in state:
+                masks[name] = mask.reshape(-1, *[1] * (state[name].ndim - 1))
+    return masks

@@ -13,7 +13,7 @@ from typing import Any
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.distillation.fine_tuning import FineTuning
+from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.harness.sources import source_digest
 from quickdrop_bench.models.convnet import NORMS

@@ -22,7 +22,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.methods import METHODS, Context, Method, load_plugins
+from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.base import ClientData, check_support
 from tests.by_hand import equal
 from tests.conftest import Guarded, toy_images
@@ -46,7 +46,6 @@ FAULTS = Faults(dropout_rate=0.3, straggler_rate=0.2, corrupt_rate=0.2)
 
 EVERYTHING = frozenset({"forget-data", "retain-data", "real-subset", "synthetic-sets", "update-history"})
 
-load_plugins()
 for _name in METHODS:
     assert _name in TINY, f"{_name} has no tiny test setting in {__file__}"
 

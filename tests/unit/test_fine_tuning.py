@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.distillation.fine_tuning import FineTuning, FineTuningResult, fine_tune
+from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
+from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.models import ConvNet, draw_parameters
 from tests.conftest import Guarded, toy_images
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.federation.channels import measure, recorded_activity
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import tf_idf
 from quickdrop_bench.methods.base import METHODS, ClientData, Context, check_support
-from quickdrop_bench.methods.fu_mp import FuMp, measurable_data, measure, recorded_activity
+from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.models import prunable_layers
 from tests.conftest import Guarded
 
@@ -77,7 +78,7 @@ def activity_by_hand(federation: Federation, state: State, images: Tensor) -> Te
 
 
 def means_of(context: Context) -> Tensor:
-    return measure(context, measurable_data(context), CLASSES)[0]
+    return measure(context.federation, context.state, measurable_data(context), CLASSES)[0]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -96,7 +97,7 @@ def test_batches_do_not_change_the_statistic(
 ) -> None:
     context = make_context(make_federation(), toy_clients)
     whole = means_of(context)
-    monkeypatch.setattr("quickdrop_bench.methods.fu_mp.BATCH_SIZE", 5)
+    monkeypatch.setattr("quickdrop_bench.federation.channels.BATCH_SIZE", 5)
     torch.testing.assert_close(means_of(context), whole, rtol=1e-5, atol=1e-7)
 
 
