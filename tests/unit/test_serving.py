@@ -29,7 +29,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
-from quickdrop_bench.harness.request import measure
+from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.stages import Relearning
@@ -207,8 +207,8 @@ def test_before_and_after_are_what_evaluation_finds(history: Path) -> None:
     run = TrainedRun(history)
     for entry in run.log:
         about, gone = [UnlearningRequest.parse(entry.request)], run.forgotten(entry.version)
-        assert run.evaluate(entry.parent, about, gone).metrics() == entry.before
-        assert run.evaluate(entry.version, about, gone).metrics() == entry.after
+        assert run.evaluate(entry.parent, about, gone) == entry.before
+        assert run.evaluate(entry.version, about, gone) == entry.after
     assert run.log[0].after is not None
     assert run.log[0].after["f_set_accuracy"] == run.log[0].after["class_9_accuracy"]
 
@@ -314,7 +314,7 @@ def test_a_fine_tuned_federation_serves_what_the_harness_serves(measured: Measur
     shutil.copytree(measured.folder, session.folder(1, e.federation))
     assert session.context(1).history is not None
     run = TrainedRun(session.folder(1))
-    run.check("unlearn", CLASS_9, run.method("federaser"))
+    run.check("unlearn", [(CLASS_9, run.method("federaser"))])
 
 
 # Plans -------------------------------------------------------------------------------------------------------
@@ -437,10 +437,10 @@ def test_a_method_without_what_it_needs_is_refused(folder: Path) -> None:
     run = TrainedRun(folder)
     refused(folder, "fu-mp.*not client requests", lambda: run.unlearn(CLIENT_0, run.method("fu-mp", "client")))
     refused(folder, "s2u.*not class requests", lambda: run.unlearn(CLASS_9, run.method("s2u")))
-    run.spec = replace(run.spec, distill=False)
-    refused(folder, "quickdrop.*needs synthetic-sets", lambda: run.unlearn(CLASS_9))
     (folder / "updates").rename(folder / "elsewhere")
     refused(folder, "federaser.*needs update-history", lambda: run.unlearn(CLASS_9, run.method("federaser")))
+    run.deployment = replace(run.deployment, spec=replace(run.spec, distill=False))
+    refused(folder, "quickdrop.*needs synthetic-sets", lambda: run.unlearn(CLASS_9))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs & {"forget-data", "retain-data"}])
@@ -626,7 +626,7 @@ def test_brackets_in_a_path_are_printed(folder: Path, run: Run) -> None:
 
 def test_an_interrupted_command_continues_as_it_says(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        break_at(patched, "quickdrop_bench.serving.run.save_file", 2, KeyboardInterrupt())
+        break_at(patched, "quickdrop_bench.serving.versions.save_file", 2, KeyboardInterrupt())
         code, _, err = run("unlearn", NAME, "--class", "9,3")
     assert code == 130
     assert TrainedRun(folder).current == 1
@@ -808,7 +808,7 @@ def assert_newest_is_refused_and_the_older_is_readable(history: Path, run: Run) 
     refused(history, r"0002\.safetensors", partial(export, opened, Path("model.safetensors"), "safetensors"))
     assert run("show", NAME)[0] == 0
     for version in (0, 1):
-        assert opened.evaluate(version).classes
+        assert opened.evaluate(version)
         export(opened, Path("model.safetensors"), "safetensors", version)
 
 
@@ -901,7 +901,7 @@ def test_a_version_that_is_no_model_of_the_run_is_refused(
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 WRITE_STEPS = {
-    "save_file": ("quickdrop_bench.serving.run.save_file", 1),
+    "save_file": ("quickdrop_bench.serving.versions.save_file", 1),
     "fsync": ("os.fsync", 2),
     "replace": ("pathlib.Path.replace", 2),
     "write_text": ("pathlib.Path.write_text", 1),
@@ -943,7 +943,7 @@ def test_a_full_disk_leaves_the_last_good_state(
     after = TrainedRun(folder)
     assert (after.current, after.forgotten()) == (1, (CLASS_9,))
     assert after.unlearn(CLASS_3).version == 2
-    assert TrainedRun(folder).evaluate().metrics().keys() == after.evaluate().metrics().keys()
+    assert TrainedRun(folder).evaluate().keys() == after.evaluate().keys()
 
 
 def test_these_are_all_the_steps_of_a_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

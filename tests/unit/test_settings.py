@@ -33,7 +33,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def without_preset(folder: Path) -> None:
-    """As older code left it, and whoever lost its ``preset.txt``."""
+    """As it may come from elsewhere."""
     values = yaml.safe_load((folder / "config.yaml").read_text())
     assert values.pop("preset") == "quick"
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -42,7 +42,6 @@ def without_preset(folder: Path) -> None:
 
 def test_the_preset_is_in_a_file_with_a_checksum(folder: Path, run: Run) -> None:
     assert TrainedRun(folder).preset == "quick"
-    assert not (folder / "preset.txt").exists()
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("preset: quick", "preset: paper"))
     code, _, err = run("unlearn", str(folder), "--class", "9")
     assert (code, "config.yaml is missing or damaged" in err) == (2, True)
@@ -59,12 +58,9 @@ def test_without_it_nothing_is_served_with_other_settings(folder: Path, run: Run
     assert run("show", str(folder))[0] == 0
 
 
-def test_a_preset_on_the_command_line_or_of_older_code_serves(folder: Path, trained: Path, run: Run) -> None:
+def test_a_preset_on_the_command_line_serves(folder: Path, trained: Path, run: Run) -> None:
     expected = TrainedRun(trained).method()
     without_preset(folder)
-    (folder / "preset.txt").write_text("quick\n")
-    assert TrainedRun(folder).method() == expected
-    (folder / "preset.txt").unlink()
     code, out, _ = run("unlearn", str(folder), "--class", "9", "--preset", "quick", "--json")
     assert code == 0
     assert json.loads(out)["hyper_parameters"] == asdict(expected)  # type: ignore[call-overload]
