@@ -97,7 +97,7 @@ def _add(parser: ArgumentParser, option: Option, *, hidden: bool = False) -> Non
     elif option.is_flag:
         parser.add_argument(option.name, action="store_true", help=text)
     else:
-        once = {"action": _Once} if option.key.startswith("forget_") else {}
+        once: Any = {"action": _Once} if option.key.startswith("forget_") else {}
         kind = get_args(option.type) or (option.type,)
         shown = _SHOWN.get(kind[0], "TEXT") if len(kind) == 1 or kind[1] is NoneType else "A,B"
         parser.add_argument(option.name, dest=option.key, type=option.type, help=text, metavar=shown, **once)
@@ -154,7 +154,7 @@ class CommandLine:
             above: values that stand above all others.
             own: whether what the user says counts.
         """
-        said = {**(self.files | self.typed if own else {}), **(above or {})}
+        said = {**(self.files if own else {}), **(self.typed if own else {}), **(above or {})}
         if self.preset is None:
             return self.over({}, said)
         dataset = said.get("dataset") or self._from_preset(None, section).get("dataset")
@@ -184,10 +184,11 @@ class CommandLine:
             below: values that stand above the options' defaults.
             said: in place of what the user says.
         """
-        said = self.files | self.typed if said is None else said
+        said = {**self.files, **self.typed} if said is None else said
         known = declared(self.command)
         preset = {"preset": self.preset} if self.preset else {}
-        values: dict[str, Any] = {key: option.default for key, option in known.items()} | below | said | preset
+        defaults = {key: option.default for key, option in known.items()}
+        values: dict[str, Any] = {**defaults, **below, **said, **preset}
         # A preset's bound gives way to reflection; one that the user gives stays, and the method refuses it.
         for key in [key for key in values if key.endswith(".unlearn_stop_loss") and key not in said]:
             if values[key.replace("unlearn_stop_loss", "ascent")] == "reflection":

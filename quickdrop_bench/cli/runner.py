@@ -29,9 +29,10 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import find_rank, is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.harness.presets import paper_values
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (

@@ -328,7 +328,7 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-COMMANDS: dict[str, Callable[[Namespace, Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[[Namespace, CommandLine], int]] = {
     "unlearn": unlearn,
     "relearn": relearn,
     "evaluate": evaluate,

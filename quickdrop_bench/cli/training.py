@@ -18,8 +18,9 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import find_rank, is_first
-from quickdrop_bench.harness.experiment import Experiment, Session
+from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.distribution import write_distribution

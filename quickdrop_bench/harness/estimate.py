@@ -12,8 +12,9 @@ from lightning.fabric import Fabric
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Session
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment
 from quickdrop_bench.harness.measure import is_measured
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows, training_phase
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.rows import RowFile

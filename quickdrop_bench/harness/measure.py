@@ -18,9 +18,10 @@ from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.sources import metric_digest
 from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method

@@ -29,23 +29,9 @@ from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation
 
-__all__ = ["ORIGINALS", "RELEARN", "UNLEARN", "Deployment", "kept", "needs", "stages", "still_forgotten", "total_cost"]
+__all__ = ["RELEARN", "UNLEARN", "Deployment", "needs", "stages", "still_forgotten", "total_cost"]
 
 UNLEARN, RELEARN = "unlearn", "relearn"
-
-ORIGINALS = frozenset({"forget-data", "retain-data"})
-"""What methods need of the data that the federation was trained on."""
-
-
-def kept(spec: FederationSpec, *, recorded: bool) -> frozenset[str]:
-    """What methods may need that a federation keeps, with its clients' original data.
-
-    Args:
-        spec: of the federation.
-        recorded: whether it kept an update history.
-    """
-    own = {"real-subset": True, "synthetic-sets": spec.distill, "update-history": recorded}
-    return ORIGINALS | {name for name, there in own.items() if there}
 
 
 def needs(method: Method, action: str) -> frozenset[str]:

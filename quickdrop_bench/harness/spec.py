@@ -20,12 +20,14 @@ from quickdrop_bench.models.convnet import NORMS
 
 __all__ = [
     "LETTERS",
+    "ORIGINALS",
     "PROTOCOLS",
     "FederationSpec",
     "Rules",
     "RunSpec",
     "as_numbers",
     "digest",
+    "kept",
 ]
 
 HARNESS = Path(__file__).parent
@@ -58,6 +60,9 @@ LEAST = {
     "fine_tune_batch_size": 1,
 }
 """Fields that count something."""
+
+ORIGINALS = frozenset({"forget-data", "retain-data"})
+"""What methods need of the data that the federation was trained on."""
 
 IN_COLUMNS = ("dataset", "clients", "alpha", "iid")
 """Fields that every row states in columns of their own."""
@@ -185,6 +190,17 @@ class FederationSpec:
                 "source": source_digest(*TRAINING, Path(getfile(DATASETS[self.dataset]))),
             }
         )
+
+
+def kept(spec: FederationSpec, *, recorded: bool) -> frozenset[str]:
+    """What methods may need that a federation keeps, with its clients' original data.
+
+    Args:
+        spec: of the federation.
+        recorded: whether it kept an update history.
+    """
+    own = {"real-subset": True, "synthetic-sets": spec.distill, "update-history": recorded}
+    return ORIGINALS | {name for name, there in own.items() if there}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
 from quickdrop_bench.harness import sources
-from quickdrop_bench.harness.experiment import Experiment, Session
+from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.measure import is_measured, measure
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import REQUEST, TRAINING, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.store.rows import RowFile, is_last

@@ -28,8 +28,9 @@ from quickdrop_bench.cli.resolve import federation_spec, methods_of, options_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Session
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment
 from quickdrop_bench.harness.measure import measure
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.stages import Relearning

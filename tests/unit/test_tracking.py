@@ -27,7 +27,7 @@ from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING
 from quickdrop_bench.harness.callbacks import RequestInfo as Event
-from quickdrop_bench.harness.experiment import Session
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.tracking.wandb_logger import _name, tracking
 from tests.conftest import TINY, Run
