@@ -16,8 +16,9 @@ from quickdrop_bench.cli.options import AXES
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.spec import MODEL_OPTIONS, FederationSpec
 from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.models import MODELS
 
 __all__ = ["check_data", "check_experiments", "check_partition", "check_request", "check_training", "typed_options"]
 
@@ -136,6 +137,9 @@ def _check_alpha(args: Namespace, typed: Typed) -> None:
 
 def _check_federation(args: Namespace, typed: Typed) -> None:
     _check_alpha(args, typed)
+    has = {f.name for f in fields(MODELS[args.model])}  # type: ignore[arg-type]
+    idle = [_option(name) for name in MODEL_OPTIONS if name not in has]
+    _refuse(typed, idle, f"--model {args.model} has no such option")
     if not args.distill:
         _refuse(typed, DISTILLATION, "nothing is distilled, as --distill is false")
     if not args.fine_tune and args.get("fine_tunes") in (None, "0"):

@@ -1,9 +1,12 @@
-"""A typed name → object table with helpful errors."""
+"""A typed name → object table that finds its own modules and those of other packages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
 from quickdrop_bench.core.errors import BadInput
@@ -16,8 +19,12 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Objects of one kind by name, in the order of their registration.
 
+    The first look-up imports what registers them: every module of a package, then the entry points of other packages.
+
     Args:
         option: the command-line option that selects from this registry; it is named in errors.
+        group: of entry points, e.g. ``quickdrop_bench.methods``; None for a registry that is filled by hand.
+        package: whose modules register themselves; None if it is called like the group.
 
     Example:
         >>> colours = Registry[int]("--colour")
@@ -26,9 +33,22 @@ class Registry(Generic[T]):
         (1, ['red'])
     """
 
-    def __init__(self, option: str) -> None:
+    def __init__(self, option: str, group: str | None = None, package: str | None = None) -> None:
         self.option = option
+        self._group = group
+        self._package = package or group
+        self._loaded = group is None
         self._items: dict[str, T] = {}
+
+    def load(self) -> None:
+        """Import what registers itself here, once; look-ups do it by themselves."""
+        if self._loaded or self._group is None or self._package is None:
+            return
+        self._loaded = True  # before the imports, which may look something up
+        for module in iter_modules(import_module(self._package).__path__):
+            import_module(f"{self._package}.{module.name}")
+        for plugin in entry_points(group=self._group):
+            plugin.load()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that stores an object under ``name``.
@@ -46,6 +66,7 @@ class Registry(Generic[T]):
         return store
 
     def __getitem__(self, name: str) -> T:
+        self.load()
         try:
             return self._items[name]
         except KeyError:
@@ -55,10 +76,13 @@ class Registry(Generic[T]):
             raise BadInput(self.option, name, allowed) from None
 
     def __contains__(self, name: object) -> bool:
+        self.load()
         return name in self._items
 
     def __iter__(self) -> Iterator[str]:
+        self.load()
         return iter(self._items)
 
     def __len__(self) -> int:
+        self.load()
         return len(self._items)

@@ -23,12 +23,12 @@ from quickdrop_bench.functional.pruning import (
     choose_channels,
     class_sums,
     pooled_means,
+    prunable_layers,
     prune_count,
     tf_idf,
 )
 from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery
-from quickdrop_bench.models import prunable_layers
 
 __all__ = ["FuMp"]
 

@@ -21,7 +21,7 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Run
 
 Make = Callable[..., Federation]
@@ -41,7 +41,7 @@ def context(make_federation: Make, toy_clients: Clients) -> Context:
 
 def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Full-batch steps θ − η∇L, by hand; a negative η ascends."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     model.load_state_dict(start)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):

@@ -24,7 +24,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.base import ClientData, Context, check_support
 from quickdrop_bench.methods.fed_eraser import FedEraser
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
@@ -147,7 +147,7 @@ def test_non_finite_update_is_not_hidden_and_inputs_stay() -> None:
 
 def descend(state: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Plain torch: full-batch gradient descent."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     model.load_state_dict(state)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):

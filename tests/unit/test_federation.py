@@ -24,7 +24,7 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import toy_images
 
 Clients = dict[int, LabelledSet]
@@ -62,7 +62,7 @@ def test_one_round_equals_hand_written_fedavg(make_federation: Make, toy_clients
     start = federation.fresh_state(1, "init")
     phase = Phase("fl-training", rounds=1, local_steps=3, batch_size=100, lr=0.2)
     result = federation.run(start, toy_clients, phase, seed=1)
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     locals_, sizes = [], []
     for data in toy_clients.values():
         model.load_state_dict(start)
@@ -142,7 +142,7 @@ def test_inputs_are_not_mutated_and_empty_clients_stay_out(make_federation: Make
 def test_cost_counters(make_federation: Make, toy_clients: Clients) -> None:
     federation = make_federation()
     cost = federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1).cost
-    parameters = sum(p.numel() for p in ConvNet(1, 8, 3, width=4, depth=2).parameters())
+    parameters = sum(p.numel() for p in ConvNet(width=4, depth=2).build(1, 8, 3).parameters())
     # client 2 has 9 images: its batches are 8, 1, 8, 1; client 1: 8, 4, 8, 4; client 0: 8 × 4
     assert cost.sample_gradients == 3 * (32 + 24 + 18)
     assert (cost.rounds, cost.data_size) == (3, 45)
@@ -285,7 +285,7 @@ Recorded = tuple[ClassGradients, list[torch.Tensor], list[int]]
 def recorded(data: LabelledSet) -> Recorded:
     """What :func:`match` needs of a model and a batch: the whole data set."""
     torch.manual_seed(0)
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     images, labels = data.take(data.own_labels().argsort())
     gradients = ClassGradients(model)
     with gradients.recording():
@@ -336,7 +336,7 @@ def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
     gradients, targets, _ = batch
     for _ in range(2):
         optimizer.zero_grad()
-        matching_distance(targets, gradients.synthetic(theirs, [0, 1, 2])).backward()
+        matching_distance(targets, gradients.synthetic(torch.cat(theirs), [len(t) for t in theirs], [0, 1, 2])).backward()
         optimizer.step()
         match(*batch, ours, Distillation(1, 0.1, 0.5, 256), generator(2))
     for c in range(3):

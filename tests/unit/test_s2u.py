@@ -17,7 +17,7 @@ from quickdrop_bench.federation.local import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import ClientData, Context, check_support
 from quickdrop_bench.methods.s2u import S2U
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
@@ -101,7 +101,7 @@ def test_automatic_alpha_is_capped_and_a_given_one_is_not() -> None:
 
 def full_batch_update(state: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Plain torch: Δ after some steps of full-batch gradient descent."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     model.load_state_dict(state)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):
