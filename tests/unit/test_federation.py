@@ -336,7 +336,9 @@ def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
     gradients, targets, _ = batch
     for _ in range(2):
         optimizer.zero_grad()
-        matching_distance(targets, gradients.synthetic(torch.cat(theirs), [len(t) for t in theirs], [0, 1, 2])).backward()
+        matching_distance(
+            targets, gradients.synthetic(torch.cat(theirs), [len(t) for t in theirs], [0, 1, 2])
+        ).backward()
         optimizer.step()
         match(*batch, ours, Distillation(1, 0.1, 0.5, 256), generator(2))
     for c in range(3):
