@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from quickdrop_bench.core.files import write_text
-from quickdrop_bench.reporting.layout import CONTROL, ORACLE, Column, method_name
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.reporting.layout import CONTROL, ORACLE, method_name
 from quickdrop_bench.reporting.looks import GREY, method_styles, style
 from quickdrop_bench.reporting.measured import EQUIVALENTS, SETTING, TRAINING, derive, latest
 from quickdrop_bench.reporting.names import request_name

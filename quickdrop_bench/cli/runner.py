@@ -29,18 +29,19 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.request import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.methods import METHODS, load_plugins
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (
     Capability,
-    CapabilityLayout,
     capabilities_on_terminal,
     render_capabilities,
 )
-from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
+from quickdrop_bench.reporting.drawings import DRAWINGS
+from quickdrop_bench.reporting.pictures import published_figure, write_figure
 from quickdrop_bench.reporting.points import VARIED, numbers_markdown
 from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
@@ -275,17 +276,18 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     steps = [(e, step) for e in experiments for step in range(len(e.requests))]
     # A sweep shows what was asked for, and nothing beside it.
     others = _others(rows, steps) if folder.name != "sweep" else []
-    layout = artefact(folder.name).LAYOUT
-    apart = list(VARIED) if isinstance(layout, FigureLayout) else []
+    layout = exhibit(folder.name)
+    apart = list(VARIED) if layout.kind == "figure" else []
     frames = [tables.latest(pd.DataFrame(others), apart)] if others else []
     frames += [rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps]
     frame = pd.concat(frames, ignore_index=True)
-    if isinstance(layout, FigureLayout):
-        paths = write_figure(folder, layout, frame, published_figure(paper_values(), layout.number))
+    if layout.kind == "figure":
+        published = published_figure(paper_values(), layout.number)
+        paths = write_figure(folder, layout, DRAWINGS[layout.draw], frame, published)
         numbers = pd.read_csv(folder / "figure.csv")
         print(*([numbers_markdown(numbers)] if len(numbers) <= MOST_NUMBERS else []), *paths, sep="\n")
         return
-    if isinstance(layout, CapabilityLayout):
+    if layout.kind == "capabilities":
         known = capabilities()
         texts = render_capabilities(frame, known, layout)
         shown = partial(capabilities_on_terminal, frame, known, layout)

@@ -11,8 +11,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from quickdrop_bench.reporting.declared import THRESHOLDS, Capability, CapabilityLayout, Marks, computation
-from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, method_name
+from quickdrop_bench.harness.exhibits import Column, Exhibit
+from quickdrop_bench.reporting.declared import THRESHOLDS, Capability, Marks, computation
+from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, method_name
 from quickdrop_bench.reporting.measured import SETTING, derive, without_training
 from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import Published
@@ -22,7 +23,6 @@ from quickdrop_bench.reporting.slots import Cell, Slot
 
 __all__ = [
     "Capability",
-    "CapabilityLayout",
     "Marks",
     "capabilities_on_terminal",
     "computation",
@@ -59,9 +59,7 @@ NOTHING = pd.DataFrame(
 UNPUBLISHED = Published(pd.DataFrame(columns=["method", "stage", "metric", "value"]), "")
 
 
-def render_capabilities(
-    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: CapabilityLayout
-) -> dict[str, str]:
+def render_capabilities(rows: pd.DataFrame, capabilities: Sequence[Capability], layout: Exhibit) -> dict[str, str]:
     """All formats of Table 1.
 
     Args:
@@ -83,7 +81,7 @@ def render_capabilities(
 
 
 def capabilities_on_terminal(
-    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: CapabilityLayout
+    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: Exhibit
 ) -> list[Table | str]:
     """The same for a terminal, the paper's marks in brackets.
 
@@ -250,7 +248,7 @@ def _mark(value: bool | None) -> str:
 
 
 def capability_sections(
-    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: CapabilityLayout
+    rows: pd.DataFrame, capabilities: Sequence[Capability], layout: Exhibit
 ) -> list[CapabilitySection]:
     """One per federation and protocol; one of declarations alone if nothing was measured."""
     order = {method: k for k, method in enumerate(layout.methods)}
@@ -262,7 +260,8 @@ def capability_sections(
         slots = {level: _slot(group, level) for level in LEVELS}
         sizes = group[(group["method"] == ORIGINAL) & (group["metric"] == "data_bytes")]["value"]
         size = float(sizes.mean()) if len(sizes) else float("nan")
-        lines = [CapabilityLine(c, slots, layout.published.get(c.method), size) for c in ordered]
+        marks = {name: Marks(**said) for name, said in layout.published.items()}
+        lines = [CapabilityLine(c, slots, marks.get(c.method), size) for c in ordered]
         federation = {name: group[name].iloc[0] for name in FEDERATION} if len(group) else {}
         sections.append(CapabilitySection(federation, lines))
     return sections

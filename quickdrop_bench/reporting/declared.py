@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["THRESHOLDS", "Capability", "CapabilityLayout", "Marks", "computation"]
+__all__ = ["THRESHOLDS", "Capability", "Marks", "computation"]
 
 THRESHOLDS = ((1.5, "✗ (very low)"), (5.0, "✗ (low)"), (20.0, "✗ (medium)"))
 """Speed-ups below which computation is not efficient, and the mark."""
@@ -44,20 +43,3 @@ class Marks:
     relearn: bool
     storage: bool
     computation: str
-
-
-@dataclass(frozen=True)
-class CapabilityLayout:
-    """Table 1.
-
-    Attributes:
-        number: of the table in the paper.
-        title: its caption.
-        methods: lines in order; other methods follow.
-        published: the paper's marks by method.
-    """
-
-    number: int
-    title: str
-    methods: tuple[str, ...]
-    published: Mapping[str, Marks]

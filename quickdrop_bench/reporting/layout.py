@@ -1,10 +1,8 @@
-"""What a table shows: its lines and columns, and how a number is written for people."""
+"""Methods as people read them, and signs in tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 __all__ = [
     "COLLAPSED",
@@ -12,8 +10,6 @@ __all__ = [
     "EMPTY",
     "ORACLE",
     "ORIGINAL",
-    "Column",
-    "Layout",
     "marked",
     "method_name",
     "registered",
@@ -37,16 +33,6 @@ METHOD_NAMES = {
     "quickdrop": "QuickDrop",
 }
 
-UNITS = {
-    "percent": (100.0, "%"),
-    "percentage": (1.0, "%"),
-    "points": (100.0, ""),
-    "seconds": (1.0, ""),
-    "ratio": (1.0, "×"),
-    "count": (1.0, ""),
-}
-"""Factor and unit of each kind of number; that of bytes depends on the size."""
-
 
 def registered(method: str) -> str:
     """The method's registered name; what differs from the preset may stand behind it in brackets."""
@@ -65,92 +51,3 @@ def marked(name: str, marks: Sequence[str]) -> str:
         return name
     opened = f"{name[:-1]}; " if name.endswith(")") else f"{name} ("
     return f"{opened}{'; '.join(marks)})"
-
-
-def _byte_unit(value: float) -> tuple[float, str]:
-    power = min(int(math.log10(max(abs(value), 1.0)) / 3 + 1e-9), 4)
-    return 1000.0**-power, f" {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table.
-
-    Attributes:
-        group: header over several columns, e.g. ``Unlearning``; may be empty.
-        header: of this column.
-        stage, metric: the rows it shows.
-        kind: ``percent`` (of a fraction), ``percentage`` (already in percent), ``points`` (difference of fractions),
-            ``seconds``, ``count``, ``ratio`` or ``bytes``.
-    """
-
-    group: str
-    header: str
-    stage: str
-    metric: str
-    kind: str
-
-    @property
-    def key(self) -> str:
-        """Column name in the CSV file."""
-        return f"{self.stage}_{self.metric}"
-
-    @property
-    def title(self) -> str:
-        """Group and header in one."""
-        return f"{self.group}: {self.header}" if self.group else self.header
-
-    def format(self, value: float, spread: float | None = None) -> str:
-        """A value for people, in the column's unit.
-
-        Args:
-            value: in the unit of the rows.
-            spread: its standard deviation, in the same unit; not shown for counts.
-        """
-        factor, unit = _byte_unit(value) if self.kind == "bytes" else UNITS[self.kind]
-        if math.isinf(value):
-            return f"∞{unit}"
-        text = self._number(factor * value, unit)
-        if spread is not None and self.kind != "count":
-            text += f" ± {self._number(factor * spread, unit).removeprefix('+')}"
-        return text + unit
-
-    def _number(self, value: float, unit: str) -> str:
-        match self.kind:
-            case "points":
-                return f"{value:+.2f}"
-            case "ratio":
-                return f"{value:.1f}"
-            case "count":
-                return f"{value:,.0f}".replace(",", " ")
-            case "seconds":
-                return f"{value:.2f}" if value < 100 else f"{value:.0f}"
-            case "bytes" if unit == " B":
-                return f"{value:.0f}"
-            case _:
-                return f"{value:.2f}"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A table of the paper.
-
-    Attributes:
-        number: of the table in the paper.
-        title: its caption.
-        methods: in order, the oracle first.
-        columns: from left to right.
-        level: the requests it is about, ``class`` or ``client``.
-        relearn: whether it shows the relearning stage.
-        beside: the setting column whose values stand side by side as blocks of columns; None makes a table of each.
-        per: what has a line of its own: ``method``, or ``dataset`` for a table about one method.
-    """
-
-    number: int
-    title: str
-    methods: tuple[str, ...]
-    columns: tuple[Column, ...]
-    level: str = "class"
-    relearn: bool = False
-    beside: str | None = None
-    per: str = "method"

@@ -1,10 +1,9 @@
-"""What every picture shares: its declaration, its look, and its files."""
+"""What every picture shares: its look, and its files."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from quickdrop_bench.core.files import write_atomically, write_text
+from quickdrop_bench.harness.exhibits import Exhibit
 from quickdrop_bench.reporting.looks import GREY, WIDTH, Style, class_style, method_styles, style
 from quickdrop_bench.reporting.points import is_fraction
 from quickdrop_bench.reporting.slots import Slot
 
 __all__ = [
-    "FigureLayout",
     "Style",
     "class_style",
     "draw_line",
@@ -36,39 +35,19 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class FigureLayout:
-    """A figure of the paper, or a sweep.
-
-    Attributes:
-        number: of the figure in the paper; None for a sweep.
-        title: its caption.
-        methods: in order.
-        draw: from the rows of the artefact, the paper's values and the methods to the picture and its numbers, one
-            line per point.
-        level: the requests it is about, ``class`` or ``client``.
-        relearn: whether it shows the relearning stage.
-    """
-
-    number: int | None
-    title: str
-    methods: tuple[str, ...]
-    draw: Callable[[pd.DataFrame, pd.DataFrame, Sequence[str]], tuple[Figure, pd.DataFrame]]
-    level: str = "class"
-    relearn: bool = False
-
-    @property
-    def heading(self) -> str:
-        """The caption, with the number if there is one."""
-        return self.title if self.number is None else f"Figure {self.number}: {self.title}"
-
-
-def write_figure(folder: Path, layout: FigureLayout, rows: pd.DataFrame, published: pd.DataFrame) -> list[Path]:
+def write_figure(
+    folder: Path,
+    layout: Exhibit,
+    draw: Callable[[pd.DataFrame, pd.DataFrame, Sequence[str]], tuple[Figure, pd.DataFrame]],
+    rows: pd.DataFrame,
+    published: pd.DataFrame,
+) -> list[Path]:
     """Write ``figure.svg``, ``figure.png`` and ``figure.csv``.
 
     Args:
         folder: where to.
         layout: what to draw.
+        draw: its drawing, see :mod:`~quickdrop_bench.reporting.drawings`.
         rows: of the artefact: one run per setting, method, seed, scale and fine-tuning.
         published: from :func:`published_figure`.
 
@@ -76,7 +55,7 @@ def write_figure(folder: Path, layout: FigureLayout, rows: pd.DataFrame, publish
         The files written.
     """
     with style():
-        figure, numbers = layout.draw(rows, published, layout.methods)
+        figure, numbers = draw(rows, published, layout.methods)
         put_title(figure, layout.heading, fontweight="bold")
         paths = save_picture(figure, folder / "figure")
     table = folder / "figure.csv"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, registered
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, registered
 from quickdrop_bench.reporting.measured import SETTING, TRAINING, complete, without_training
 from quickdrop_bench.reporting.names import request_name
 from quickdrop_bench.reporting.published import beside

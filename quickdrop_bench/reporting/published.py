@@ -15,7 +15,7 @@ LIKE_MNIST = ("digits", "fashion-mnist")
 """Data sets that the paper does not use, nearest to its MNIST."""
 
 
-def read_published(path: Path, table: int) -> pd.DataFrame:
+def read_published(path: Path, table: int | None) -> pd.DataFrame:
     """The paper's numbers for one table, with accuracies as fractions."""
     frame = pd.read_csv(path, dtype={"table": str})
     frame = frame[frame["table"] == str(table)].copy()

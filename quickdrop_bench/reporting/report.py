@@ -15,14 +15,13 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quickdrop_bench.core.files import write_text
+from quickdrop_bench.harness.exhibits import Column, Exhibit
 from quickdrop_bench.reporting.capabilities import CapabilityLine, capability_sections
-from quickdrop_bench.reporting.declared import Capability, CapabilityLayout
+from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.layout import (
     EMPTY,
     ORACLE,
     ORIGINAL,
-    Column,
-    Layout,
     method_name,
     registered,
 )
@@ -38,7 +37,6 @@ from quickdrop_bench.reporting.overview import (
     setting_words,
     what_ran,
 )
-from quickdrop_bench.reporting.pictures import FigureLayout
 from quickdrop_bench.reporting.published import Published, read_published
 from quickdrop_bench.reporting.scatter import scatter
 from quickdrop_bench.reporting.sections import Line, Section, sections
@@ -167,11 +165,11 @@ def _tables(
 ) -> Iterator[_Chapter]:
     for name, layout in layouts.items():
         own = [f for f in found if f.artefact == name and len(f.rows)]
-        if isinstance(layout, CapabilityLayout):
+        if layout.kind == "capabilities":
             groups = {f.group for f in own}
             taken_over = [f for f in found if f.artefact == "table2" and len(f.rows) and f.group not in groups]
             grids = [grid for f in (*own, *taken_over) for grid in _capability_grids(f, capabilities, layout)]
-        elif isinstance(layout, Layout):
+        elif layout.kind == "table":
             unable = [c.method for c in capabilities if not (c.client if layout.level == "client" else c.classes)]
             published = read_published(published_csv, layout.number)
             found_sections = [(f, s) for f in own for s in sections(f.newest, published, layout, unable)]
@@ -182,7 +180,7 @@ def _tables(
             yield _Chapter(name, f"Table {layout.number}: {layout.title}", grids=grids)
 
 
-def _caption(number: int, found: Found, heading: str) -> str:
+def _caption(number: int | None, found: Found, heading: str) -> str:
     """Which table, where it lies, and its setting."""
     return " — ".join(filter(None, (f"Table {number} · {found.folder}", found.in_words(heading))))
 
@@ -250,7 +248,7 @@ def _badge(mark: str) -> tuple[str, str]:
     return "bad" if mark.startswith(("failed", "diverged")) else "none", mark
 
 
-def _cells(line: Line, layout: Layout) -> list[_Datum]:
+def _cells(line: Line, layout: Exhibit) -> list[_Datum]:
     cells = []
     for slot in line.slots:
         for column in layout.columns:
@@ -285,7 +283,7 @@ def _head(headers: Sequence[tuple[str, ...]]) -> list[list[tuple[str, int]]]:
     return lines
 
 
-def _capability_grids(found: Found, capabilities: Sequence[Capability], layout: CapabilityLayout) -> Iterator[_Grid]:
+def _capability_grids(found: Found, capabilities: Sequence[Capability], layout: Exhibit) -> Iterator[_Grid]:
     for section in capability_sections(found.newest, capabilities, layout):
         sheet = section.sheet()
         note = "" if found.artefact == "table1" else f" Made from the rows of {found.folder}: class requests alone."
@@ -316,11 +314,11 @@ def _figures(found: Sequence[Found], layouts: Mapping[str, Any]) -> Iterator[_Ch
     for k, name in enumerate(names):
         layout = layouts.get(name)
         pictures: list[tuple[str, Picture | None, str]] = []
-        heading = layout.heading if isinstance(layout, FigureLayout) else f"Pictures of {name}"
+        heading = layout.heading if layout and layout.kind == "figure" else f"Pictures of {name}"
         for f in (f for f in found if f.artefact == name):
             for picture in f.pictures:
                 pictures.append((f"{f.folder}/{picture.name}{_data_of(f)}", picture, f"{heading}, {f.folder}"))
-            if isinstance(layout, FigureLayout) and not any(p.name.startswith("figure.") for p in f.pictures):
+            if layout and layout.kind == "figure" and not any(p.name.startswith("figure.") for p in f.pictures):
                 pictures.append((f.folder, None, "rows are here, but no figure.svg: the figure was not drawn"))
         if pictures:
             yield _Chapter(f"pictures-{k}", heading, pictures=pictures)

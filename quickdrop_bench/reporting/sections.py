@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from quickdrop_bench.harness.exhibits import Column, Exhibit
 from quickdrop_bench.reporting.layout import (
     COLLAPSED,
     CONTROL,
     EMPTY,
     ORACLE,
     ORIGINAL,
-    Column,
-    Layout,
     marked,
     method_name,
     registered,
@@ -66,11 +65,11 @@ class Line:
     method: str
     slots: tuple[Slot, ...]
 
-    def texts(self, layout: Layout) -> list[str]:
+    def texts(self, layout: Exhibit) -> list[str]:
         """Our cells."""
         return [slot.text(self.method, column) for slot in self.slots for column in layout.columns]
 
-    def paper(self, layout: Layout) -> list[str]:
+    def paper(self, layout: Exhibit) -> list[str]:
         """The published cells, empty where the paper gives none."""
         found = [(column, slot.paper(self.method, column)) for slot in self.slots for column in layout.columns]
         return ["" if value is None else column.format(value) for column, value in found]
@@ -93,7 +92,7 @@ class Section:
 
     heading: str
     lines: tuple[Line, ...]
-    layout: Layout
+    layout: Exhibit
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -150,7 +149,7 @@ class Section:
 
 
 def sections(
-    rows: pd.DataFrame, published: pd.DataFrame, layout: Layout, unsupported: Collection[str] = ()
+    rows: pd.DataFrame, published: pd.DataFrame, layout: Exhibit, unsupported: Collection[str] = ()
 ) -> list[Section]:
     """The tables that the rows make, in order of measurement.
 
@@ -176,7 +175,7 @@ def sections(
     return found
 
 
-def _methods(rows: pd.DataFrame, layout: Layout) -> list[str]:
+def _methods(rows: pd.DataFrame, layout: Exhibit) -> list[str]:
     """Who has a line: the layout's methods, each followed by what was run of it with other settings; then others."""
     there = [method for method in rows["method"].unique() if method != ORIGINAL]
     found = []
@@ -187,7 +186,7 @@ def _methods(rows: pd.DataFrame, layout: Layout) -> list[str]:
 
 
 def _slots(
-    rows: pd.DataFrame, published: pd.DataFrame, layout: Layout, unsupported: Collection[str]
+    rows: pd.DataFrame, published: pd.DataFrame, layout: Exhibit, unsupported: Collection[str]
 ) -> tuple[Slot, ...]:
     """The settings that stand side by side, in the paper's order: non-IID before IID, data sets as published."""
     order = list(dict.fromkeys(published["dataset"]))
@@ -201,7 +200,7 @@ def _slots(
     return tuple(slot for _, slot in sorted(slots, key=lambda pair: pair[0]))
 
 
-def _by_dataset(rows: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> list[Section]:
+def _by_dataset(rows: pd.DataFrame, published: pd.DataFrame, layout: Exhibit) -> list[Section]:
     """One section whose lines are data sets; the request does not matter to it."""
     method, stages = layout.methods[0], {column.stage for column in layout.columns}
     rows = rows[(rows["method"] == method) & rows["stage"].isin(stages)]
@@ -221,7 +220,7 @@ def _label(value: str) -> str:
     return f"Non-IID (α = {value.removeprefix('dirichlet-')})" if value.startswith("dirichlet-") else value
 
 
-def _heading(slot: Slot, layout: Layout) -> str:
+def _heading(slot: Slot, layout: Exhibit) -> str:
     own = slot.setting()
     parts = {
         "dataset": f"{own['dataset']}",

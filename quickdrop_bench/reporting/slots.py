@@ -10,7 +10,8 @@ from functools import cached_property
 import pandas as pd
 from scipy.stats import t
 
-from quickdrop_bench.reporting.layout import COLLAPSED, CONTROL, EMPTY, ORACLE, Column, registered
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.reporting.layout import COLLAPSED, CONTROL, EMPTY, ORACLE, registered
 from quickdrop_bench.reporting.measured import SEARCH, SETTING
 from quickdrop_bench.reporting.published import Published
 

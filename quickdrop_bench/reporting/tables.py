@@ -17,7 +17,7 @@ from rich.table import Table
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import read_bytes, write_text
-from quickdrop_bench.reporting.layout import Column, Layout
+from quickdrop_bench.harness.exhibits import Exhibit
 from quickdrop_bench.reporting.measured import SETTING, derive, latest, setting_of
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.sections import DIFFERENCES, Line, Section, sections
@@ -27,8 +27,6 @@ from quickdrop_bench.store.rows import LARGEST, LOCK
 
 __all__ = [
     "SETTING",
-    "Column",
-    "Layout",
     "derive",
     "latest",
     "on_terminal",
@@ -46,7 +44,7 @@ ABREAST = 4
 
 
 def render(
-    rows: pd.DataFrame, published: pd.DataFrame, layout: Layout, unsupported: Collection[str] = ()
+    rows: pd.DataFrame, published: pd.DataFrame, layout: Exhibit, unsupported: Collection[str] = ()
 ) -> dict[str, str]:
     """All formats of a table.
 
@@ -69,7 +67,7 @@ def render(
 
 
 def on_terminal(
-    rows: pd.DataFrame, published: pd.DataFrame, layout: Layout, unsupported: Collection[str] = ()
+    rows: pd.DataFrame, published: pd.DataFrame, layout: Exhibit, unsupported: Collection[str] = ()
 ) -> list[Table | str]:
     """The same for a terminal: methods side by side, the paper's value under ours.
 
@@ -157,7 +155,7 @@ def _terminal_sheet(sheet: Sheet, lines: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _terminal_cells(line: Line, layout: Layout) -> list[str]:
+def _terminal_cells(line: Line, layout: Exhibit) -> list[str]:
     pairs = zip(line.texts(layout), line.paper(layout), strict=True)
     return [f"{ours}\n[dim]({paper})[/dim]" if paper else ours for ours, paper in pairs]
 
@@ -178,7 +176,7 @@ def _csv(found: Sequence[Section]) -> str:
     return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g")
 
 
-def _csv_line(slot: Slot, method: str, layout: Layout) -> dict[str, object]:
+def _csv_line(slot: Slot, method: str, layout: Exhibit) -> dict[str, object]:
     failed = slot.count(method, "failed")
     counts = {"seeds": len(slot.seeds(method)) - failed}
     counts |= {

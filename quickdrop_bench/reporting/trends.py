@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.curves import (
     draw_curve,
     draw_curves,
@@ -21,7 +22,7 @@ from quickdrop_bench.reporting.curves import (
     tell_if_empty,
     trend_lines,
 )
-from quickdrop_bench.reporting.layout import ORIGINAL, Column, registered
+from quickdrop_bench.reporting.layout import ORIGINAL, registered
 from quickdrop_bench.reporting.looks import GREY, HOLLOW, ORANGE, Line, method_styles
 from quickdrop_bench.reporting.measured import TRAINING
 from quickdrop_bench.reporting.pictures import legend_below, rows_of_panels

@@ -12,7 +12,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting.tables import on_terminal, read_published, render
 
 HERE = Path(__file__).parent
@@ -62,7 +63,7 @@ def read_rows(number: int) -> pd.DataFrame:
 
 def tables(number: int, unsupported: Collection[str] = ()) -> dict[str, str]:
     published = read_published(paper_values(), number)
-    return render(read_rows(number), published, artefact(f"table{number}").LAYOUT, unsupported)
+    return render(read_rows(number), published, exhibit(f"table{number}"), unsupported)
 
 
 def expected(number: int, name: str) -> str:
@@ -77,7 +78,7 @@ def printed(parts: list[Table | str], width: int) -> str:
 
 def shown(number: int, width: int = 80, unsupported: Collection[str] = ()) -> str:
     published = read_published(paper_values(), number)
-    parts = on_terminal(read_rows(number), published, artefact(f"table{number}").LAYOUT, unsupported)
+    parts = on_terminal(read_rows(number), published, exhibit(f"table{number}"), unsupported)
     return printed(parts, width)
 
 

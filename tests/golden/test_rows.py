@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.exhibits import Column, exhibit
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting.published import beside
-from quickdrop_bench.reporting.tables import Column, derive, latest, on_terminal, read_published, render, setting_of
+from quickdrop_bench.reporting.tables import derive, latest, on_terminal, read_published, render, setting_of
 from tests.golden import common
 
 
@@ -87,7 +88,7 @@ def test_a_method_without_gradients_is_infinitely_faster() -> None:
     runs = [entry for seed in (1, 2) for entry in total("retrain-or", seed, 100, 1000, 0, 0.9)]
     runs += [entry for seed in (1, 2) for entry in total("noise", seed, 1, 0, 0, 0.9)]
     frame = rows(*runs).assign(device="a CPU", precision="32-true")
-    text = render(frame, read_published(paper_values(), 3), artefact("table3").LAYOUT)["table.md"]
+    text = render(frame, read_published(paper_values(), 3), exhibit("table3"))["table.md"]
     line = next(line for line in text.splitlines() if line.startswith("| noise"))
     assert [line.split("|")[k].strip() for k in (6, 8)] == ["∞×", "100.0× (100.0–100.0)"]
 
@@ -167,7 +168,7 @@ def test_numbers_for_people(kind: str, number: float, spread: float | None, text
 
 @pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
 def test_nothing_measured(number: int) -> None:
-    layout, published = artefact(f"table{number}").LAYOUT, read_published(paper_values(), number)
+    layout, published = exhibit(f"table{number}"), read_published(paper_values(), number)
     assert render(pd.DataFrame(), published, layout)["table.md"].startswith(f"# Table {number}: ")
     assert on_terminal(pd.DataFrame(), published, layout) == []
 
@@ -177,5 +178,5 @@ def test_one_seed_of_two_is_said() -> None:
     runs = [common.run(identity, "retrain-or", seed, {"total": common.cost(1, 1)}) for seed in (1, 2)]
     runs.append(common.run(identity, "sga-or", 1, {"total": common.cost(1, 1)}))
     frame = common.frame(row for one in runs for row in one)
-    text = render(frame, read_published(paper_values(), 3), artefact("table3").LAYOUT)["table.md"]
+    text = render(frame, read_published(paper_values(), 3), exhibit("table3"))["table.md"]
     assert "SGA-Or (1 of 2 seeds)" in text

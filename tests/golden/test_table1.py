@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from quickdrop_bench.harness.presets import artefact
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.reporting.capabilities import (
     Capability,
     capabilities_on_terminal,
@@ -16,7 +16,7 @@ from quickdrop_bench.reporting.capabilities import (
 )
 from tests.golden import common
 
-LAYOUT = artefact("table1").LAYOUT
+LAYOUT = exhibit("table1")
 CAPABILITIES = [
     Capability("quickdrop", True, True, True, "ascends on synthetic data"),
     Capability("retrain-or", True, True, True, "trains from scratch"),

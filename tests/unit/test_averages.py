@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from quickdrop_bench.core.cost import Clock, Cost
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.reporting.measured import complete, derive, latest
 from quickdrop_bench.reporting.pictures import published_figure
@@ -36,7 +37,7 @@ def runs(r_set: dict[str, list[float]], first: int = 1, **columns: object) -> It
 
 
 def tables_of(*rows: Row) -> list[Section]:
-    return sections(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
+    return sections(common.frame(rows), read_published(paper_values(), 2), exhibit("table2"))
 
 
 def texts(section: Section) -> dict[str, dict[str, str]]:
@@ -151,7 +152,7 @@ def test_seconds_of_shared_cores_are_marked() -> None:
     assert "‡: other work had the cores for more than 15% of the time on seed 1; such seconds say too" in (
         section.sheet().footnote
     )
-    table = render(common.frame(rows), read_published(paper_values(), 2), artefact("table2").LAYOUT)
+    table = render(common.frame(rows), read_published(paper_values(), 2), exhibit("table2"))
     assert r"$\ddagger$" in table["table.tex"]
 
 
@@ -193,7 +194,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_differences_stand_in_the_csv_file() -> None:
     rows = common.frame(runs({"retrain-or": [0.50, 0.90], "quickdrop": [0.51, 0.93]}))
-    texts = render(rows, read_published(paper_values(), 2), artefact("table2").LAYOUT)
+    texts = render(rows, read_published(paper_values(), 2), exhibit("table2"))
     with open("table.csv", "w", encoding="utf-8") as file:
         file.write(texts["table.csv"])
     line = pd.read_csv("table.csv").set_index("method").loc["quickdrop"]

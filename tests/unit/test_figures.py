@@ -15,12 +15,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.presets import paper_values
+from quickdrop_bench.reporting.drawings import DRAWINGS
 from quickdrop_bench.reporting.gallery import write_sheet
 from quickdrop_bench.reporting.looks import HOLLOW, class_style, method_styles
-from quickdrop_bench.reporting.pictures import FigureLayout, published_figure, write_figure
+from quickdrop_bench.reporting.pictures import published_figure, write_figure
 from quickdrop_bench.reporting.points import numbers_markdown
-from quickdrop_bench.reporting.trends import sweep_figure
 
 Row = dict[str, Any]
 SETTING: Row = {
@@ -28,7 +29,6 @@ SETTING: Row = {
     "scale": 100, "fine_tuning": 0,
 }  # fmt: skip
 FIGURES = [2, 3, 4, 5, 6]
-SWEEP = FigureLayout(None, "sweep", (), sweep_figure)
 
 
 def row(method: str, seed: int, stage: str, metric: str, value: float, **other: object) -> Row:
@@ -40,8 +40,9 @@ def failed(method: str, seed: int, **other: object) -> Row:
 
 
 def draw(number: int | None, rows: Sequence[Row] | Iterator[Row]) -> tuple[Figure, pd.DataFrame]:
-    layout = SWEEP if number is None else artefact(f"figure{number}").LAYOUT
-    figure, numbers = layout.draw(pd.DataFrame([*rows]), published_figure(paper_values(), number), layout.methods)
+    layout = exhibit("sweep" if number is None else f"figure{number}")
+    methods = layout.methods if number else ()
+    figure, numbers = DRAWINGS[layout.draw](pd.DataFrame([*rows]), published_figure(paper_values(), number), methods)
     figure.canvas.draw()
     return figure, numbers
 
@@ -339,8 +340,9 @@ def test_failures_are_told(number: int | None) -> None:
 @pytest.mark.parametrize(("number", "label"), [(2, "test accuracy (%)"), (6, "compute summed over clients (s)")])
 def test_the_same_rows_give_the_same_files(tmp_path: Path, number: int, label: str) -> None:
     rows = pd.DataFrame([*one_request(1, dataset="a $b_c$ & d"), *scales()])
-    layout, published = artefact(f"figure{number}").LAYOUT, published_figure(paper_values(), number)
-    first, second = (write_figure(tmp_path / name, layout, rows, published) for name in ("a", "b"))
+    layout, published = exhibit(f"figure{number}"), published_figure(paper_values(), number)
+    draw = DRAWINGS[layout.draw]
+    first, second = (write_figure(tmp_path / name, layout, draw, rows, published) for name in ("a", "b"))
     assert [path.name for path in first] == ["figure.svg", "figure.png", "figure.csv"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     svg = ElementTree.parse(first[0])  # noqa: S314 - we wrote it
@@ -348,15 +350,16 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path, number: int, label: s
     assert label in found
     assert f"Figure {number}: {layout.title}" in found
     assert "a $b_c$ & d, 10 clients, dirichlet-0.1, class-2" in found
-    assert len(pd.read_csv(first[2])) == len(layout.draw(rows, published, layout.methods)[1])
+    assert len(pd.read_csv(first[2])) == len(draw(rows, published, layout.methods)[1])
 
 
 def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib, pandas; before = matplotlib.rcParams.copy()\n"
         "from pathlib import Path; from quickdrop_bench.reporting import gallery, looks, pictures, trends\n"
-        "layout = pictures.FigureLayout(None, 'x', (), trends.sweep_figure)\n"
-        "pictures.write_figure(Path(sys.argv[1]), layout, pandas.DataFrame(), pandas.DataFrame())\n"
+        "layout = pictures.Exhibit('sweep', 'figure', None, 'x', ())\n"
+        "empty = pandas.DataFrame()\n"
+        "pictures.write_figure(Path(sys.argv[1]), layout, trends.sweep_figure, empty, empty)\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
         "assert all(before[name] == matplotlib.rcParams[name] for name in looks.STYLE)"
     )

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,13 @@ def test_a_spec_says_which_model_and_hashes_what_it_uses() -> None:
     assert other.architecture == LeNet5()
     assert other.resolved() == replace(other, width=99, norm="layer").resolved()
     assert {*other.resolved()} ^ {*usual.resolved()} == {"model", "width", "depth", "norm"}
+
+
+def test_a_change_of_the_models_own_file_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    roots: list[Path] = []
+    monkeypatch.setattr("quickdrop_bench.harness.spec.source_digest", lambda *paths: str(roots.extend(paths)))
+    FederationSpec(model="lenet5").hash("", 1, "32-true")
+    assert roots[-1].name == "lenet5.py"
 
 
 def test_the_list_of_models_needs_no_torch() -> None:

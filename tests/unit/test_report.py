@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.harness.presets import artefact, paper_values
+from quickdrop_bench.harness.exhibits import Exhibit, exhibit
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting.declared import Capability
 from quickdrop_bench.reporting.overview import dataset_words
-from quickdrop_bench.reporting.pictures import FigureLayout
 from quickdrop_bench.reporting.report import find_artefacts, render_report, write_report
 from tests.golden import common
 
@@ -33,14 +33,10 @@ CAPABILITIES = [
 METHODS = ("original", "retrain-or", "sga-or", "quickdrop")
 
 
-def _draw(*_: object) -> Any:
-    raise AssertionError("the page shows what was drawn before")
-
-
 LAYOUTS: dict[str, Any] = {
-    **{f"table{n}": artefact(f"table{n}").LAYOUT for n in range(1, 7)},
-    **{f"figure{n}": FigureLayout(n, f"picture no. {n}", ("quickdrop",), _draw) for n in range(2, 7)},
-    "sweep": None,
+    **{f"table{n}": exhibit(f"table{n}") for n in range(1, 7)},
+    **{f"figure{n}": Exhibit(f"figure{n}", "figure", n, f"picture no. {n}", ("quickdrop",)) for n in range(2, 7)},
+    "sweep": exhibit("sweep"),
 }
 
 

@@ -1,6 +1,6 @@
 """How much faster than retraining, and than the fastest other method, QuickDrop serves a class request here.
 
-``python benchmarks/speedup.py`` writes ``results/speed/speedup.md``, from two sources:
+``python benchmarks/performance/speedup.py`` writes ``results/speed/speedup.md``, from two sources:
 
 - the rows of Table 2 in ``results/``: whole runs;
 - at the paper's sizes, which take hours here, every stage of every method is counted in full, a small part of it is
@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from contenders import split_by_class
-from speed import DISTINCT, fabric_of, noise, paper_model
+from cases import DISTINCT, fabric_of, noise, paper_model
+from workload import split_by_class
 
 from quickdrop_bench.cli.options import federation_spec, methods_of
 from quickdrop_bench.cli.resolve import options_of
@@ -41,7 +41,7 @@ from quickdrop_bench.reporting.sections import differing
 from quickdrop_bench.serving.plan import CountingFederation
 from quickdrop_bench.store.rows import RowFile
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = (
     ("small", "small/table2", "preset"),
     ("small", "small/table2-cifar10", "preset"),
@@ -194,7 +194,7 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
     lines = [
         "# Speed-up of QuickDrop",
         "",
-        "Written by `benchmarks/speedup.py`. Gradients are sample-gradients.",
+        "Written by `benchmarks/performance/speedup.py`. Gradients are sample-gradients.",
         "",
         "## Whole runs (rows in `results/`; medians over seeds of times, and of the seeds' ratios)",
         "",
