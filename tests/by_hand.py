@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 
 
 def equal(a: State, b: State) -> bool:
@@ -23,7 +23,7 @@ def assert_close(a: State, b: State, atol: float = 2e-6) -> None:
 
 def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Some steps θ − η∇L on all images; a negative η ascends."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     model.load_state_dict(start)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):

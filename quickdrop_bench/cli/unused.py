@@ -13,8 +13,9 @@ from quickdrop_bench.cli.lists import numbers
 from quickdrop_bench.cli.options import AXES, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.spec import MODEL_OPTIONS, FederationSpec
 from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.models import MODELS
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -60,6 +61,8 @@ def check_partition(line: CommandLine, args: Namespace, datasets: Iterable[str])
 def check_federation(line: CommandLine, args: Namespace, datasets: Iterable[str]) -> None:
     """For a command that trains federations on these data sets."""
     check_partition(line, args, datasets)
+    has = {f.name for f in fields(MODELS[args.model])}  # type: ignore[arg-type]
+    _refuse(line, [name for name in MODEL_OPTIONS if name not in has], f"--model {args.model} has no such option")
     if not args.distill:
         _refuse(line, _fields("distillation"), "nothing is distilled, as --distill is false")
     if not args.fine_tune and args.get("fine_tunes") in (None, "0"):

@@ -12,8 +12,8 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
 from quickdrop_bench.distillation.settings import FineTuning
+from quickdrop_bench.functional.initial import draw_parameters
 from quickdrop_bench.functional.matching import ClassGradients
-from quickdrop_bench.models import draw_parameters
 
 __all__ = ["FineTuningResult", "fine_tune"]
 

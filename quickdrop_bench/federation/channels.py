@@ -13,8 +13,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import spread
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.functional.pruning import channel_activity, class_sums, pooled_means
-from quickdrop_bench.models import prunable_layers
+from quickdrop_bench.functional.pruning import channel_activity, class_sums, pooled_means, prunable_layers
 
 __all__ = ["measure", "recorded_activity"]
 

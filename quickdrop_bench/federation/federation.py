@@ -22,7 +22,7 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
-from quickdrop_bench.models import draw_parameters
+from quickdrop_bench.functional.initial import draw_parameters
 
 __all__ = [
     "MIN_IMPROVEMENT",

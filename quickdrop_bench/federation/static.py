@@ -2,7 +2,8 @@
 
 It computes what :func:`~quickdrop_bench.federation.local.train_locally` computes, which is the reference. What the host
 knows (the batches, their classes, the synthetic images of each step) is planned beforehand and copied at once; a batch
-that is short and a class that is missing stay in place with weight zero.
+that is short and a class that is missing stay in place with weight zero. Its passes are written out layer by layer, so
+that models with other layers (ResNet-18, say) are left to the reference loop on a GPU too.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.local import LocalResult
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import Plan, batches, plan_steps, synthetic_images, with_matching
-from quickdrop_bench.functional.layers import Classes, is_supported
-from quickdrop_bench.functional.padded import class_gradients
-from quickdrop_bench.functional.second_order import distance_and_image_gradient
+from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
+from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 
 __all__ = ["StaticEngine", "is_possible"]
 
@@ -43,17 +43,11 @@ FUSED = 256
 
 def is_possible(model: nn.Module, precision: str) -> bool:
     """Whether this engine trains a model: in float32, with layers that are written out one by one."""
-    sequence = _sequence(model)
+    sequence = sequence_of(model)
     plain = all(m.stride == m.dilation == (1, 1) for m in sequence if isinstance(m, nn.Conv2d))
     in_order = [id(p) for m in sequence for p in m.parameters()]
-    listed = bool(in_order) and in_order == [id(p) for p in model.parameters()]
+    listed = isinstance(sequence[-1], nn.Linear) and in_order == [id(p) for p in model.parameters()]
     return precision == "32-true" and listed and is_supported(sequence) and plain
-
-
-def _sequence(model: nn.Module) -> Sequence[nn.Module]:
-    """The layers in the order in which they run, of a model that lists them."""
-    sequence: Sequence[nn.Module] = getattr(model, "sequence", ())
-    return sequence
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ class _Steps:
     def _distilled_gradients(
         self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        loss, found, parts = class_gradients(_sequence(self._model), images, labels, weights, self._classes)
+        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, self._classes)
         targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
         return loss, found, targets
 
@@ -187,7 +181,7 @@ class _Steps:
         self, images: Tensor, labels: Tensor, shares: Tensor, targets: list[Tensor], matched: Tensor
     ) -> tuple[Tensor, Tensor]:
         classes = Classes.padded(labels, shares, self._classes)
-        layers = _sequence(self._model)
+        layers = sequence_of(self._model)
         distance, gradient = distance_and_image_gradient(layers, images, labels, classes, targets, matched)
         return distance, torch.where(shares.view(-1, 1, 1, 1) > 0, gradient, 0)
 
@@ -243,7 +237,7 @@ class StaticEngine:
         self._fuse = on_gpu and find_spec("triton") is not None
         gc.collect()  # graphs of an engine that is gone hold memory until then, and must not go during a capture
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        self._classes = next(m.out_features for m in reversed(_sequence(model)) if isinstance(m, nn.Linear))
+        self._classes = next(m.out_features for m in reversed(sequence_of(model)) if isinstance(m, nn.Linear))
         self._steps: dict[_Kind, _Steps] = {}
         self._staged: dict[int, Tensor] = {}
         self._on_host: dict[int, tuple[Tensor, Tensor]] = {}

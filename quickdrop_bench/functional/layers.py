@@ -22,6 +22,7 @@ __all__ = [
     "is_small",
     "is_supported",
     "layer_of",
+    "sequence_of",
     "summed_products",
 ]
 
@@ -356,6 +357,13 @@ def summed_products(columns: Tensor, g: Tensor, index: Tensor) -> Tensor:
     """
     each = torch.bmm(g.flatten(2), columns.mT).flatten(1)
     return each.new_zeros(int(index[-1]) + 1, each.shape[1]).index_add(0, index, each)
+
+
+def sequence_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of nested ``nn.Sequential`` in the order in which they run; any other module is one layer."""
+    if type(model) is nn.Sequential:
+        return [layer for part in model for layer in sequence_of(part)]
+    return [model]
 
 
 def is_supported(sequence: Sequence[nn.Module]) -> bool:

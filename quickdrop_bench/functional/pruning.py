@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "channel_activity",
@@ -20,11 +20,33 @@ __all__ = [
     "inverse_document_frequency",
     "least_kept",
     "pooled_means",
+    "prunable_layers",
     "prune_count",
     "term_frequency",
     "tf_idf",
     "zero_filters",
 ]
+
+
+def prunable_layers(model: nn.Module) -> list[tuple[str, str | None]]:
+    """The convolutions, whose channels can be pruned, and the normalisation right behind each.
+
+    A channel is zero behind its layer if its parameters of both modules are. In a residual network that is what the
+    block, or its shortcut, adds to the channel: what earlier blocks put there passes by.
+
+    Args:
+        model: lists its modules in the order in which they run.
+
+    Returns:
+        Module names, in order: of the convolution, and of the normalisation or None.
+
+    Example:
+        >>> prunable_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 3)))
+        [('0', '1'), ('3', None)]
+    """
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    behind = [(name if isinstance(module, nn.GroupNorm) else None) for name, module in leaves[1:]] + [None]
+    return [(name, norm) for (name, module), norm in zip(leaves, behind, strict=True) if isinstance(module, nn.Conv2d)]
 
 
 def channel_activity(output: Tensor) -> Tensor:

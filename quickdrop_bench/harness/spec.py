@@ -16,10 +16,11 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.harness.sources import source_digest
-from quickdrop_bench.models.convnet import NORMS
+from quickdrop_bench.models import MODELS, Model
 
 __all__ = [
     "LETTERS",
+    "MODEL_OPTIONS",
     "ORIGINALS",
     "PROTOCOLS",
     "FederationSpec",
@@ -64,6 +65,9 @@ LEAST = {
 ORIGINALS = frozenset({"forget-data", "retain-data"})
 """What methods need of the data that the federation was trained on."""
 
+MODEL_OPTIONS = ("width", "depth", "norm")
+"""Fields that go to the model, if it has such options."""
+
 IN_COLUMNS = ("dataset", "clients", "alpha", "iid")
 """Fields that every row states in columns of their own."""
 
@@ -88,6 +92,7 @@ class FederationSpec:
     )
     iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
     min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
+    model: str = _option("convnet", "model, see the command 'models'")
     width: int = _option(128, "ConvNet: filters W per block")
     depth: int = _option(3, "ConvNet: number of blocks D")
     norm: str = _option("instance", "ConvNet: normalisation, one of instance, layer, none")
@@ -121,8 +126,6 @@ class FederationSpec:
                 object.__setattr__(self, f.name, float(value))
             elif type(value) is not type(f.default) and (f.default is not None or type(value) is not int):
                 raise BadInput(f"--{f.name.replace('_', '-')}", value, f"{f.type} is needed")
-        if self.norm not in NORMS:
-            raise BadInput("--norm", self.norm, f"use one of {', '.join(NORMS)}")
         if not self.iid:
             positive("--alpha", self.alpha)
         for name, least in LEAST.items():
@@ -135,7 +138,7 @@ class FederationSpec:
         positive("--scale", self.scale, at_least=1)
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
-        _ = self.faults, self.fine_tuning
+        _ = self.faults, self.fine_tuning, self.architecture
         if self.fine_tune and not self.distill:
             raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
 
@@ -143,6 +146,17 @@ class FederationSpec:
     def distribution(self) -> str:
         """``iid`` or ``dirichlet-<α>``, as in rows."""
         return "iid" if self.iid else f"dirichlet-{self.alpha:g}"
+
+    @property
+    def architecture(self) -> Model:
+        """The model with its options."""
+        return MODELS[self.model](**{name: getattr(self, name) for name in self.model_options})
+
+    @property
+    def model_options(self) -> list[str]:
+        """Those of :data:`MODEL_OPTIONS` that the model has."""
+        own = {f.name for f in fields(MODELS[self.model])}  # type: ignore[arg-type]
+        return [name for name in MODEL_OPTIONS if name in own]
 
     @property
     def fine_tuning(self) -> FineTuning:
@@ -157,6 +171,9 @@ class FederationSpec:
     def resolved(self) -> dict[str, Any]:
         """The fields that decide the result, ready to be hashed and shown."""
         values = asdict(self)
+        idle = {*MODEL_OPTIONS} - {*self.model_options}
+        idle |= {"model"} if self.model == FederationSpec.model else set()  # what was trained before there were others
+        values = {name: value for name, value in values.items() if name not in idle}
         if self.iid:
             del values["alpha"]
         if not self.distill:
@@ -181,13 +198,14 @@ class FederationSpec:
 
     def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:
         """Identifies a trained federation: spec, data, seed, precision and the code that trains."""
+        kinds = DATASETS[self.dataset], MODELS[self.model]
         return digest(
             {
                 "spec": self.resolved(),
                 "data": data_fingerprint,
                 "seed": seed,
                 "precision": precision,
-                "source": source_digest(*TRAINING, Path(getfile(DATASETS[self.dataset]))),
+                "source": source_digest(*TRAINING, *(Path(getfile(cls)) for cls in kinds)),
             }
         )
 

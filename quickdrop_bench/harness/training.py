@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
+from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
@@ -37,7 +38,6 @@ from quickdrop_bench.federation.ranks import on_first, same
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.models import ConvNet
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 
@@ -73,7 +73,7 @@ def training_phase(spec: FederationSpec) -> Phase:
     )
 
 
-def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
+def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> nn.Module:
     """The model of a spec for images of a data set.
 
     Raises:
@@ -82,7 +82,7 @@ def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
     channels, height, width = data.image_shape
     if height != width:
         raise BadInput("--dataset", spec.dataset, f"square images are needed, these are {height}×{width}")
-    return ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
+    return spec.architecture.build(channels, height, len(data.class_names))
 
 
 def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:

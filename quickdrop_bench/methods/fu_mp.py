@@ -102,8 +102,7 @@ class FuMp(Recovery):
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten, in which pruned channels stay zero."""
-        from quickdrop_bench.functional.pruning import channel_masks, zero_filters
-        from quickdrop_bench.models import prunable_layers
+        from quickdrop_bench.functional.pruning import channel_masks, prunable_layers, zero_filters
 
         layers = prunable_layers(context.federation.model.module)
         masks = channel_masks(layers, [~zero_filters(state[f"{conv}.weight"]) for conv, _ in layers], state)
@@ -136,11 +135,11 @@ class FuMp(Recovery):
         from quickdrop_bench.functional.pruning import (
             channel_masks,
             choose_channels,
+            prunable_layers,
             prune_count,
             tf_idf,
             zero_filters,
         )
-        from quickdrop_bench.models import prunable_layers
 
         layers = prunable_layers(context.federation.model.module)
         gone = [zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]

@@ -73,7 +73,7 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
 def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:
     spec, info = run.spec, run.info
     about = {
-        "architecture": {"name": "ConvNet", "width": spec.width, "depth": spec.depth, "norm": spec.norm},
+        "architecture": {"name": spec.model, **{name: getattr(spec, name) for name in spec.model_options}},
         "image_shape": info.image_shape,
         "classes": info.class_names,
         "mean": info.mean,

@@ -70,16 +70,16 @@ _trained: dict[str, tuple[State, Sets, dict[Path, bytes]]] = {}
 
 
 def trained_once(
-    federation: Federation, clients: dict[int, LabelledSet], scale: float, starts: Sets
+    federation: Federation, clients: dict[int, LabelledSet], scale: float, starts: Sets, train: Phase
 ) -> tuple[State, Sets]:
     """Train, or take over what was trained before; either way the updates are recorded here."""
     rows = {i: d.rows.tolist() for i, d in clients.items()}  # of the same 45 images
-    key = repr((federation.faults, federation.model, federation._static is not None, scale, rows))
+    key = repr((federation.faults, federation.model, federation._static is not None, scale, rows, train))
     if key not in _trained:
         synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()}
-        recorder = UpdateRecorder(Path("updates"), TRAIN.rounds, every=1)
+        recorder = UpdateRecorder(Path("updates"), train.rounds, every=1)
         initial = federation.fresh_state(1, "init")
-        state = federation.run(initial, clients, TRAIN, 1, synthetic=synthetic, record=recorder).state
+        state = federation.run(initial, clients, train, 1, synthetic=synthetic, record=recorder).state
         files = {path: path.read_bytes() for path in Path("updates").rglob("*") if path.is_file()}
         _trained[key] = state, synthetic, files
     state, synthetic, files = _trained[key]
@@ -90,11 +90,15 @@ def trained_once(
 
 
 def make_context(
-    federation: Federation, clients: dict[int, LabelledSet], level: str = "class", scale: float = 4.0
+    federation: Federation,
+    clients: dict[int, LabelledSet],
+    level: str = "class",
+    scale: float = 4.0,
+    train: Phase = TRAIN,
 ) -> Context:
     """A federation trained with distillation and recorded updates, and a request to forget class 1 or client 1."""
     starts = {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
-    state, synthetic = trained_once(federation, clients, scale, starts)
+    state, synthetic = trained_once(federation, clients, scale, starts, train)
     data = {}
     for i, original in clients.items():
         positions = augmentation_positions(original, starts[i], generator(1, "augmentation", i))
@@ -102,7 +106,7 @@ def make_context(
         data[i] = ClientData(original, starts[i].as_labelled(), augmentation, synthetic[i])
     request = request_for(level)
     history = UpdateHistory(Path("updates"), torch.device("cpu"))
-    return Context(federation, TRAIN, data, state, request, (request,), seed=1, history=history)
+    return Context(federation, train, data, state, request, (request,), seed=1, history=history)
 
 
 def forget_rows(context: Context) -> set[int]:

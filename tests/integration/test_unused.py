@@ -50,6 +50,10 @@ IDLE: dict[str, tuple[list[str], str]] = {
         [*SWEEP, "--datasets", "digits", "--dataset", "digits"],
         "--dataset digits: --datasets digits is swept",
     ),
+    "option of another model": (
+        [*TABLE[:2], "--preset", "quick", "--model", "lenet5", "--width", "8"],
+        "--width 8: --model lenet5 has no such option",
+    ),
     "folder of digits": ([*TABLE, "--data-dir", "pics"], "--data-dir pics: digits is read from no folder"),
     "fine-tuning without any": (
         ["train", *TINY, "--fine-tune-steps", "5"],

@@ -24,7 +24,7 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
 from tests.conftest import toy_images
 
@@ -115,7 +115,7 @@ def test_inputs_stay_empty_clients_stay_out_and_order_does_not_matter(
 
 def test_cost_counters(federation: Federation, state: State, toy_clients: Clients) -> None:
     cost = federation.run(state, toy_clients, TRAIN, 1).cost
-    parameters = sum(p.numel() for p in ConvNet(1, 8, 3, width=4, depth=2).parameters())
+    parameters = sum(p.numel() for p in ConvNet(width=4, depth=2).build(1, 8, 3).parameters())
     # client 2 has 9 images: its batches are 8, 1, 8, 1; client 1: 8, 4, 8, 4; client 0: 8 × 4
     assert cost.sample_gradients == 3 * (32 + 24 + 18)
     assert (cost.rounds, cost.data_size) == (3, 45)
@@ -248,7 +248,7 @@ Recorded = tuple[ClassGradients, list[torch.Tensor], list[int]]
 def recorded(data: LabelledSet) -> Recorded:
     """What :func:`match` needs of a model and a batch: the whole data set."""
     torch.manual_seed(0)
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = ConvNet(width=4, depth=2).build(1, 8, 3)
     images, labels = data.take(data.own_labels().argsort())
     gradients = ClassGradients(model)
     with gradients.recording():
@@ -299,7 +299,9 @@ def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
     gradients, targets, _ = batch
     for _ in range(2):
         optimizer.zero_grad()
-        matching_distance(targets, gradients.synthetic(theirs, [0, 1, 2])).backward()
+        matching_distance(
+            targets, gradients.synthetic(torch.cat(theirs), [len(t) for t in theirs], [0, 1, 2])
+        ).backward()
         optimizer.step()
         match(*batch, ours, Distillation(1, 0.1, 0.5, 256), generator(2))
     for c in range(3):

@@ -15,7 +15,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
 from quickdrop_bench.distillation.settings import FineTuning
-from quickdrop_bench.models import ConvNet, draw_parameters
+from quickdrop_bench.functional.initial import draw_parameters
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Guarded, toy_images
 
 IMAGES = Distillation(image_steps=1, image_lr=0.1, image_momentum=0.5, batch_size=256)
@@ -23,8 +24,8 @@ SHORT = FineTuning(steps=3, epochs=2, batch_size=5, lr=0.1)
 SEED, CLIENT = 1, 7
 
 
-def scratch() -> ConvNet:
-    return ConvNet(1, 8, 3, width=4, depth=2)
+def scratch() -> torch.nn.Module:
+    return ConvNet(width=4, depth=2).build(1, 8, 3)
 
 
 @pytest.fixture

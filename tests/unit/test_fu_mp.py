@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,17 +18,19 @@ from quickdrop_bench.federation.channels import measure, recorded_activity
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.functional.pruning import tf_idf
+from quickdrop_bench.functional.pruning import prunable_layers, tf_idf
 from quickdrop_bench.methods.base import METHODS, ClientData, Context, check_support
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
-from quickdrop_bench.models import prunable_layers
+from quickdrop_bench.models import Model
+from quickdrop_bench.models.resnet18 import ResNet18
 from tests.conftest import Guarded
+from tests.small_models import CONVNETS, EACH
 
 Make = Callable[..., Federation]
 Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=3, local_steps=6, batch_size=8, lr=0.2)
 CLASSES = torch.arange(3)
-NORMS = ("instance", "layer", "none")
+on_models_in_a_row = pytest.mark.parametrize("model", [m for m in EACH if not isinstance(m, ResNet18)], ids=str)
 
 
 def class_request(target: int) -> UnlearningRequest:
@@ -54,8 +57,8 @@ def equal(a: State, b: State) -> bool:
 
 
 def zeroed(state: State) -> list[int]:
-    """Channels, counted through both layers, whose filter is zero."""
-    filters = [state[n].flatten(1) for n in ("features.0.weight", "features.4.weight")]
+    """Channels, counted through all convolutions, whose filter is zero."""
+    filters = [value.flatten(1) for value in state.values() if value.dim() == 4]
     return torch.cat([(f == 0).all(1) for f in filters]).nonzero().flatten().tolist()
 
 
@@ -81,10 +84,12 @@ def means_of(context: Context) -> Tensor:
     return measure(context.federation, context.state, measurable_data(context), CLASSES)[0]
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_clients_statistics_pool_to_that_of_the_union(norm: str, make_federation: Make, toy_clients: Clients) -> None:
+@on_models_in_a_row
+def test_clients_statistics_pool_to_that_of_the_union(
+    model: Model, make_federation: Make, toy_clients: Clients
+) -> None:
     """Read without hooks, batches or clients; float32 uploads, so equal up to their rounding."""
-    federation = make_federation(norm=norm)
+    federation = make_federation(architecture=model)
     context = make_context(federation, toy_clients)
     images, labels = pictures(toy_clients)
     activity = activity_by_hand(federation, context.state, images)
@@ -114,38 +119,39 @@ def test_the_order_and_the_split_of_clients_do_not_matter(make_federation: Make,
     assert equal(FuMp().unlearn(backwards).state, FuMp().unlearn(context).state)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@on_models_in_a_row
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.75])
 def test_the_highest_scores_are_pruned_and_nothing_else_changes(
-    norm: str, ratio: float, make_federation: Make, toy_clients: Clients
+    model: Model, ratio: float, make_federation: Make, toy_clients: Clients
 ) -> None:
-    """Scores of 8 channels by loops over the definitions: ⌊R·8⌋ of the highest go, at most 3 of each 4."""
-    federation = make_federation(norm=norm)
+    """Scores by loops over the definitions: ⌊R·n⌋ of the highest go, but a tenth of each layer stays."""
+    federation = make_federation(architecture=model)
     context = make_context(federation, toy_clients)
     images, labels = pictures(toy_clients)
     activity = activity_by_hand(federation, context.state, images).double()
-    means = [[float(activity[labels == c][:, j].mean()) for j in range(8)] for c in range(3)]
+    layer_of = [name for name, value in context.state.items() if value.dim() == 4 for _ in value]
+    count = len(layer_of)
+    means = [[float(activity[labels == c][:, j].mean()) for j in range(count)] for c in range(3)]
     scores = []
-    for j in range(8):
-        layer = range(4) if j < 4 else range(4, 8)
+    for j in range(count):
+        layer = [k for k in range(count) if layer_of[k] == layer_of[j]]
         q = sum(means[c][j] >= sum(means[k][j] for k in range(3)) / 3 for c in range(3))
         scores.append(means[1][j] / sum(means[1][k] for k in layer) * float(torch.tensor(4 / (1 + q)).log()))
     expected: list[int] = []
-    for j in sorted(range(8), key=lambda j: -scores[j]):
-        if len(expected) < int(ratio * 8) and sum(k // 4 == j // 4 for k in expected) < 3:
+    for j in sorted(range(count), key=lambda j: -scores[j]):
+        most = math.floor(0.9 * layer_of.count(layer_of[j]))
+        if len(expected) < int(ratio * count) and sum(layer_of[k] == layer_of[j] for k in expected) < most:
             expected.append(j)
     after = FuMp(prune_ratio=ratio).unlearn(context).state
     assert zeroed(after) == sorted(expected)
-    modules = {module for pair in prunable_layers(federation.model.module) for module in pair}
+    layers = prunable_layers(federation.model.module)
+    of_module = {module: f"{conv}.weight" for conv, norm in layers for module in (conv, norm) if module}
     for name, value in after.items():
-        layer = name.split(".")[1]
-        if name.rsplit(".", 1)[0] not in modules:
-            assert torch.equal(value, context.state[name])  # the classifier, above all
-            continue
-        for channel in range(4):
-            index = channel if layer in "01" else channel + 4
-            want = torch.zeros_like(value[channel]) if index in expected else context.state[name][channel]
-            assert torch.equal(value[channel], want)
+        want = context.state[name].clone()
+        layer = of_module.get(name.rsplit(".", 1)[0])  # none for the classifier, above all
+        if layer:
+            want[[j - layer_of.index(layer) for j in expected if layer_of[j] == layer]] = 0
+        assert torch.equal(value, want), name
 
 
 def test_a_tiny_ratio_changes_nothing(make_federation: Make, toy_clients: Clients) -> None:
@@ -203,34 +209,34 @@ def test_a_channel_for_one_class_ranks_first_and_its_removal_hurts_that_class_mo
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("model", EACH, ids=str)
 def test_pruned_outputs_are_exactly_zero_after_recovery(
-    norm: str, precision: str, make_federation: Make, toy_clients: Clients
+    model: Model, precision: str, make_federation: Make, toy_clients: Clients
 ) -> None:
     """Seen behind the normalisation, on random images; the channels that are left have been trained."""
-    federation = make_federation(precision, norm=norm)
+    federation = make_federation(precision, architecture=model)
     context = make_context(federation, toy_clients)
-    method = FuMp(prune_ratio=0.4, recover_lr=0.2)
+    method = FuMp(prune_ratio=0.4, recover_lr=0.2, recover_rounds=2)
     unlearned = method.unlearn(context).state
     recovered = method.recover(context, unlearned)
     assert recovered is not None
-    assert recovered.cost.rounds == 4
-    assert len(zeroed(unlearned)) == 3
+    layers = prunable_layers(federation.model.module)
+    channels = sum(len(unlearned[f"{conv}.weight"]) for conv, _ in layers)
+    assert len(zeroed(unlearned)) == math.floor(0.4 * channels)
     assert zeroed(recovered.state) == zeroed(unlearned)
     assert not equal(recovered.state, unlearned)
     federation.load(recovered.state)
-    seen: list[Tensor] = []
-    features = federation.model.module.features
-    handles = [features[k].register_forward_hook(lambda m, i, out: seen.append(out)) for k in (1, 5)]
+    seen: dict[str, Tensor] = {}
+    for conv, norm in layers:
+        module = federation.model.module.get_submodule(norm or conv)
+        module.register_forward_hook(lambda m, i, out, conv=conv: seen.update({conv: out.clone()}))
     with torch.no_grad():
         federation.model(torch.randn(6, 1, 8, 8))
-    for handle in handles:
-        handle.remove()
-    silent = [not bool(out[:, j].any()) for out in seen for j in range(4)]
-    assert [j for j, is_silent in enumerate(silent) if is_silent] == zeroed(recovered.state)
+    loud = torch.cat([seen[conv].transpose(0, 1).flatten(1).any(1) for conv, _ in layers])
+    assert torch.nonzero(~loud).flatten().tolist() == zeroed(recovered.state)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", CONVNETS)
 def test_masks_hold_channels_that_would_grow_again(norm: str, make_federation: Make, toy_clients: Clients) -> None:
     """ReLU passes no gradient at 0; GELU's is ½ there, so that pruned channels grow behind every normalisation.
 

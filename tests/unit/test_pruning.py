@@ -15,11 +15,14 @@ from quickdrop_bench.functional.pruning import (
     inverse_document_frequency,
     least_kept,
     pooled_means,
+    prunable_layers,
     prune_count,
     term_frequency,
     tf_idf,
 )
-from quickdrop_bench.models import ConvNet, prunable_layers
+from quickdrop_bench.models import Model
+from quickdrop_bench.models.resnet18 import ResNet18
+from tests.small_models import EACH
 
 
 def random_means(classes: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -162,12 +165,17 @@ def test_pruned_channels_are_not_chosen_again_and_count_as_gone() -> None:
     assert chosen.nonzero().flatten().tolist() == [1, 5]
 
 
-@pytest.mark.parametrize("norm", ["instance", "layer", "none"])
-def test_prunable_layers_of_the_convnet(norm: str) -> None:
-    model = ConvNet(1, 8, 3, width=4, depth=2, norm=norm)
-    layers = prunable_layers(model)
-    assert len(layers) == 2
-    for conv, behind in layers:
-        assert isinstance(model.get_submodule(conv), nn.Conv2d)
-        assert (behind is None) == (norm == "none")
-        assert behind is None or isinstance(model.get_submodule(behind), nn.GroupNorm)
+@pytest.mark.parametrize("model", EACH, ids=str)
+def test_prunable_layers_are_all_convolutions_with_their_normalisation(model: Model) -> None:
+    """Those of ResNet-18: 1 + 8·2 + 3, each with a normalisation that counts the same channels."""
+    network = model.build(1, 8, 3)
+    layers = prunable_layers(network)
+    convs = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    assert [conv for conv, _ in layers] == convs
+    assert len(convs) == (20 if isinstance(model, ResNet18) else 2)
+    norms = [name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)]
+    assert [norm for _, norm in layers if norm] == norms
+    assert len(norms) in (0, len(convs))
+    for conv, norm in layers:
+        if norm:
+            assert network.get_parameter(f"{norm}.weight").shape == network.get_parameter(f"{conv}.weight").shape[:1]
