@@ -18,7 +18,7 @@ from rich.table import Table
 
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric, processes_of
-from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy
+from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work, duration
 from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, positive
@@ -56,19 +56,19 @@ Cells = Sequence[tuple[Experiment, Sequence[str]]]
 
 
 def make_session(
-    args: Namespace, experiment: Experiment, tracker: Tracker | None, *, shown: bool = True
+    args: Namespace, experiment: Experiment, tracker: Tracker | None, work: Work | None = None
 ) -> tuple[Session, ProgressDisplay]:
-    """The machine that the options name, with its progress display, which may stay dark."""
+    """The machine that the options name, with its progress display, which stays dark if no work is named."""
 
     def evaluate(federation: Federation) -> ClassAccuracy:
         return class_accuracy(federation.model, session.data.test, len(session.data.class_names))
 
     accuracy = RoundAccuracy(evaluate)
-    display = ProgressDisplay(accuracy)
+    display = ProgressDisplay(accuracy, work or Work({}))
     if tracker:
         tracker.accuracy = accuracy
     trackers = [tracker] if tracker else []
-    fabric = make_fabric(args, [*([display] if shown else []), *trackers], trackers)
+    fabric = make_fabric(args, [*([display] if work else []), *trackers], trackers)
     session = Session(experiment, fabric, args.artifacts_dir)
     return session, display
 
@@ -101,10 +101,10 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if jobs > 1 and devices * nodes > 1:
         raise BadInput("--jobs", jobs, "either cells or, with --devices, clients run side by side; give one of them")
-    if dry_run or name == "sweep":
-        probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir)
-        files = [rows, *_siblings(args, folder)]
-        planned = list(plan(experiments, files, args.artifacts_dir, probe, force=args.force))
+    timed = dry_run or name == "sweep"
+    probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir) if timed else None
+    planned = list(plan(experiments, [rows, *_siblings(args, folder)], args.artifacts_dir, probe, force=args.force))
+    if timed:
         Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
     if dry_run:
         return 0
@@ -114,9 +114,10 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
             all_well = _in_processes(name, args, line, experiments, jobs)
             rows = RowFile(rows.path)
         else:
+            work = Work({part: steps for cell in planned for part, steps in cell.steps.items()})
             all_well = True
             for cell in experiments:
-                all_well &= _measure_here(args, folder, rows, cell, tracker)
+                all_well &= _measure_here(args, folder, rows, cell, tracker, work)
         _render(args, rows, [experiment for experiment, _ in experiments], folder)
         if tracker and (tracker.agent or _stamp(rows.path) != stamp):
             tracker.log_artefact(name, args.preset, folder)
@@ -137,10 +138,15 @@ def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
 
 
 def _measure_here(
-    args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]], tracker: Tracker | None
+    args: Namespace,
+    folder: Path,
+    rows: RowFile,
+    cell: tuple[Experiment, Sequence[str]],
+    tracker: Tracker | None,
+    work: Work | None = None,
 ) -> bool:
     """Measure one experiment in this process. In a sweep, a seed that cannot be had is marked and the others go on."""
-    session, display = make_session(args, cell[0], tracker)
+    session, display = make_session(args, cell[0], tracker, work)
     well = True
     with display:
         for seed in cell[0].seeds:
@@ -211,7 +217,7 @@ def _process(name: str, line: CommandLine, group: Sequence[tuple[int, int]], thr
     with tracking(args) as tracker:
         for index, seed in group:
             experiment, methods = experiments[index]
-            session, _ = make_session(args, experiment, tracker, shown=False)
+            session, _ = make_session(args, experiment, tracker)
             rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
             try:
                 all_well &= measure(session, rows, methods, siblings, seeds=(seed,), force=args.force)
@@ -251,21 +257,15 @@ def _plan_table(experiments: Cells, planned: Sequence[PlannedCell], jobs: int) -
     for cell in planned:
         federation = "trained" if cell.trained else "to train" if cell.missing else "not needed"
         name = _cell_name(experiments[cell.experiment][0])
-        table.add_row(name, str(cell.seed), federation, ", ".join(cell.missing) or "none", _duration(cell.seconds))
+        table.add_row(name, str(cell.seed), federation, ", ".join(cell.missing) or "none", duration(cell.seconds))
     federations = sum(1 for cell in planned if cell.missing and not cell.trained)
     parallel = f", {jobs} at a time" if jobs > 1 else ""
     table.title = f"{runs} runs to make on {len(planned)} federations, {federations} of them to train{parallel}"
     table.caption = (
-        f"about {_duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
+        f"about {duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
         f"number; a method other than retrain-or counts {OTHERS:.0%} of a training; evaluation comes on top"
     )
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], folder: Path) -> None:

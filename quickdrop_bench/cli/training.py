@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from quickdrop_bench.cli.progress import ProgressDisplay
+from quickdrop_bench.cli.progress import ProgressDisplay, Work
 from quickdrop_bench.cli.resolve import arithmetic, federation_spec, seeds_of
 from quickdrop_bench.cli.runner import make_session
 from quickdrop_bench.core.errors import BadInput
@@ -18,6 +18,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import find_rank, is_first
+from quickdrop_bench.harness.estimate import plan
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
 from quickdrop_bench.harness.session import Session
@@ -41,8 +42,10 @@ def train(args: Namespace) -> int:
         for seed in experiment.seeds:
             session.prepare(seed)
         return 0
+    planned = plan([(experiment, ())], [], args.artifacts_dir, None)
+    work = Work({part: steps for cell in planned for part, steps in cell.steps.items()})
     with tracking(args) as tracker:
-        _train(*make_session(args, experiment, tracker))
+        _train(*make_session(args, experiment, tracker, work))
     return 0
 
 

@@ -28,7 +28,7 @@ class RandomSubset(Ascent, Recovery, Relearning):
         augment_unlearning: mix them into unlearning too, as the data sizes of Table 2 suggest.
     """
 
-    title: ClassVar[str] = "Random subset"
+    title: ClassVar[str] = "Random subset (control)"
     color: ClassVar[str] = "#0072B2"
     order: ClassVar[int] = 600
     summary: ClassVar[str] = "as quickdrop, on random real images: the control"

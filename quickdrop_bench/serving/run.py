@@ -43,7 +43,8 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
     """The folder of a trained federation.
 
     Args:
-        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only one.
+        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only
+            one, or ``latest``: the one that was finished last.
         artifacts_dir: parent of the trained federations' folders.
 
     Raises:
@@ -54,6 +55,8 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
             return path
     folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
     known = sorted(path for path in folders if artifacts.is_complete(path))
+    if name == "latest" and known:
+        return max(known, key=lambda path: (path / artifacts.MANIFEST).stat().st_mtime_ns)
     found = [path for path in known if str(name) and path.name.startswith(str(name))]
     if len(found) == 1:
         return found[0]
