@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.harness.presets import paper_values, preset_files, presets
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.models import MODELS
 
 __all__ = ["ANSWERS", "CHANGES", "FUNCTIONS", "SERVES"]
 
@@ -143,6 +145,23 @@ def list_methods(line: CommandLine) -> int:
     return _print_list(line, header, lines)
 
 
+def list_metrics(line: CommandLine) -> int:
+    """List the metrics; at length with their numbers in rows and the stages after which they are measured."""
+    with importing():
+        from quickdrop_bench.evaluation.metric import METRICS
+
+    found = ((name, METRICS[name]) for name in METRICS)
+    lines = [(name, m.summary, ", ".join(m.gives), ", ".join(sorted(m.stages))) for name, m in found]
+    return _print_list(line, ("metric", "what it is", "in rows", "measured at"), lines)
+
+
+def list_models(line: CommandLine) -> int:
+    """List the models; at length with the options that they have."""
+    found = ((name, MODELS[name]) for name in MODELS)
+    lines = [(name, m.summary, ", ".join(f"--{f.name}" for f in fields(m))) for name, m in found]  # type: ignore[arg-type]
+    return _print_list(line, ("model", "what it is", "options"), lines)
+
+
 def list_datasets(line: CommandLine) -> int:
     """List the data sets."""
     return _print_list(line, ("data set", "what it is"), [(name, DATASETS[name].summary) for name in DATASETS])
@@ -160,9 +179,16 @@ def list_presets(line: CommandLine) -> int:
 
 
 def _print_list(line: CommandLine, header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
-    """The first two columns, or all of them where they are asked for or fit."""
-    console = Console()
-    shown = len(header) if line.over({}).details or console.width >= WIDE else 2
+    """The first two columns, or all of them where they are asked for or fit; on a narrow terminal line by line."""
+    console = Console(highlight=False)
+    details, wide = line.over({}).details, console.width >= WIDE
+    shown = len(header) if details or wide else 2
+    if details and not wide:
+        for name, *others in lines:
+            console.print(
+                name, *(f"  {h}: {value}" for h, value in zip(header[1:], others, strict=True) if value), sep="\n"
+            )
+        return 0
     listing = Table(*header[:shown], box=None, pad_edge=False)
     for entry in lines:
         listing.add_row(*entry[:shown])
@@ -180,6 +206,8 @@ FUNCTIONS: dict[str, Callable[[CommandLine], int]] = {
     "report": report,
     "dashboard": dashboard,
     "methods": list_methods,
+    "metrics": list_metrics,
+    "models": list_models,
     "datasets": list_datasets,
     "presets": list_presets,
 }
@@ -189,5 +217,5 @@ CHANGES = ("unlearn", "relearn")
 
 SERVES = tuple(name for name, function in FUNCTIONS.items() if function is served)
 
-ANSWERS = ("show", "evaluate", "methods", "datasets", "presets")
+ANSWERS = ("show", "evaluate", "methods", "metrics", "models", "datasets", "presets")
 """Commands that do nothing but print."""

@@ -50,7 +50,7 @@ def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]
 
 
 def _check(own: Exhibit, args: Namespace) -> None:
-    for option in ("dataset", "datasets", "protocol"):
+    for option in ("dataset", "datasets", "models", "protocol"):
         if args.get(option) is not None and not split(f"--{option}", args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
     asked = split("--methods", args.methods)
@@ -84,9 +84,11 @@ class _Plan:
         shown = [] if self.own.trains_only else [m for m in shape.methods if m in able]
         wanted = [m for m in asked if m in able] if asked else shown
         methods = list(dict.fromkeys((*shown, *wanted)))
-        for dataset, protocol in product(_datasets(args), split("--protocol", args.protocol)):
+        kinds = _listed(args, "dataset"), _listed(args, "model"), split("--protocol", args.protocol)
+        for dataset, model, protocol in product(*kinds):
             kind = {"dataset": dataset, "protocol": protocol}
             usual = self._experiment(self._options(kind, own=False), methods, ())
+            kind["model"] = model
             for point in product(*axes.values()):
                 place = dict(zip(axes, point, strict=True))
                 here = [m for m in wanted if METHODS[m].needs & SMALL_SETS or _is_reference(axes, place, args)]
@@ -120,9 +122,10 @@ class _Plan:
         )
 
 
-def _datasets(args: Namespace) -> list[str]:
-    several = args.get("datasets")
-    return split("--datasets", several) if several else split("--dataset", args.dataset)
+def _listed(args: Namespace, option: str) -> list[str]:
+    """Names from an option or from its plural, which stands above it."""
+    several = args.get(f"{option}s")
+    return split(f"--{option}s", several) if several else split(f"--{option}", args[option])
 
 
 def _axes(args: Namespace) -> dict[str, list[float]]:

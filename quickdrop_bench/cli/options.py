@@ -131,6 +131,7 @@ SWEPT = (
     Option("--clients", int | str, 10, "number of clients N, or several as 10,20"),
     Option("--fine-tunes", str | None, None, "fine-tuning F to sweep, as 0,10"),
     Option("--datasets", str | None, None, "data sets to sweep, as digits,mnist"),
+    Option("--models", str | None, None, "models to sweep, as convnet,lenet5"),
     Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
 )
 NAMED = (
@@ -188,7 +189,7 @@ _SWEEPS = (*SHARED, *(o for o in FEDERATION if o.name != "--clients"), *MACHINE,
 COMMANDS = {
     "table": Command("measure and render a table of the paper", (NUMBER, *_TRAINS, *RUNS, DETAILS), methods=True),
     "figure": Command("measure and draw a figure of the paper", (NUMBER, *_SWEEPS, DETAILS), methods=True),
-    "sweep": Command("measure and draw over scales, alphas, clients, data sets", _SWEEPS, methods=True),
+    "sweep": Command("measure and draw over scales, alphas, clients, data sets, models", _SWEEPS, methods=True),
     "train": Command(
         "train a federation and save its artifacts",
         (*_TRAINS, Option("--resume", bool, False, "go on with what was begun; refuse to begin anew")),
@@ -226,6 +227,8 @@ COMMANDS = {
         ),
     ),
     "methods": Command("list the unlearning methods", (DETAILS,)),
+    "metrics": Command("list the metrics", (DETAILS,)),
+    "models": Command("list the models", (DETAILS,)),
     "datasets": Command("list the data sets", (DETAILS,)),
     "presets": Command("list the presets", (DETAILS,)),
 }

@@ -33,6 +33,7 @@ from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.session import Session
+from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting import tables
 from quickdrop_bench.reporting.capabilities import (
@@ -235,6 +236,7 @@ def _cell_name(experiment: Experiment) -> str:
     identity, spec = experiment.identity(), experiment.federation
     parts = [identity["dataset"], f"{spec.clients} clients", spec.distribution, f"s = {spec.scale:g}"]
     parts += [f"F = {spec.fine_tune}"] if spec.fine_tune else []
+    parts += [spec.model] if spec.model != FederationSpec.model else []
     parts += [identity["protocol"]] if identity["protocol"] != "preset" else []
     return ", ".join(parts)
 

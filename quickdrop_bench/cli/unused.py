@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from quickdrop_bench.cli.lists import numbers
+from quickdrop_bench.cli.lists import numbers, split
 from quickdrop_bench.cli.options import AXES, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
@@ -61,8 +61,10 @@ def check_partition(line: CommandLine, args: Namespace, datasets: Iterable[str])
 def check_federation(line: CommandLine, args: Namespace, datasets: Iterable[str]) -> None:
     """For a command that trains federations on these data sets."""
     check_partition(line, args, datasets)
-    has = {f.name for f in fields(MODELS[args.model])}  # type: ignore[arg-type]
-    _refuse(line, [name for name in MODEL_OPTIONS if name not in has], f"--model {args.model} has no such option")
+    models = split("--models", args.get("models") or args.model)
+    has = {f.name for model in models for f in fields(MODELS[model])}  # type: ignore[arg-type]
+    idle = [name for name in MODEL_OPTIONS if name not in has]
+    _refuse(line, idle, f"--model {' and '.join(models)} has no such option")
     if not args.distill:
         _refuse(line, _fields("distillation"), "nothing is distilled, as --distill is false")
     if not args.fine_tune and args.get("fine_tunes") in (None, "0"):
@@ -129,8 +131,9 @@ def _settings(methods: Iterable[str], *beginnings: str) -> list[str]:
 
 def _check_axes(line: CommandLine, args: Namespace) -> None:
     """An option whose values are swept is used only to say at which of them the other methods are measured."""
-    if args.get("datasets"):
-        _refuse(line, ["dataset"], f"--datasets {args.datasets} is swept")
+    for option in ("dataset", "model"):
+        if several := args.get(f"{option}s"):
+            _refuse(line, [option], f"--{option}s {several} is swept")
     for axis, plural in AXES.items():
         swept = args.get(plural) if plural != axis else None
         if swept is not None and (axis == "alpha" or args[axis] not in numbers(spelled(plural), swept)):

@@ -154,6 +154,8 @@ BASES: dict[str, list[str]] = {
     "report": ["report"],
     "dashboard": ["dashboard", "--output", "drawn.json", "--wandb-entity", "somebody"],
     "methods": ["methods"],
+    "metrics": ["metrics"],
+    "models": ["models"],
     "datasets": ["datasets"],
     "presets": ["presets"],
 }
