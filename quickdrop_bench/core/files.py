@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from quickdrop_bench.core.errors import BadInput
 
 __all__ = [
     "HEADER",
+    "MANIFEST",
+    "ROWS",
     "check_replaceable",
     "file_size",
     "open_tensors",
@@ -28,6 +31,12 @@ __all__ = [
     "write_atomically",
     "write_text",
 ]
+
+ROWS, MANIFEST = "rows.jsonl", "manifest.json"
+"""Names of the files that mark a folder as one of rows, or of a trained federation."""
+
+LIBRARYS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""What the safetensors library calls a file while it writes it."""
 
 HEADER = 2**20
 """Bytes of a safetensors header that is still read; thousands of tensors fit."""
@@ -60,9 +69,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise :class:`OSError` if a device or pipe lies where a user wants a file, as /dev/full: others may need it."""
+    """Raise :class:`OSError` unless a file may be put where the user wants it.
+
+    A device or pipe, as /dev/full, is not replaced, as others may need it; nor is anything that this program keeps:
+    what lies beside rows, and in a trained federation all but exported models, ``model-*``.
+    """
     if os.path.exists(path) and not os.path.isdir(path):
         file_size(path)
+    own = Path(os.path.realpath(path))
+    beside_rows = own.name == ROWS or (os.path.lexists(own.with_name(ROWS)) and os.path.lexists(own))
+    inside = [folder for folder in own.parents[:3] if os.path.lexists(folder / MANIFEST)]
+    if beside_rows or (inside and not (inside[0] == own.parent and own.name.startswith("model-"))):
+        raise OSError(errno.EEXIST, "this program keeps its own files there; choose another name", str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,8 +115,9 @@ def remove_unfinished(folder: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    for path in folder.rglob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+    for path in folder.rglob(".*tmp*"):
+        if ".tmp." in path.name or LIBRARYS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:

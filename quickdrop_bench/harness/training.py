@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
+from safetensors import SafetensorError
 from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import refuse_links, remove_unfinished, write_atomically
+from quickdrop_bench.core.files import reason_of, refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
@@ -101,6 +102,15 @@ def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[n
     return partition(labels.cpu().numpy(), spec.clients, alpha, min_client_size=spec.min_client_size, seed=seed)
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file in the block is said of the folder's parent, which the user named."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
+
+
 @dataclass
 class Checkpoint:
     """Where a training in progress is kept, as a Fabric checkpoint.
@@ -143,7 +153,8 @@ class Checkpoint:
         }
         # Not fabric.save, which waits for processes that write nothing and cannot know when this one does.
         saver = fabric.strategy.checkpoint_io
-        write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
+        with _writing(self.path.parent):
+            write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
 
     def load(
         self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
@@ -257,9 +268,10 @@ def _train(
         checkpoint.save_if_due(fabric, info.state, info.cost, synthetic, history)
 
     phase = training_phase(spec)
-    result = federation.run(
-        initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
-    )
+    with _writing(folder):  # updates
+        result = federation.run(
+            initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
+        )
     if result.diverged:
         raise ArithmeticError(
             f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; "

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, write_atomically
+from quickdrop_bench.core.files import check_replaceable, reason_of, write_atomically
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.serving.run import TrainedRun
 
@@ -66,8 +66,7 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     except BadInput:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BadInput("--output", path, f"it cannot be written ({reason})") from error
+        raise BadInput("--output", path, f"it cannot be written ({reason_of(error)})") from error
 
 
 def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:

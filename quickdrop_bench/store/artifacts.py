@@ -24,9 +24,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import file_size, open_tensors, read_bytes, sha256, write_atomically, write_text
+from quickdrop_bench.core.files import (
+    file_size,
+    open_tensors,
+    read_bytes,
+    reason_of,
+    sha256,
+    write_atomically,
+    write_text,
+)
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.functional.aggregation import State
@@ -36,6 +45,7 @@ from quickdrop_bench.store.schema import (
     Layout,
     Listed,
     Manifest,
+    OtherFormat,
     check_layout,
     check_parameters,
     client_layout,
@@ -153,6 +163,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         files = {name: {"bytes": file_size(folder / name), "sha256": sha256(folder / name)} for name in names}
         manifest = {
             "format": FORMAT,
+            "written_by": f"quickdrop-bench {__version__}",
             "device": trained.device,
             "precision": trained.precision,
             "data": asdict(trained.data),
@@ -163,8 +174,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         }
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason})") from error
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
 
 
 def load(folder: Path, device: torch.device) -> TrainedFederation:
@@ -251,6 +261,9 @@ def _blamed(folder: Path, name: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
+    except OtherFormat as error:
+        allowed = f"{name}: {error}; use that version, or move the folder away to train again"
+        raise BadInput("--artifacts-dir", folder, allowed) from error
     except (OSError, SafetensorError, yaml.YAMLError, *MISREAD) as error:
         reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
         raise _damaged(folder, name, reason or type(error).__name__) from error

@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import file_size, write_atomically
+from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically
 
 __all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_last", "is_row", "read_lines"]
 
@@ -138,7 +138,7 @@ class RowFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock, self.path.open("ab"):
-                pass
+                remove_unfinished(self.path.parent)
         except OSError as error:
             raise BadInput(
                 "--results-dir", self.path.parent, f"it cannot be written ({error.strerror}); choose another folder"

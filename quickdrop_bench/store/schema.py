@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Listed",
     "Manifest",
+    "OtherFormat",
     "check_layout",
     "check_parameters",
     "client_layout",
@@ -47,9 +48,6 @@ NAMES = re.compile(
 HISTORY = ("round", "loss", "matching_distance", "participants", "seconds", "distillation_seconds")
 """Columns of every history; failures and accuracies by class may follow."""
 
-ADDED = {"dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_seconds"}
-"""Counters that the costs of older trainings lack; they are zero."""
-
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 """By name of a tensor in a file: its type as safetensors calls it, and its shape."""
 
@@ -59,6 +57,10 @@ Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
 
 class Damage(ValueError):
     """What is wrong with a file, in a few words for a sentence in parentheses."""
+
+
+class OtherFormat(Damage):
+    """Which version wrote a file that is whole, and cannot be read by this one."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def parse_manifest(content: bytes, version: int) -> Manifest:
     """
     values = json.loads(content)
     if values["format"] != version:
-        raise Damage(f"it has format {values['format']}, and this program reads {version}")
+        by = _text(values.get("written_by", "another version of quickdrop-bench"), "written_by")
+        raise OtherFormat(f"{by} wrote it in format {_whole(values['format'], 'format')}, and this one reads {version}")
     return Manifest(
         _text(values["device"], "device"),
         _text(values["precision"], "precision"),
@@ -122,7 +125,6 @@ def _data_info(values: Mapping[str, Any]) -> DataInfo:
 
 def _cost(values: Mapping[str, Any]) -> Cost:
     whole = {f.name: type(f.default) is int for f in fields(Cost)}
-    values = dict.fromkeys(ADDED, 0) | dict(values)
     if values.keys() != whole.keys():
         raise Damage("a cost has other counters")
     found: dict[str, Any] = {name: (_whole if whole[name] else _real)(values[name], name) for name in whole}

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import generator
@@ -293,7 +294,11 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest giant": (lambda f: os.truncate(f / "manifest.json", 2**40), "larger than"),
     "manifest binary": (lambda f: (f / "manifest.json").write_bytes(bytes(range(256))), "manifest.json"),
     "manifest a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "manifest.json"),
-    "another format": (manifest_value("format", value=5), "it has format 5, and this program reads 4"),
+    "another format": (
+        manifest_value("format", value=3),
+        f"manifest.json: quickdrop-bench {__version__} wrote it in format 3, and this one reads 4; use that version",
+    ),
+    "a format in words": (manifest_value("format", value="new"), "format is no whole number"),
     "device that commands the terminal": (manifest_value("device", value="\x1b[2J"), "device"),
     "no files": (manifest_value("files", value={}), "does not list config.yaml"),
     "files in a list": (manifest_value("files", value=["history.csv"]), "manifest.json"),

@@ -37,6 +37,7 @@ from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun, export, find_run
 from quickdrop_bench.store.rows import RowFile
 from tests.conftest import NEVER_EQUAL, TINY, Run
+from tests.damage import largest_file
 
 OPTIONS = [*TINY, "--min-client-size", "5", "--record-every", "1"]
 CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
@@ -965,20 +966,6 @@ def test_a_run_in_memory_is_what_is_on_disk_after_a_failure(folder: Path, monkey
     assert (run.current, run.forgotten()) == (1, (CLASS_9,))
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond this: the system's own refusal, in the place of a full disk."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
 @pytest.mark.parametrize("size", [100, 3000], ids=["model", "log"])
 def test_a_disk_that_is_really_full_leaves_the_last_good_state(folder: Path, size: int) -> None:
     run = served(folder, CLASS_9)
@@ -989,7 +976,6 @@ def test_a_disk_that_is_really_full_leaves_the_last_good_state(folder: Path, siz
     assert TrainedRun(folder).unlearn(CLASS_3).version == 2
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
 def test_an_export_to_a_full_disk_is_refused(folder: Path) -> None:
     run = TrainedRun(folder)
     with largest_file(100), pytest.raises(BadInput, match="--output"):
