@@ -17,7 +17,7 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalDistiller, LocalResult, train_locally
+from quickdrop_bench.federation.local import LocalWork, LoopEngine
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
@@ -117,18 +117,11 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Report:
-    """What became of a client's part of a round.
+    """What a client computed in a round, and whether its update was finite; None if none arrived."""
 
-    Attributes:
-        result: of its local steps.
-        cost: the time that it computed.
-        distillation_seconds: the part of it spent on distillation.
-        accepted: whether its update was finite; None if none arrived.
-    """
-
-    result: LocalResult
     cost: Cost
-    distillation_seconds: float
+    loss: float
+    matching_distance: float
     accepted: bool | None
 
 
@@ -182,11 +175,12 @@ class Federation:
         self.distillation = distillation
         self.faults = faults or Faults()
         self._masks: Mapping[str, Tensor] = {}
-        on_gpu = fabric.device.type == "cuda"
-        possible = is_possible(model, fabric.strategy.precision.precision)
-        self._static = (
-            StaticEngine(model, distillation) if possible and (on_gpu if static is None else static) else None
-        )
+        wanted = fabric.device.type == "cuda" if static is None else static
+        self._engine: LoopEngine | StaticEngine
+        if wanted and is_possible(model, fabric.strategy.precision.precision):
+            self._engine = StaticEngine(model, distillation)
+        else:
+            self._engine = LoopEngine(fabric, self.model, self._optimizer, distillation)
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -246,9 +240,9 @@ class Federation:
         if not eligible:
             return result
         job = _Job(data, phase, seed, synthetic or {}, transform, record)
-        if self._static is not None:
-            self._static.begin(job.synthetic)
-        patience, warm = _Patience(phase.patience), False
+        if isinstance(self._engine, StaticEngine):
+            self._engine.begin(job.synthetic)
+        patience, warm = _Patience(phase.patience), isinstance(self._engine, StaticEngine)
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
                 clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
@@ -257,7 +251,7 @@ class Federation:
             if not clients:
                 continue
             fates = self.faults.fates(seed, phase.name, k, clients)
-            if not warm and self._static is None:
+            if not warm:
                 present = next(client for client, fate in fates.items() if fate is not Fate.DROPPED)
                 self._warm_up(result.state, data[present], phase)
                 warm = True
@@ -303,11 +297,8 @@ class Federation:
         tolerated = rejected if self.faults.corrupt_rate else []
         diverged = rejected != tolerated or not averaged
         dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
-        cost = sum((r.cost for r in reports.values()), before.cost) + Cost(
-            distillation_seconds=sum(r.distillation_seconds for r in reports.values()),
+        cost = sum((report.cost for report in reports.values()), before.cost) + Cost(
             rounds=1,
-            sample_gradients=sum(r.result.sample_gradients for r in reports.values()),
-            second_order_sample_gradients=sum(r.result.second_order_sample_gradients for r in reports.values()),
             upload_bytes=self._bytes * (len(averaged) + len(rejected)),
             dropouts=len(dropped),
             stragglers=len(late),
@@ -318,8 +309,8 @@ class Federation:
             phase=job.phase,
             round=k,
             participants=tuple(averaged),
-            loss=sum(len(job.data[c]) * reports[c].result.loss for c in averaged) / max(mean.weight, 1),
-            matching_distance=sum(reports[c].result.matching_distance for c in averaged) / max(len(averaged), 1),
+            loss=sum(len(job.data[c]) * reports[c].loss for c in averaged) / max(mean.weight, 1),
+            matching_distance=sum(reports[c].matching_distance for c in averaged) / max(len(averaged), 1),
             state=state,
             cost=cost,
             dropped=dropped,
@@ -332,32 +323,19 @@ class Federation:
         """One client's part of a round; what it sends is taken into ``mean`` if it is finite."""
         clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
         self.load(before)
-        result = self._train(client, k, job, clock, distillation_clock)
+        own = job.synthetic.get(client) if self.distillation is not None else None
+        batches = generator(job.seed, job.phase.name, "batches", k, client)
+        matching = generator(job.seed, "distillation", k, client)
+        work = LocalWork(job.data[client], job.phase, batches, self._masks, own, matching)
+        result = self._engine.train(work, clock, distillation_clock)
         accepted = None
         if fate is not Fate.LATE:
             update = self._received(client, fate, before, k, job, clock)
             accepted = is_finite(update)
             if accepted:
                 mean.add(update, len(job.data[client]))
-        return _Report(result, clock.cost, distillation_clock.seconds, accepted)
-
-    def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
-        """A client's local steps on the working model, and on its synthetic set if it has one."""
-        own = job.synthetic.get(client) if self.distillation is not None else None
-        stream = generator(job.seed, "distillation", k, client)
-        work = (
-            job.data[client],
-            job.phase,
-            generator(job.seed, job.phase.name, "batches", k, client),
-            clock,
-            self._masks,
-        )
-        if self._static is not None:
-            return self._static.train(*work, own, stream, distillation_clock)
-        distiller = None
-        if own is not None and self.distillation is not None:
-            distiller = LocalDistiller(self._inner, own, self.distillation, stream)
-        return train_locally(self.fabric, self.model, self._optimizer, *work, distiller, distillation_clock)
+        cost = result.cost + clock.cost + Cost(distillation_seconds=distillation_clock.seconds)
+        return _Report(cost, result.loss, result.matching_distance, accepted)
 
     def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
         """What the server has of the client whose trained parameters the working model holds."""

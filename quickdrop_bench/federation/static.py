@@ -1,6 +1,6 @@
 """Local steps for a GPU: shapes that never change, no question to the device, each step replayed as a CUDA graph.
 
-It computes what :func:`~quickdrop_bench.federation.local.train_locally` computes, which is the reference. What the host
+It computes what the :class:`~quickdrop_bench.federation.local.LoopEngine` computes, which is the reference. What the host
 knows (the batches, their classes, the synthetic images of each step) is planned beforehand and copied at once; a batch
 that is short and a class that is missing stay in place with weight zero. Its passes are written out layer by layer, so
 that models with other layers (ResNet-18, say) are left to the reference loop on a GPU too.
@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickdrop_bench.core.cost import Clock
+from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
-from quickdrop_bench.federation.local import LocalResult
+from quickdrop_bench.federation.local import LocalResult, LocalWork
 from quickdrop_bench.federation.phase import Phase
-from quickdrop_bench.federation.plan import Plan, batches, plan_steps, synthetic_images, with_matching
+from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, with_matching
 from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 
@@ -196,6 +196,36 @@ class _Steps:
         torch._foreach_add_(list(self.parameters.values()), changes)
         self.t.add_(1)
 
+    def begin(self, phase: Phase, masks: Mapping[str, Tensor]) -> None:
+        """Set what holds for all steps of a client."""
+        self.rate.fill_(phase.lr if phase.ascend else -phase.lr)
+        self.sums.zero_()
+        self.alive.fill_(True)
+        if phase.stop_loss is not None:
+            self.stop.fill_(phase.stop_loss)
+        if masks:
+            for name, kept in zip(self.parameters, self.masks, strict=True):
+                kept.copy_(masks[name].expand_as(kept)) if name in masks else kept.fill_(1)
+
+    def replay(self, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock) -> None:
+        """Make the steps of a plan."""
+        whole, numbers = plan.packed()
+        for first in range(0, len(plan.rows), STAGED):
+            part = slice(first, first + STAGED)
+            count = len(plan.rows[part])
+            self.whole[:count].copy_(whole[part])
+            self.numbers[:count].copy_(numbers[part])
+            rows = data.rows[self.whole[:count, : plan.rows.shape[1]].flatten()]
+            torch.index_select(data.images, 0, rows, out=self.images[:count].flatten(0, 1))
+            self.t.zero_()
+            with clock.running():
+                for _ in range(count):
+                    self.descend()
+                    if self.match is not None:
+                        with distillation_clock.running():
+                            self.match()
+                    self.advance()
+
 
 def _replayable(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     """A step as a CUDA graph where there is a GPU; the step itself elsewhere."""
@@ -248,47 +278,29 @@ class StaticEngine:
         self._on_host.clear()
         self._capacity = max([self._capacity, *(len(s) for s in synthetic.values())])
 
-    def train(
-        self,
-        data: LabelledSet,
-        phase: Phase,
-        generator: torch.Generator,
-        clock: Clock,
-        masks: Mapping[str, Tensor],
-        synthetic: SyntheticSet | None = None,
-        distillation_generator: torch.Generator | None = None,
-        distillation_clock: Clock | None = None,
-    ) -> LocalResult:
-        """Local steps in place on the model; see :func:`~quickdrop_bench.federation.local.train_locally`.
+    def train(self, work: LocalWork, clock: Clock, distillation_clock: Clock) -> LocalResult:
+        """Local steps in place on the model, as :meth:`~quickdrop_bench.federation.local.LoopEngine.train`.
 
-        Args:
-            data: the client's Z_i, not empty.
-            phase: T, |B|, η, direction and stopping rule.
-            generator: draws the batches.
-            clock: runs while steps are replayed; planning and copying the data is loading data.
-            masks: by parameter name, 1 where it may change, 0 where not.
-            synthetic: the client's S_i, updated in place; it fits what :meth:`begin` was told.
-            distillation_generator: draws the synthetic images of the steps.
-            distillation_clock: runs, within ``clock``, while they are matched.
+        The clocks run while steps are replayed; planning and copying the data is loading data.
         """
+        data, phase, synthetic, settings = work.data, work.phase, work.synthetic, self._settings
         labels = self._known(data.rows, data.own_labels)
-        drawn = list(batches(len(data), phase.batch_size, phase.steps(len(data)), generator))
-        plan = plan_steps(drawn, labels, _padded(min(len(data), phase.batch_size), phase.batch_size), self._classes)
+        width = _padded(min(len(data), phase.batch_size), phase.batch_size)
+        plan = plan_steps(list(work.drawn()), labels, width, self._classes)
         own, images = torch.empty(0, dtype=torch.int64), 0
-        if synthetic is not None and self._settings is not None and self._settings.image_steps:
+        if synthetic is not None and settings is not None and settings.image_steps:
             own = self._known(synthetic.labels, lambda: synthetic.labels)
-            images = -(-synthetic_images(own, synthetic.fixed_classes, self._settings) // EIGHT) * EIGHT
-        steps = self._steps_for(_Kind(plan.rows.shape[1], images, phase.stop_loss is not None, bool(masks)), data)
+            images = -(-synthetic_images(own, synthetic.fixed_classes, settings) // EIGHT) * EIGHT
+        steps = self._steps_for(_Kind(width, images, phase.stop_loss is not None, bool(work.masks)), data)
         if images:
             assert synthetic is not None
-            assert self._settings is not None
-            assert distillation_generator is not None
-            plan = with_matching(plan, own, synthetic.fixed_classes, self._settings, distillation_generator, images)
+            assert settings is not None
+            plan = with_matching(plan, own, synthetic.fixed_classes, settings, work.matching, images)
             steps.synthetic[: len(own)].copy_(synthetic.images)
             steps.velocity[: len(own)].copy_(synthetic.velocity)
-        self._set(steps, phase, masks)
+        steps.begin(phase, work.masks)
         spent = clock if phase.stop_loss is None else Clock(data.images.device)
-        self._replay(steps, plan, data, spent, distillation_clock)
+        steps.replay(plan, data, spent, distillation_clock)
         if images and synthetic is not None:
             synthetic.images.copy_(steps.synthetic[: len(synthetic)])
             synthetic.velocity.copy_(steps.velocity[: len(synthetic)])
@@ -296,8 +308,9 @@ class StaticEngine:
         if spent is not clock:  # steps after the stopping rule's are made here, and change nothing; a client would not
             clock.add(spent, made / len(plan.rows))
         matched = int((plan.matched.sum(1) > 0).sum())
-        second_order = int((plan.shares > 0).sum()) * (self._settings.image_steps if images and self._settings else 0)
-        return LocalResult(round(samples), second_order, loss / made, distance / max(matched, 1))
+        second_order = int((plan.shares > 0).sum()) * (settings.image_steps if images and settings else 0)
+        cost = Cost(sample_gradients=round(samples), second_order_sample_gradients=second_order)
+        return LocalResult(cost, loss / made, distance / max(matched, 1))
 
     def _known(self, tensor: Tensor, labels: Callable[[], Tensor]) -> Tensor:
         """Labels on the CPU, asked for once for each tensor that stands for their set."""
@@ -323,36 +336,6 @@ class StaticEngine:
             )
             self._steps[kind] = steps
         return steps
-
-    def _set(self, steps: _Steps, phase: Phase, masks: Mapping[str, Tensor]) -> None:
-        steps.rate.fill_(phase.lr if phase.ascend else -phase.lr)
-        steps.sums.zero_()
-        steps.alive.fill_(True)
-        if phase.stop_loss is not None:
-            steps.stop.fill_(phase.stop_loss)
-        if masks:
-            for name, kept in zip(steps.parameters, steps.masks, strict=True):
-                kept.copy_(masks[name].expand_as(kept)) if name in masks else kept.fill_(1)
-
-    def _replay(
-        self, steps: _Steps, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock | None
-    ) -> None:
-        whole, numbers = plan.packed()
-        for first in range(0, len(plan.rows), STAGED):
-            part = slice(first, first + STAGED)
-            count = len(plan.rows[part])
-            steps.whole[:count].copy_(whole[part])
-            steps.numbers[:count].copy_(numbers[part])
-            rows = data.rows[steps.whole[:count, : plan.rows.shape[1]].flatten()]
-            torch.index_select(data.images, 0, rows, out=steps.images[:count].flatten(0, 1))
-            steps.t.zero_()
-            with clock.running():
-                for _ in range(count):
-                    steps.descend()
-                    if steps.match is not None and distillation_clock is not None:
-                        with distillation_clock.running():
-                            steps.match()
-                    steps.advance()
 
 
 def _padded(count: int, most: int) -> int:

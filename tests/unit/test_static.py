@@ -45,7 +45,7 @@ def ran(
     torch.manual_seed(0)
     net = (model or SMALL["convnet"]).build(1, clients[0].images.shape[-1], CLASSES)
     federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, static=static)
-    assert (federation._static is not None) == static
+    assert isinstance(federation._engine, StaticEngine) == static
     starts = {i: initial_synthetic_set(d, scale, torch.Generator().manual_seed(1)) for i, d in clients.items()}
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if distil else {}
     result = federation.run(federation.fresh_state(1, "init"), clients, phase, 1, synthetic=synthetic)
@@ -141,5 +141,5 @@ def test_few_graphs_serve_sets_of_all_sizes() -> None:
     federation = Federation(Fabric(accelerator="cpu", devices=1), model, SETTINGS, static=True)
     data = {i: images_of(list(range(CLASSES)) * (i + 1)) for i in range(12)}
     federation.run(federation.fresh_state(1, "init"), data, replace(TRAIN, rounds=1, batch_size=64), 1)
-    assert isinstance(federation._static, StaticEngine)
-    assert len(federation._static._steps) <= 4
+    assert isinstance(federation._engine, StaticEngine)
+    assert len(federation._engine._steps) <= 4
