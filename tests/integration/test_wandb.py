@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,11 @@ class Workplace:
         settings = {"cwd": self.folder, "env": self.environment(**environment), "stdin": subprocess.DEVNULL}
         return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload, no-any-return]
 
-    def _inspect(self, *argv: str) -> list[Record]:
-        reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *argv]
+    def read(self, folder: Path, *how: str) -> list[Record]:
+        """What W&B's reader prints of the run in a folder."""
+        reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *how, str(folder)]
         done = subprocess.run(reader, capture_output=True, text=True, check=True, env=self.environment())
-        return [json.loads(done.stdout)] if "--summary" in argv else list(map(json.loads, done.stdout.splitlines()))
-
-    def read(self, folder: Path) -> Logged:
-        """The W&B run in a folder."""
-        return Logged(folder, self._inspect(str(folder)))
-
-    def read_to_the_end(self, folder: Path) -> Logged:
-        """The same with what is left at its end."""
-        return replace(self.read(folder), final=self._inspect("--summary", str(folder))[0])
+        return [json.loads(text) for text in ([done.stdout] if how else done.stdout.splitlines())]
 
     @cached_property
     def rows(self) -> list[Record]:
@@ -149,7 +142,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="module")
 def runs(home: Workplace) -> dict[str, Logged]:
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(home.read_to_the_end, sorted(home.folder.glob("wandb/offline-run-*"))))
+        folders = sorted(home.folder.glob("wandb/offline-run-*"))
+        records, final = (list(pool.map(lambda f, how=how: home.read(f, *how), folders)) for how in ([], ["--summary"]))
+    found = [Logged(*parts, end) for *parts, (end,) in zip(folders, records, final, strict=True)]
     return {run.about["display_name"]: run for run in found}
 
 
@@ -164,7 +159,7 @@ class Obstructed:
     @cached_property
     def training(self) -> Logged:
         first = min(self.place.folder.glob("tmp/wandb/offline-run-*/files/media/images/partition_*"))
-        return self.place.read(first.parents[3])
+        return Logged(first.parents[3], self.place.read(first.parents[3]))
 
     def pictures(self) -> list[np.ndarray]:
         """The synthetic images that were logged, (H, W), from 0 to 255."""
