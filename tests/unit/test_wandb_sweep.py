@@ -59,9 +59,6 @@ def test_wandb_accepts_the_file(config: dict[str, Any], sweeps: ModuleType) -> N
     assert filled["metric"] == {"name": "total/r_set_accuracy", "goal": "maximize"}
     assert filled["project"] == PROJECT
     assert (FILE.parents[1] / filled["program"]).is_file()
-
-
-def test_wandb_would_refuse_a_broken_file(config: dict[str, Any], sweeps: ModuleType) -> None:
     assert sweeps.config.schema_violations_from_proposed_config(config | {"method": "exhaustive"})
 
 
@@ -81,7 +78,7 @@ def test_every_point_is_one_cell_of_our_sweep(config: dict[str, Any], sweeps: Mo
         assert line[:5] == ["/usr/bin/env", "python", "-m", "quickdrop_bench", "sweep"]
         assert {f"--scales={scale}", f"--alphas={alpha}"} <= set(line)
         met.add((scale, alpha))
-        if run not in (runs[0], runs[-1]):
+        if run is not runs[-1]:
             continue  # the others differ in the numbers alone
         argv = line[4:]
         args = options_of(argv, "sweep")
