@@ -21,7 +21,7 @@ from quickdrop_bench.cli.options import arithmetic, federation_spec, seeds_of
 from quickdrop_bench.cli.output import forgiving_output
 from quickdrop_bench.cli.progress import ProgressDisplay
 from quickdrop_bench.cli.resolve import parse
-from quickdrop_bench.cli.runner import capabilities, make_session, produce
+from quickdrop_bench.cli.runner import make_session, produce
 from quickdrop_bench.cli.unused import check_partition, check_training, typed_options
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput
@@ -33,13 +33,13 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import find_rank, is_first, is_shared, rank
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
-from quickdrop_bench.harness.presets import artefact, paper_values, preset_files, presets
+from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.methods import METHODS, load_plugins
-from quickdrop_bench.reporting.distribution import write_distribution
-from quickdrop_bench.reporting.gallery import write_sheet
-from quickdrop_bench.reporting.report import render_report, write_report
+from quickdrop_bench.reporting.figures.partition import write_distribution
+from quickdrop_bench.reporting.figures.synthetic import write_sheet
+from quickdrop_bench.reporting.html.page import render_report, write_report
 from quickdrop_bench.tracking.dashboard import definition, publish
 from quickdrop_bench.tracking.wandb_logger import project_of, tracking
 
@@ -239,10 +239,7 @@ def report(args: Namespace, argv: Sequence[str]) -> int:
     """Write one HTML page over all rows."""
     if not os.path.isdir(args.results_dir):
         raise BadInput("--results-dir", args.results_dir, "there is no such folder; run a table or figure first")
-    names = [*(f"table{n}" for n in TABLES), *(f"figure{n}" for n in FIGURES), "sweep"]
-    layouts = {name: artefact(name).LAYOUT for name in names}
-    today = datetime.now(UTC).date()
-    page = render_report(args.results_dir, layouts, paper_values(), capabilities(), presets(), today)
+    page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
     try:
         check_replaceable(path)

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quickdrop_bench.reporting.looks import WIDTH, style
-from quickdrop_bench.reporting.pictures import put_title, save_picture, say
+from quickdrop_bench.reporting.figures.style import WIDTH, put_title, save_picture, say, style
 
 __all__ = ["write_sheet"]
 

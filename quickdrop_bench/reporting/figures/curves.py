@@ -11,40 +11,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quickdrop_bench.reporting.layout import marked, method_name, registered
-from quickdrop_bench.reporting.looks import HOLLOW, VERMILLION, Style, method_styles
-from quickdrop_bench.reporting.pictures import draw_line, say
-from quickdrop_bench.reporting.points import SYNTHETIC, VARIED, by_value, marks, measure, plain
-from quickdrop_bench.reporting.slots import Slot
+from quickdrop_bench.reporting.figures.points import VARIED, by_value, depends_on_scale, marks, measure, plain
+from quickdrop_bench.reporting.figures.style import ACCENT, HOLLOW, Style, label_ends, method_styles, say
+from quickdrop_bench.reporting.frame import Setting
+from quickdrop_bench.reporting.names import method_title
 
-__all__ = [
-    "draw_curve",
-    "draw_curves",
-    "draw_paper",
-    "log_seconds",
-    "log_values",
-    "roomy",
-    "tell_if_empty",
-    "trend_lines",
-]
+__all__ = ["draw_curve", "draw_methods", "draw_paper", "log_seconds", "log_values", "name_ends", "roomy", "trend_lines"]
 
 NEAR = 15
 """Percent: published values farther from ours do not stretch the axis, they stand at its edge."""
 
 
 def trend_lines(
-    slot: Slot, column: str, methods: Sequence[str], measures: Iterable[tuple[str, str]]
+    setting: Setting, column: str, methods: Sequence[str], measures: Iterable[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
     """Numbers of every method at every value of a column, and the paper's where we have none.
 
     Args:
-        slot: rows of a panel.
+        setting: rows of a panel.
         column: what varies along the axis.
         methods: whose.
         measures: stage and metric of each number. The paper's has the value for a stage, e.g. ``s=100``, and a metric
             that begins with our stage unless that is ``total``.
     """
-    parts = by_value(slot, column)
+    parts = by_value(setting, column)
     symbol = VARIED.get(column, column)
     for stage, metric in measures:
         name = metric if stage == "total" else f"{stage}_{metric}"
@@ -54,16 +44,16 @@ def trend_lines(
                 paper = part.published.value(method, f"{symbol}={plain(value)}", name)
                 yield measure(part, method, stage, metric, paper)
             ours = {plain(value) for value, _ in measured}
-            theirs = slot.published.values
+            theirs = setting.published.values
             theirs = theirs[(theirs["method"] == method) & (theirs["metric"] == name)]
             theirs = theirs[theirs["stage"].str.startswith(f"{symbol}=")]
             for at, value in zip(theirs["stage"].str.removeprefix(f"{symbol}="), theirs["value"], strict=True):
                 if at not in ours:
-                    empty = measure(slot, method, stage, "", value)
+                    empty = measure(setting, method, stage, "", value)
                     yield empty | {column: float(at), "metric": metric, "runs": 0, "diverged": 0, "failed": 0}
 
 
-def draw_curves(
+def draw_methods(
     axes: Axes,
     points: pd.DataFrame,
     column: str,
@@ -85,19 +75,12 @@ def draw_curves(
     """
     for method, look in method_styles(methods).items():
         own = points[points["method"] == method]
-        draw_curve(axes, own, column, look, marked(method_name(method), marks(own)), factor, at, joined)
+        label = method_title(method, marks(own))
+        draw_curve(axes, own, column, look, label, factor, at, joined=joined, line=look.line)
         wrong = _places(own[own["diverged"] + own["failed"] > 0], column, at)
-        if len(wrong):
-            axes.plot(wrong, [0.04] * len(wrong), "x", color=look.color, transform=axes.get_xaxis_transform())
-    tell_if_empty(axes, points)
-
-
-def tell_if_empty(axes: Axes, points: pd.DataFrame) -> bool:
-    """Say why there is nothing to draw, if there is nothing."""
-    empty = bool(points["mean"].isna().all())
-    if empty:
+        axes.plot(wrong, [0.04] * len(wrong), "x", color=look.color, transform=axes.get_xaxis_transform())
+    if points["mean"].isna().all():
         say(axes, "no value" if points["runs"].sum() else "not run")
-    return empty
 
 
 def draw_curve(
@@ -108,40 +91,54 @@ def draw_curve(
     label: str,
     factor: float,
     at: Mapping[Any, float] | None = None,
+    *,
     joined: bool = True,
-    **more: Any,
+    line: str = "-",
 ) -> None:
-    """One method's line; a level across the axis where the method does not depend on what varies along it.
+    """One line with a band of one standard deviation; a level across the axis where the method does not depend on it.
 
     Args:
         axes: to draw on.
         points: of one method and metric.
         column: what varies along the axis.
-        look: colour, marker and line.
+        look: colour and marker.
         label: in the legend.
         factor: from the unit of the points to that of the axis.
         at: where each value stands; the value itself if None.
-        joined: whether a line joins the points.
-        more: for ``axes.plot``.
+        joined: whether a line joins the points; if not, deviations are bars.
+        line: its dashes.
     """
-    method = registered(points["method"].iloc[0]) if len(points) else ""
-    alone = column in VARIED and (points["runs"] > 0).sum() == 1 and method not in SYNTHETIC
+    method = str(points["method"].iloc[0]) if len(points) else ""
+    alone = column in VARIED and (points["runs"] > 0).sum() == 1 and not depends_on_scale(method)
     points = points.dropna(subset="mean")
-    if points.empty:
-        axes.plot([], [], color=look.color, marker=look.marker, linestyle=look.line, markersize=4, label=label, **more)
-        return
-    x = _places(points, column, at)
+    x, mean, std = _places(points, column, at), factor * points["mean"], factor * points["std"]
     level = x.isna() | alone
-    for mean, std in zip(factor * points["mean"][level], factor * points["std"][level], strict=True):
-        axes.axhline(mean, color=look.color, linestyle=look.line, linewidth=1.3, label=label, **more)
-        if std > 0:
-            axes.axhspan(mean - std, mean + std, color=look.color, alpha=0.1, linewidth=0)
-    if not level.all():
-        draw_line(axes, x[~level], points[~level], look, factor, joined=joined, label=label, **more)
+    for value in mean[level]:
+        axes.axhline(value, color=look.color, linestyle=line, linewidth=1.2, label=label)
+    x, mean, std = x[~level], mean[~level], std[~level]
+    if level.any() and x.empty:
+        return
+    drawn: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.3}
+    axes.plot(x, mean, linestyle=line if joined else "none", label=label, **drawn)
+    if joined and len(x) > 1:
+        axes.fill_between(x, mean - std, mean + std, color=look.color, alpha=0.13, linewidth=0)
+    else:
+        axes.errorbar(x, mean, std, color=look.color, fmt="none", capsize=2, linewidth=0.8)
 
 
 def _places(points: pd.DataFrame, column: str, at: Mapping[Any, float] | None) -> pd.Series:
     return (points[column].map(at) if at else points[column]).astype(float)
+
+
+def name_ends(axes: Axes) -> None:
+    """Names at the ends of the lines instead of a legend; of lines without points, that they were not run."""
+    ends = {}
+    for line in axes.get_lines():
+        y, name = np.asarray(line.get_ydata(), dtype=float), str(line.get_label())
+        if name.startswith(("_", "paper")):
+            continue
+        ends[name] = (float(y[-1]) if len(y) else axes.get_ylim()[0], name, str(line.get_color()))
+    label_ends(axes, [*ends.values()])
 
 
 def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None:
@@ -155,8 +152,8 @@ def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None
     """
     ours = points.dropna(subset="mean")
     theirs = points.dropna(subset=["published", column])
+    roomy(axes)
     if ours.empty or theirs.empty:
-        roomy(axes)
         return
     x, y = theirs[column].astype(float), 100 * theirs["published"]
     low, high = 100 * ours["mean"].min() - NEAR, 100 * ours["mean"].max() + NEAR
@@ -172,11 +169,10 @@ def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None
         place = min(max(px, x0), x1), min(max(py, y0), y1)
         axes.plot(*place, "D", label=label, clip_on=False, **HOLLOW)
         text = f"{py:.2f}%" + (f" at {VARIED[column]} = {px:g}" if px > right else "")
-        beyond_middle = axes.transScale.transform([place, (x1, y1), (x0, y0)])
-        to_right, above = beyond_middle[0] > beyond_middle[1:].mean(0)
-        shift = (-8 if to_right else 8, -14 if above else 9)
-        side = "right" if to_right else "left"
-        axes.annotate(text, place, shift, textcoords="offset points", ha=side, fontsize=7, color=VERMILLION)
+        middle = axes.transScale.transform([place, (x1, y1), (x0, y0)])
+        to_right, above = middle[0] > middle[1:].mean(0)
+        shift, side = (-8 if to_right else 8, -14 if above else 9), "right" if to_right else "left"
+        axes.annotate(text, place, shift, textcoords="offset points", ha=side, fontsize=7, color=ACCENT)
 
 
 def log_values(axes: Axes, points: pd.DataFrame, column: str) -> None:
@@ -197,7 +193,7 @@ def log_seconds(axes: Axes) -> None:
         low, high = 1, 10
     widen = max(math.sqrt(10 * low / high), 1)
     axes.set_ylim(low / widen, high * widen)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.yaxis.set_minor_locator(NullLocator())
 

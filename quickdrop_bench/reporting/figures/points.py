@@ -8,24 +8,24 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.reporting.layout import EMPTY, ORIGINAL, Column, registered
-from quickdrop_bench.reporting.measured import SETTING, TRAINING, complete, without_training
-from quickdrop_bench.reporting.names import request_name
-from quickdrop_bench.reporting.published import beside
-from quickdrop_bench.reporting.sections import differing
-from quickdrop_bench.reporting.sheets import Sheet, markdown
-from quickdrop_bench.reporting.slots import Cell, Slot
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.methods.base import SMALL_SETS
+from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
+from quickdrop_bench.reporting.names import ORIGINAL, dataset_name, differing, registered, request_name
+from quickdrop_bench.reporting.published import beside, is_fraction
+from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
+from quickdrop_bench.reporting.tables.texts import cell_text
 
 __all__ = [
-    "SYNTHETIC",
     "VARIED",
     "by_value",
-    "is_fraction",
+    "depends_on_scale",
     "marks",
     "measure",
     "methods_in",
     "numbers_frame",
-    "numbers_markdown",
+    "numbers_table",
     "panels",
     "plain",
 ]
@@ -33,41 +33,40 @@ __all__ = [
 VARIED = {"scale": "s", "fine_tuning": "F"}
 """Columns that some runs vary beside the setting, and their symbols."""
 
-SYNTHETIC = ("quickdrop", "random-subset")
-"""Methods whose result depends on these columns."""
-
 NUMBERS = [*SETTING, *VARIED, "method", "stage", "metric", "mean", "std", "seeds"]
 NUMBERS += ["runs", "diverged", "failed", "published"]
 """Columns of every figure's numbers; a figure may add its own."""
 
 
-def is_fraction(metric: str) -> bool:
-    """Whether people want it in percent."""
-    return metric.endswith("accuracy") or "_mia" in metric
+def depends_on_scale(method: str) -> bool:
+    """Whether a method works on the clients' small sets, so that the columns of :data:`VARIED` matter to it."""
+    own = registered(method)
+    return own in METHODS and bool(METHODS[own].needs & SMALL_SETS)
 
 
-def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] = ()) -> list[Slot]:
+def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] = ()) -> list[Setting]:
     """What has a row of panels of its own: each setting, in order of measurement, its title as label.
 
     Where methods were run with several scales or amounts of fine-tuning, each of these is a setting too, and the
     methods that were run once stand in all of them.
 
     Args:
-        rows: of the artefact.
-        published: from :func:`published_figure`.
+        rows: of the figure, from :func:`~quickdrop_bench.reporting.frame.frame_of`.
+        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
         within: columns that vary inside a row of panels.
     """
     if rows.empty:
         return []
-    rows = complete(without_training(rows))
+    rows = named(without_training(rows))
     rows = rows.reindex(columns=[*rows.columns, *(c for c in (*VARIED, "phase", "round") if c not in rows)])
-    found = []
     # Other data have another hash, though nothing else differs.
     varied = {*within, "setting"} if "dataset" in within else within
+    found = []
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         for variant, part in _variants(group, [name for name in VARIED if name not in within]):
             values = beside(published, part["dataset"].iloc[0], part["distribution"].iloc[0])
-            found.append(Slot(part, values, ", ".join([*_title(part, within), *variant, *_failed_training(part)])))
+            label = ", ".join([*_title(part, within), *variant, *_failed_training(part)])
+            found.append(Setting(part, values, label))
     return found
 
 
@@ -76,7 +75,7 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
     parts = group.groupby(columns, dropna=False, sort=False).ngroup()
     often = parts.groupby(group["method"]).nunique()
     varied = group["method"].isin(often.index[often > 1])
-    dependent = group["method"].map(registered).isin((*SYNTHETIC, ORIGINAL))
+    dependent = group["method"].map(lambda method: method == ORIGINAL or depends_on_scale(method)).astype(bool)
     if parts[dependent].nunique() > 1:  # none of them is at home in another's part
         varied |= dependent
     if not varied.any():
@@ -89,12 +88,15 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
 
 def _title(rows: pd.DataFrame, within: Collection[str]) -> list[str]:
     first = rows.iloc[0]
-    parts = {name: f"{first[name]}" for name in SETTING}
-    parts["request"] = request_name(rows)
-    parts["clients"] += " clients"
-    parts["protocol"] = "" if first["protocol"] == "preset" else f"protocol {first['protocol']}"
-    parts["changes"] = differing(first["changes"]).removeprefix(", ")
-    return [text for name, text in parts.items() if text and name not in (*within, "setting")]
+    parts = {
+        "dataset": dataset_name(str(first["dataset"])),
+        "clients": f"{first['clients']} clients",
+        "distribution": first["distribution"],
+        "request": request_name(rows),
+        "protocol": "" if first["protocol"] == "preset" else f"protocol {first['protocol']}",
+        "changes": differing(first["changes"]).removeprefix(", "),
+    }
+    return [text for name, text in parts.items() if text and name not in within]
 
 
 def _failed_training(rows: pd.DataFrame) -> list[str]:
@@ -104,56 +106,47 @@ def _failed_training(rows: pd.DataFrame) -> list[str]:
     return [f"training failed: {len(failed)} of {len(runs)}"] if len(failed) else []
 
 
-def methods_in(slot: Slot, methods: Sequence[str]) -> list[str]:
+def methods_in(setting: Setting, methods: Sequence[str]) -> list[str]:
     """Those wanted, and then the others that were measured."""
-    there = [m for m in slot.rows["method"].unique() if m != ORIGINAL]
+    there = setting.methods()
     wanted = [m for m in methods if m in there or m not in map(registered, there)]
     return [*wanted, *(m for m in there if m not in wanted)]
 
 
-def measure(slot: Slot, method: str, stage: str, metric: str, published: float | None = None) -> dict[str, Any]:
+def measure(setting: Setting, method: str, stage: str, metric: str, published: float | None = None) -> dict[str, Any]:
     """One line of a figure's numbers: :data:`NUMBERS`, in the unit of the rows.
 
     Args:
-        slot: rows of one setting, and of one value of what the axis shows.
+        setting: rows of one setting, and of one value of what the axis shows.
         method: whose.
         stage: of the rows.
         metric: of the rows.
         published: the paper's value; looked up by stage and metric if None.
     """
-    cell = Cell.of(slot.values(method, stage, metric))
-    own = slot.rows[slot.rows["method"] == method]
-    varied = {name: own[name].iloc[0] if own[name].nunique() == 1 else float("nan") for name in VARIED}
-    paper = slot.published.value(method, stage, metric) if published is None else published
-    counts = {"runs": len(slot.seeds(method)), **{m: slot.count(method, m) for m in ("diverged", "failed")}}
-    line = {**slot.setting(), **varied, "method": method, "stage": stage, "metric": metric}
+    cell = setting.cell(method, stage, metric)
+    own = setting.rows[setting.rows["method"] == method]
+    varied = {name: own[name].iloc[0] if own[name].nunique() == 1 else math.nan for name in VARIED}
+    paper = setting.published.value(method, stage, metric) if published is None else published
+    counts = {"runs": len(setting.seeds(method)), **{m: setting.count(method, m) for m in ("diverged", "failed")}}
+    line = {**setting.columns, **varied, "method": method, "stage": stage, "metric": metric}
     return {**line, "mean": cell.mean, "std": cell.std, "seeds": cell.seeds, **counts, "published": paper}
 
 
 def numbers_frame(lines: Iterable[Mapping[Any, Any]], *own: str) -> pd.DataFrame:
-    """Lines of :func:`measure` as a table.
-
-    Args:
-        lines: with further columns, if the figure has any.
-        own: names of those columns, which stand before the mean.
-    """
+    """Lines of :func:`measure` as a frame; columns of the figure's ``own`` stand before the mean."""
     k = NUMBERS.index("mean")
     frame = pd.DataFrame([*lines], columns=[*NUMBERS[:k], *own, *NUMBERS[k:]])
     return frame.assign(published=frame["published"].astype(float))
 
 
-def by_value(slot: Slot, column: str) -> list[tuple[Any, Slot]]:
+def by_value(setting: Setting, column: str) -> list[tuple[Any, Setting]]:
     """The rows of a panel at each value of what its axis shows, in ascending order; unknown values last."""
-    groups = slot.rows.groupby(column, dropna=False, sort=True)
-    return [(value, Slot(group, slot.published)) for value, group in groups]
+    groups = setting.rows.groupby(column, dropna=False, sort=True)
+    return [(value, Setting(group, setting.published)) for value, group in groups]
 
 
 def marks(points: pd.DataFrame) -> list[str]:
-    """What a reader must know beside a method's name.
-
-    Args:
-        points: of one method, stage and metric, with the columns of :data:`NUMBERS`.
-    """
+    """What a reader must know beside a method's name; ``points`` are its own, of one stage and metric."""
     points = points[points["runs"] > 0]
     if points.empty:
         return ["not run"]
@@ -161,21 +154,16 @@ def marks(points: pd.DataFrame) -> list[str]:
     return [f"{name}: {count} of {runs}" for name, count in counts.items() if count]
 
 
-def numbers_markdown(numbers: pd.DataFrame) -> str:
-    """The points as a Markdown table; what is the same in all of them stands above it."""
-    if numbers.empty:
-        return ""
-    apart = ["mean", "std", "seeds", "published"]
-    keys = numbers.drop(columns=apart)
+def numbers_table(numbers: pd.DataFrame) -> Table:
+    """The points as a table; what is the same in all of them stands in its heading."""
+    keys = numbers.drop(columns=["mean", "std", "seeds", "published"])
     same = [name for name in keys if keys[name].nunique(dropna=False) == 1]
     heading = ", ".join(f"{name}: {plain(keys[name].iloc[0])}" for name in same if keys[name].replace("", None).any())
     shown = keys.drop(columns=same)
-    body = [
-        [*map(plain, key), *_value_texts(line)]
-        for key, line in zip(shown.itertuples(index=False), numbers.to_dict(orient="records"), strict=True)
-    ]
-    headers = [*map(str, shown), "value", "seeds", "paper"]
-    return markdown(Sheet(heading, headers[0], [(name,) for name in headers[1:]], body, []))
+    records = numbers.to_dict(orient="records")
+    pairs = zip(shown.itertuples(index=False), records, strict=True)
+    body = [[*map(plain, key), *_value_texts(line)] for key, line in pairs]
+    return plain_table(heading, [*map(str, shown), "value", "seeds", "paper"], body)
 
 
 def plain(value: object, _: object = None) -> str:
@@ -190,4 +178,4 @@ def _value_texts(line: Mapping[Any, Any]) -> list[str]:
     kind = "percent" if is_fraction(line["metric"]) else "seconds" if line["metric"] == "seconds" else "count"
     column = Column("", "", line["stage"], line["metric"], kind)
     paper = EMPTY if math.isnan(line["published"]) else column.format(line["published"])
-    return [Cell(line["mean"], line["std"], line["seeds"]).text(column), str(line["seeds"]), paper]
+    return [cell_text(Cell(line["mean"], line["std"], line["seeds"]), column), str(line["seeds"]), paper]
