@@ -14,13 +14,13 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install table1 table2 table3 table4 table5 table6 figure2 figure3 figure4 figure5 figure6 sweep paper report speed
+.PHONY: help install sweep paper report speed
 .PHONY: test test-slow test-long check format clean
 
 help: ## show this help
 	@echo "make TARGET [PRESET=quick|small|paper] [DATASET=name] [DATA_DIR=folder] [ARGS='more options']"
 	@echo
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
@@ -34,38 +34,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed ## install the package and its tools into .venv
 
-table1: install ## what each method can do, stores and costs
-	@$(RUN) table 1 $(OPTIONS)
+table%: install ## a table of the paper, as table2: benchmarks/tables/2.yaml says what it shows
+	@$(RUN) table $* $(OPTIONS)
 
-table2: install ## forgetting a class: accuracy and cost
-	@$(RUN) table 2 $(OPTIONS)
-
-table3: install ## forgetting a class with 100 clients
-	@$(RUN) table 3 $(OPTIONS)
-
-table4: install ## forgetting a client, non-IID and IID
-	@$(RUN) table 4 $(OPTIONS)
-
-table5: install ## forgetting a class and learning it again
-	@$(RUN) table 5 $(OPTIONS)
-
-table6: install ## what distillation adds to training
-	@$(RUN) table 6 $(OPTIONS)
-
-figure2: install ## accuracy per class, round by round
-	@$(RUN) figure 2 $(OPTIONS)
-
-figure3: install ## membership inference after forgetting
-	@$(RUN) figure 3 $(OPTIONS)
-
-figure4: install ## all classes forgotten one after the other
-	@$(RUN) figure 4 $(OPTIONS)
-
-figure5: install ## what fine-tuning gains and costs
-	@$(RUN) figure 5 $(OPTIONS)
-
-figure6: install ## accuracy and time over the scale
-	@$(RUN) figure 6 $(OPTIONS)
+figure%: install ## a figure of the paper, as figure4: benchmarks/figures/4.yaml
+	@$(RUN) figure $* $(OPTIONS)
 
 sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,100,1000'
 	@$(RUN) sweep $(OPTIONS)
@@ -79,7 +52,7 @@ report: install ## one HTML page over all rows
 	@$(RUN) report $(ARGS)
 
 speed: install ## how fast the engine is; takes half an hour on two idle cores
-	@$(BIN)/python benchmarks/speed.py $(ARGS)
+	@$(BIN)/python benchmarks/performance/speed.py $(ARGS)
 
 test: install ## run the tests that take seconds
 	@$(TEST) $(ARGS)

@@ -17,8 +17,8 @@ from quickdrop_bench.cli.unused import typed_options
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.harness.exhibits import Exhibit, Variant, exhibit
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.presets import artefact
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
 
@@ -44,24 +44,23 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
         BadInput: an option has no usable value, or a method cannot serve what is asked.
     """
     typed = typed_options(argv)
-    own = artefact(name)
-    variants: Sequence[tuple[str, str, tuple[str, ...]]] = getattr(own, "VARIANTS", ((name, name, ()),))
-    levels = {artefact(shape).LAYOUT.level for _, shape, _ in variants}
+    own = exhibit(name)
+    levels: set[str] = {exhibit(variant.shape).level for variant in own.variants}
     asked = split("--methods", args.methods)
-    _check(name, args, asked, levels, measures=getattr(own, "MEASURES", None))
+    _check(name, args, asked, levels, trains_only=own.trains_only)
     seen: list[dict[str, Any]] = []
-    for section, shape, options in variants:
-        layout = artefact(shape).LAYOUT
+    for variant in own.variants:
+        section, options, layout = variant.section, _typed(variant), exhibit(variant.shape)
         base = [*argv, *options, "--preset", args.preset]
         of_section = args if (section, options) == (name, ()) else parse(base, section)
         axes = _axes(of_section)
         several = of_section.get("datasets")
         datasets = split("--datasets", several) if several else split("--dataset", of_section.dataset)
         protocols = split("--protocol", args.protocol)
-        shown = [m for m in getattr(own, "MEASURES", layout.methods) if layout.level in METHODS[m].levels]
+        shown = [m for m in (() if own.trains_only else layout.methods) if layout.level in METHODS[m].levels]
         wanted = [m for m in asked if layout.level in METHODS[m].levels] if asked else shown
-        each_round, run = getattr(own, "EACH_ROUND", False), list(dict.fromkeys((*shown, *wanted)))
-        described = partial(_experiment, name, layout, each_round, run)
+        run = list(dict.fromkeys((*shown, *wanted)))
+        described = partial(_experiment, own, layout, run)
         number = [str(args.number)] if "number" in args else []
         preset = [argv[0], *number, *options, "--preset", args.preset]
         usual = {
@@ -85,10 +84,14 @@ def cells(name: str, args: Namespace, argv: Sequence[str], parse: Parse) -> Iter
                 yield experiment, here
 
 
+def _typed(variant: Variant) -> tuple[str, ...]:
+    """A variant's options as on a command line."""
+    return tuple(f"--{name}" if value is True else f"--{name}={value}" for name, value in variant.options.items())
+
+
 def _experiment(
-    name: str,
-    layout: Any,
-    each_round: bool,
+    own: Exhibit,
+    layout: Exhibit,
     methods: Sequence[str],
     requests: tuple[UnlearningRequest, ...],
     args: Namespace,
@@ -96,7 +99,7 @@ def _experiment(
     """What the options describe."""
     configured = methods_of(args)
     return Experiment(
-        artefact=name,
+        artefact=own.name,
         preset=args.preset,
         federation=federation_spec(args),
         requests=requests,
@@ -104,15 +107,15 @@ def _experiment(
         seeds=seeds_of(args),
         data_dir=args.data_dir,
         precision=arithmetic(args),
-        rules=rules_of(args, relearn=layout.relearn, each_round=each_round),
+        rules=rules_of(args, relearn=layout.relearn, each_round=own.each_round),
     )
 
 
-def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], measures: Sequence[str] | None) -> None:
+def _check(name: str, args: Namespace, asked: Sequence[str], levels: set[str], *, trains_only: bool) -> None:
     for option in ("dataset", "datasets", "protocol"):
         if args.get(option) is not None and not split(f"--{option}", args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
-    if measures is not None:
+    if trains_only:
         if asked:
             raise BadInput("--methods", args.methods, f"{name} measures training and runs no method")
         if not args.distill:

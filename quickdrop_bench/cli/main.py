@@ -31,6 +31,7 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.ranks import find_rank, is_first, is_shared, rank
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import Experiment, Session
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
 from quickdrop_bench.harness.presets import preset_files, presets
@@ -43,7 +44,7 @@ from quickdrop_bench.reporting.html.page import render_report, write_report
 from quickdrop_bench.tracking.dashboard import definition, publish
 from quickdrop_bench.tracking.wandb_logger import project_of, tracking
 
-__all__ = ["FIGURES", "TABLES", "main"]
+__all__ = ["main"]
 
 LONGEST_END = 120.0
 """Seconds that the first process may take to end, with its runs in W&B, after an error that this one has met too."""
@@ -56,9 +57,6 @@ SERVES = ("unlearn", "relearn")
 
 ANSWERS = ("show", "evaluate", "methods", "datasets", "presets")
 """Commands that do nothing but print."""
-
-TABLES = (1, 2, 3, 4, 5, 6)
-FIGURES = (2, 3, 4, 5, 6)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,23 +135,17 @@ def _follow(argv: Sequence[str]) -> int:
 
 def table(args: Namespace, argv: Sequence[str]) -> int:
     """Measure what is missing of a table and render it."""
-    return produce(_name("table", args.number, TABLES), args, argv)
+    return produce(exhibit(f"table{args.number}").name, args, argv)
 
 
 def figure(args: Namespace, argv: Sequence[str]) -> int:
     """Measure what is missing of a figure and draw it."""
-    return produce(_name("figure", args.number, FIGURES), args, argv)
+    return produce(exhibit(f"figure{args.number}").name, args, argv)
 
 
 def sweep(args: Namespace, argv: Sequence[str]) -> int:
     """Show the plan of a sweep, measure what is missing and draw it."""
     return produce("sweep", args, argv)
-
-
-def _name(kind: str, number: int, numbers: Sequence[int]) -> str:
-    if number not in numbers:
-        raise BadInput(kind, number, f"use one of {', '.join(map(str, numbers))}")
-    return f"{kind}{number}"
 
 
 def train(args: Namespace, argv: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,10 +28,10 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
 from quickdrop_bench.harness.request import is_measured, mark_failed, mark_lost, measure
-from quickdrop_bench.methods import METHODS, load_plugins
+from quickdrop_bench.methods import load_plugins
 from quickdrop_bench.reporting.exhibit import on_terminal, write_exhibit
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
 from quickdrop_bench.reporting.trials import write_trials
@@ -273,9 +272,12 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     frames += [frame_of(part.to_dict("records")) for part in own_rows]
     frame = pd.concat(frames, ignore_index=True)
     paths = write_exhibit(folder, own, frame)
+    if own.kind != "figure" and not sys.stdout.isatty():
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        return
     console = Console(highlight=False)
-    console.print(*on_terminal(own, frame, folder, console.width), sep="\n")
-    print(*paths, sep="\n")
+    console.print(*on_terminal(own, frame, folder, console.width), sep="\n", end="")
+    print(*(paths if own.kind == "figure" else []), sep="\n")
 
 
 def _others(rows: RowFile, steps: Sequence[tuple[Experiment, int]]) -> list[Row]:

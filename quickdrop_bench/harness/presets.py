@@ -1,19 +1,17 @@
-"""Where presets, artefact declarations and the paper's numbers lie."""
+"""The presets, and where they and the paper's numbers lie."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
 
-__all__ = ["artefact", "benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
+__all__ = ["benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
 
 
 @cache
@@ -54,16 +52,6 @@ def preset_values(preset: str, dataset: str | None, artefact: str) -> list[dict[
     """
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in preset_files(preset, dataset)]
     return [*contents, *(content.get(artefact, {}) for content in contents)]
-
-
-def artefact(name: str) -> ModuleType:
-    """The declaration ``benchmarks/<name>.py``."""
-    spec = importlib.util.spec_from_file_location(f"quickdrop_bench_{name}", benchmarks_dir() / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def paper_values() -> Path:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.fine_tuning import FineTuning
 from quickdrop_bench.federation.faults import Faults
+from quickdrop_bench.harness.sources import source_digest
 from quickdrop_bench.models.convnet import NORMS
 
 __all__ = [
@@ -24,40 +24,15 @@ __all__ = [
     "RunSpec",
     "as_numbers",
     "digest",
-    "source_fingerprint",
 ]
 
-PACKAGE = Path(__file__).resolve().parents[1]
+HARNESS = Path(__file__).parent
 
-TRAINING_SOURCES = (
-    "functional/aggregation.py",
-    "functional/matching.py",
-    "functional/pooling.py",
-    "functional/second_order.py",
-    "models",
-    "data",
-    "distillation",
-    "federation",
-    "core/cost.py",
-    "core/seeding.py",
-    "harness/training.py",
-    "harness/fine_tuning.py",
-)
-"""Code that decides what a trained federation is; a change to it retires every trained federation."""
+TRAINING = (HARNESS / "training.py", HARNESS / "fine_tuning.py", HARNESS.parent / "data" / "datasets.py")
+"""Code that decides what a trained federation is, with all that it imports."""
 
-METHOD_SOURCES = (
-    "functional",
-    "methods/base.py",
-    "methods/stages.py",
-    "methods/small_sets.py",
-    "evaluation",
-    "harness/experiment.py",
-    "harness/request.py",
-    "harness/tuning.py",
-    "harness/judging.py",
-)
-"""Code that, beside the above and the method's own file, decides what a run measures."""
-
+REQUEST = HARNESS / "request.py"
+"""Code that, with all that it imports and the method's own file, decides what a run measures."""
 
 LETTERS = ("letter-steps", "letter-passes")
 """The paper's letter, with T read in two ways; settings that presets give methods have no part in it."""
@@ -200,7 +175,7 @@ class FederationSpec:
                 "data": data_fingerprint,
                 "seed": seed,
                 "precision": precision,
-                "source": source_fingerprint(TRAINING_SOURCES),
+                "source": source_digest(*TRAINING),
             }
         )
 
@@ -263,8 +238,7 @@ class RunSpec:
                 "requests": [str(request) for request in self.requests],
                 "rules": asdict(self.rules),
                 "tuned_on": self.tuned_on,
-                "source": source_fingerprint(METHOD_SOURCES),
-                "method_source": _file_digest(self.source) if self.source else "",
+                "source": source_digest(REQUEST, *([self.source] if self.source else [])),
             }
         )
 
@@ -277,15 +251,3 @@ def as_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 def digest(values: Mapping[str, Any]) -> str:
     """A short hash of values that JSON can hold."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@cache
-def source_fingerprint(names: tuple[str, ...]) -> str:
-    """Hash of the package's Python files under the given names, so that changed code reuses nothing."""
-    files = [f for name in names for f in (sorted((PACKAGE / name).rglob("*.py")) or [PACKAGE / name])]
-    return hashlib.sha256("".join(_file_digest(f) for f in files).encode()).hexdigest()

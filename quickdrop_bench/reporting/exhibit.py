@@ -111,5 +111,5 @@ def on_terminal(
         tables = [short(table) for table in tables_of(exhibit, rows)]
     else:
         found = measured_sections(exhibit, rows)
-        tables = [t for s in found for t in (summary_tables(s) if exhibit.per == "method" else [s.table()])]
+        tables = [t for s in found for t in (summary_tables(s) if exhibit.per == "method" else [s.table(alike=True)])]
     return [terminal(table, title + (table.heading or exhibit.title), width) for table in tables]

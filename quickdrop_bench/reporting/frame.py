@@ -152,7 +152,7 @@ def without_training(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def derive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Name methods, and add what follows from the rows, each against another's run of the same setting, seed and device.
+    """Name methods, and add what follows, each against another's run of the same setting, seed and device.
 
     Returns:
         The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``speedup`` (oracle's

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL
 from quickdrop_bench.methods import METHODS
 
 __all__ = [
@@ -24,12 +25,8 @@ __all__ = [
     "setting_name",
 ]
 
-ORACLE = "retrain-or"
 CONTROL = "random-subset"
 """QuickDrop without distillation: what it does as well, distillation did not buy."""
-
-ORIGINAL = "original"
-"""The trained model before any request, in the rows' column ``method``."""
 
 JPEG = re.compile(r"cifar-?10(?!\d).*jpe?g|jpe?g.*cifar-?10(?!\d)", re.IGNORECASE)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "performance"
 
 
 @pytest.fixture

@@ -15,8 +15,12 @@ from quickdrop_bench.reporting.figures.points import VARIED, by_value, depends_o
 from quickdrop_bench.reporting.figures.style import ACCENT, HOLLOW, Style, label_ends, method_styles, say
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import method_title
+from quickdrop_bench.reporting.published import Published
 
 __all__ = ["draw_curve", "draw_methods", "draw_paper", "log_seconds", "log_values", "name_ends", "roomy", "trend_lines"]
+
+PAPER = {"facecolor": "white", "linewidth": 0, "pad": 0.8, "alpha": 0.85}
+"""Behind text, so that no line strikes it through."""
 
 NEAR = 15
 """Percent: published values farther from ours do not stretch the axis, they stand at its edge."""
@@ -78,7 +82,8 @@ def draw_methods(
         label = method_title(method, marks(own))
         draw_curve(axes, own, column, look, label, factor, at, joined=joined, line=look.line)
         wrong = _places(own[own["diverged"] + own["failed"] > 0], column, at)
-        axes.plot(wrong, [0.04] * len(wrong), "x", color=look.color, transform=axes.get_xaxis_transform())
+        if len(wrong):
+            axes.plot(wrong, [0.04] * len(wrong), "x", color=look.color, transform=axes.get_xaxis_transform())
     if points["mean"].isna().all():
         say(axes, "no value" if points["runs"].sum() else "not run")
 
@@ -141,26 +146,26 @@ def name_ends(axes: Axes) -> None:
     label_ends(axes, [*ends.values()])
 
 
-def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None:
+def draw_paper(axes: Axes, points: pd.DataFrame, column: str, published: Published) -> None:
     """The published values in percent, hollow; at the edge of the axis with their numbers where they are far from ours.
 
     Args:
         axes: on which ours are drawn.
         points: of one metric, from :func:`trend_lines`.
         column: what varies along the axis.
-        name: of the published part.
+        published: which part; nothing is drawn of other data.
     """
     ours = points.dropna(subset="mean")
     theirs = points.dropna(subset=["published", column])
-    roomy(axes)
-    if ours.empty or theirs.empty:
+    if ours.empty or theirs.empty or not published.alike:
+        roomy(axes)
         return
     x, y = theirs[column].astype(float), 100 * theirs["published"]
     low, high = 100 * ours["mean"].min() - NEAR, 100 * ours["mean"].max() + NEAR
     bounded = axes.get_xscale() == "linear" and ours[column].notna().any()
     right = ours[column].max() + 0.3 * np.ptp(ours[column].dropna()) if bounded else math.inf
     inside = y.between(low, high) & (x <= right)
-    label = f"paper ({name})"
+    label = f"paper ({published.name})"
     axes.plot(x[inside], y[inside], "D", label=label, **HOLLOW)
     roomy(axes)
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
@@ -172,7 +177,7 @@ def draw_paper(axes: Axes, points: pd.DataFrame, column: str, name: str) -> None
         middle = axes.transScale.transform([place, (x1, y1), (x0, y0)])
         to_right, above = middle[0] > middle[1:].mean(0)
         shift, side = (-8 if to_right else 8, -14 if above else 9), "right" if to_right else "left"
-        axes.annotate(text, place, shift, textcoords="offset points", ha=side, fontsize=7, color=ACCENT)
+        axes.annotate(text, place, shift, textcoords="offset points", ha=side, fontsize=7, color=ACCENT, bbox=PAPER)
 
 
 def log_values(axes: Axes, points: pd.DataFrame, column: str) -> None:

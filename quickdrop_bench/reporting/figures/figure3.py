@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from quickdrop_bench.reporting.figures.points import marks, measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.figures.style import BLUE, GREY, HOLLOW, ORANGE, rows_of_panels, say, signed
-from quickdrop_bench.reporting.frame import TRAINING, Cell, Setting
+from quickdrop_bench.reporting.frame import TRAINING, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title
 
 __all__ = ["draw"]
@@ -28,8 +28,8 @@ KINDS = ("mia", "false_positive_mia", "advantage_mia")
 """What follows: the rate on training images, that on test images of their classes, and the difference."""
 
 REFERENCE = "reference"
-ENOUGH = 3
-"""Seeds from which on an interval says something."""
+OWN = (REFERENCE, "low", "high")
+"""Columns of the numbers: the oracle's rate, and the smallest and largest over seeds."""
 
 
 def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
@@ -52,15 +52,15 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     for setting, row in zip(settings, axes, strict=True):
         shown = [ORIGINAL, *methods_in(setting, methods)]
         for panel, (suffix, attack) in zip(row, ATTACKS.items(), strict=True):
-            points = numbers_frame(_lines(setting, shown, suffix), REFERENCE)
-            _draw(panel, points, shown)
+            points = numbers_frame(_lines(setting, shown, suffix), *OWN)
+            _draw(panel, points, shown, setting.published.alike)
             panel.set_title(attack, loc="left")
             lines += points.to_dict(orient="records")
         row[0].set_yticks(range(len(shown)), [_name(points, method) for method in shown])
         row[0].set_ylim(len(shown) - 0.5, -0.5)
     names = {setting.published.name for setting in settings if setting.published.alike}
     figure.legend(handles=_legend(", ".join(sorted(names - {""}))), loc="outside lower center", ncols=3)
-    return figure, numbers_frame(lines, REFERENCE)
+    return figure, numbers_frame(lines, *OWN)
 
 
 def _lines(setting: Setting, methods: Sequence[str], suffix: str) -> Iterator[dict[str, Any]]:
@@ -70,9 +70,8 @@ def _lines(setting: Setting, methods: Sequence[str], suffix: str) -> Iterator[di
     for method in (method for method in methods if setting.seeds(method)):
         for metric in metrics:
             line = measure(setting, method, TRAINING if method == ORIGINAL else "total", metric)
-            # The paper's rates are of its own data; beside others they say nothing.
-            known = {} if setting.published.alike else {"published": None}
-            yield line | known | {REFERENCE: references[metric]}
+            cell = setting.cell(method, str(line["stage"]), metric)
+            yield line | {REFERENCE: references[metric], "low": cell.low, "high": cell.high}
 
 
 def _name(points: pd.DataFrame, method: str) -> str:
@@ -82,12 +81,12 @@ def _name(points: pd.DataFrame, method: str) -> str:
     return "\n".join([name, *(["; ".join(marks(own.head(1)))] if len(own) else [])]).rstrip()
 
 
-def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
+def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str], with_paper: bool) -> None:
     """One attack."""
     if points["mean"].isna().all():
         say(axes, "no value")
         return
-    axes.set(xlim=(0, 100), xlabel="taken for training data (%)")
+    axes.set(xlim=(-2, 102), xlabel="taken for training data (%)")
     axes.tick_params(axis="y", length=0)
     for name, (prefix, color, marker, shift) in SETS.items():
         rates, on_test, advantage = (points[points["metric"].str.startswith(f"{prefix}_{kind}")] for kind in KINDS)
@@ -95,9 +94,8 @@ def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
         mean, theirs = 100 * rates["mean"].to_numpy(), 100 * on_test["mean"].to_numpy()
         axes.hlines(at, mean, theirs, color=color, linewidth=2.2, alpha=0.35)
         axes.plot(theirs, at, "|", color=color, markersize=8, markeredgewidth=1.6, label=f"{name}, test images")
-        for x, y, low, high in zip(mean, at, *_intervals(rates), strict=True):
-            axes.plot([low, high], [y, y], color=color, linewidth=0.8)
-            axes.plot(x, y, marker, color=color, markersize=5, zorder=3)
+        axes.hlines(at, 100 * rates["low"], 100 * rates["high"], color=color, linewidth=0.9)
+        axes.plot(mean, at, marker, color=color, markersize=5, zorder=3, label=f"{name}, training images")
         for y, gap in zip(at, 100 * advantage["mean"], strict=True):
             if np.isfinite(gap):
                 beside: dict[str, Any] = {"fontsize": 6, "va": "center", "annotation_clip": False, "color": color}
@@ -106,8 +104,10 @@ def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
             axes.axvline(
                 rate, color=color, linestyle=":", linewidth=1, zorder=0, label=f"{method_title(ORACLE)}, {name}"
             )
-        axes.plot(100 * rates["published"], at, "D", label=f"paper, {name}", **HOLLOW)
-    axes.set_title("advantage (points)", loc="right", fontsize=6)
+        if with_paper:
+            axes.plot(100 * rates["published"], at, "D", label=f"paper, {name}", **HOLLOW)
+    if points[points["metric"].str.contains("advantage")]["mean"].notna().any():
+        axes.set_title("advantage (points)", loc="right", fontsize=6)
     for k, method in enumerate(methods):
         if k:
             axes.axhline(k - 0.5, color=GREY, linewidth=0.3)
@@ -116,22 +116,14 @@ def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
             axes.text(2, k, text, va="center", color=GREY)
 
 
-def _intervals(rates: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Both ends of the 95% intervals in percent, within what a rate can be."""
-    cells = [Cell(line.mean, line.std, line.seeds) for line in rates[["mean", "std", "seeds"]].itertuples(index=False)]
-    ends = [cell.interval() if cell.seeds >= ENOUGH else (cell.mean, cell.mean) for cell in cells]
-    low, high = (np.clip(100 * np.array([end[k] for end in ends], dtype=float), 0, 100).tolist() for k in (0, 1))
-    return low, high
-
-
 def _legend(paper: str) -> list[Line2D]:
     found = []
     for name, (_, color, marker, _) in SETS.items():
         own = Line2D([], [], color=color, marker=marker, markersize=5, linewidth=0.8)
-        own.set_label(f"{name}: training images, 95% interval of {ENOUGH} seeds or more")
+        own.set_label(f"{name}: training images (mean, range)")
         test = Line2D([], [], color=color, marker="|", linestyle="none", markersize=8, markeredgewidth=1.6)
-        test.set_label("test images of the same classes (false positives)")
-        oracle = Line2D([], [], color=color, linestyle=":", linewidth=1, label=f"{method_title(ORACLE)}, {name}")
+        test.set_label(f"{name}: test images (false positives)")
+        oracle = Line2D([], [], color=color, linestyle=":", linewidth=1, label=f"{name}: {method_title(ORACLE)}")
         found += [own, test, oracle]
     paper_mark = [Line2D([], [], marker="D", label=f"paper ({paper})", **HOLLOW)] if paper else []
-    return [*found[::3], *found[1::3], *found[2::3], *paper_mark]
+    return [*found, *paper_mark]

@@ -82,9 +82,9 @@ class Chain:
         for k, course in enumerate(self.courses):
             grid = course.points.pivot_table("mean", "label", "round", aggfunc="last").reindex(self.classes)
             if k == 0:
-                before = grid[[at for at in grid if at <= 0][-1:]]
+                before = grid[[at for at in grid.columns.tolist() if at <= 0][-1:]]
                 yield 0, before.to_numpy() if len(before.columns) else np.full((len(grid), 1), np.nan)
-            after = grid[[at for at in grid if at > 0]]
+            after = grid[[at for at in grid.columns.tolist() if at > 0]]
             yield k + 1, after.to_numpy() if len(after.columns) else np.full((len(grid), 1), np.nan)
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -152,7 +152,7 @@ def _draw(axes: Axes, chain: Chain) -> None:
         if np.isnan(grid).all():
             axes.text(start + width / 2, count / 2, "not run", rotation=90, ha="center", va="center", color=GREY)
         if max(count, len(chain.requests)) <= MOST_NUMBERS:
-            _write(axes, 100 * grid[:, -1], start + width / 2)
+            _write(axes, 100 * grid[:, -1], start + width - 0.5)
         if step:
             axes.add_patch(
                 Rectangle((start, step - 1), width, 1, fill=False, edgecolor=ACCENT, linewidth=1.4, zorder=4)
@@ -170,7 +170,7 @@ def _draw(axes: Axes, chain: Chain) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = axes.figure.colorbar(heat, ax=axes, pad=0.01, fraction=0.03, label="test accuracy (%)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _write(axes: Axes, values: np.ndarray, x: float) -> None:
@@ -178,11 +178,11 @@ def _write(axes: Axes, values: np.ndarray, x: float) -> None:
     for y, value in enumerate(values):
         if np.isfinite(value):
             color = "white" if value > 60 else "#333333"
-            axes.text(x, y + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=6, color=color)
+            axes.text(x, y + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=5.5, color=color)
 
 
 def _axis_label(chain: Chain) -> str:
     text = "class forgotten (framed): a column per round of unlearning, then recovery; the number is the last round's"
     if set(chain.classes) == set(chain.order):
-        text += f"\nafter {chain.names[chain.order[-1]]}, the last class, there are no data left to recover on"
+        text += f"\n{chain.names[chain.order[-1]]} is the last class: no data are retained that could take its place"
     return text

@@ -46,12 +46,12 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
         measured = points["fine_tuning"][points["runs"] > 0].dropna().unique()
         if len(measured) < 2:
             left.set_xticks(measured)
-        draw_paper(left, points, "fine_tuning", setting.published.name)
+        draw_paper(left, points, "fine_tuning", setting.published)
         left.set(xlabel=STEPS, ylabel="R-Set accuracy after recovery (%)")
         name_ends(left)
         gradients = numbers_frame(trend_lines(setting, "fine_tuning", [ORIGINAL], GRADIENTS.values()))
         _draw_gradients(right, gradients)
-        legend_below(left.get_figure(root=False), (right,), 3)
+        legend_below(left.get_figure(root=False), (right,), 2)
         lines += [*points.to_dict(orient="records"), *gradients.to_dict(orient="records")]
     return figure, numbers_frame(lines)
 

@@ -27,6 +27,7 @@ from quickdrop_bench.reporting.figures.style import (
     say,
 )
 from quickdrop_bench.reporting.names import method_title
+from quickdrop_bench.reporting.published import Published
 
 __all__ = ["draw"]
 
@@ -53,18 +54,18 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
         points = numbers_frame(trend_lines(setting, "scale", shown, [("total", "r_set_accuracy")]))
         draw_methods(left, points, "scale", shown)
         log_values(left, points, "scale")
-        draw_paper(left, points, "scale", setting.published.name)
+        draw_paper(left, points, "scale", setting.published)
         left.set(xlabel="scale s", ylabel="R-Set accuracy after recovery (%)")
         name_ends(left)
         own = [method for method in shown if depends_on_scale(method)]
         seconds = numbers_frame(trend_lines(setting, "scale", own, [(stage, "seconds") for stage in STAGES]))
-        _draw_seconds(right, seconds, own)
-        legend_below(left.get_figure(root=False), (right, left), 5)
+        _draw_seconds(right, seconds, own, setting.published)
+        legend_below(left.get_figure(root=False), (right,), 3)
         lines += [*points.to_dict(orient="records"), *seconds.to_dict(orient="records")]
     return figure, numbers_frame(lines)
 
 
-def _draw_seconds(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
+def _draw_seconds(axes: Axes, points: pd.DataFrame, methods: Sequence[str], published: Published) -> None:
     """Seconds of both stages per method."""
     if points["mean"].isna().all():
         say(axes, "no value" if points["runs"].sum() else "not run")
@@ -76,7 +77,8 @@ def _draw_seconds(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> N
     for stage, line in STAGES.items():
         axes.plot([], [], color="black", linestyle=line, linewidth=1.3, label=stage)
     theirs = points.dropna(subset="published")
-    axes.plot(theirs["scale"], theirs["published"], "D", **HOLLOW)
+    if published.alike and len(theirs):
+        axes.plot(theirs["scale"], theirs["published"], "D", label=f"paper ({published.name})", **HOLLOW)
     log_values(axes, points, "scale")
     log_seconds(axes)
     axes.set(xlabel="scale s", ylabel="compute summed over clients (s)")

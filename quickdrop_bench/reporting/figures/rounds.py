@@ -68,7 +68,7 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def forgotten(request: str) -> list[int]:
-    """The classes of a request, or of a sequence of them such as ``class-5>class-8``, in order; a client's holds none."""
+    """The classes of a request, or of a sequence such as ``class-5>class-8``, in order; a client's holds none."""
     return [int(part.removeprefix("class-")) for part in request.split(">") if part.startswith("class-")]
 
 

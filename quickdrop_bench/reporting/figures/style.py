@@ -95,7 +95,8 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
     order = [*METHODS]
     for method in methods:
         own = registered(method)
-        k = order.index(own) if own in order else len(order) + len(found)
+        foreign = sum(registered(other) not in order for other in found)
+        k = order.index(own) if own in order else len(order) + foreign
         color = getattr(METHODS[own], "color", "") if own in METHODS else ""
         again = sum(registered(other) == own for other in found)
         marker = MARKERS[(k + 7 * again) % len(MARKERS)]
@@ -205,7 +206,9 @@ def _apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _start(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+    """Of a group around its centre, within the axis."""
+    length = gap * (len(group) - 1)
+    return max(min(sum(group) / len(group) - length / 2, 1 - length), 0)
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
@@ -222,7 +225,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], si
     scale = figure.dpi / 72
     marks = [axes.transData.transform((x, y)) for x, y, *_ in points]
     taken = [Bbox.from_bounds(px - 5 * scale, py - 5 * scale, 10 * scale, 10 * scale) for px, py in marks]
-    taken += [bar.get_window_extent() for bar in axes.collections]
+    taken += [bar.get_window_extent().padded(2 * scale) for bar in axes.collections]
     for (x, y, name, color), own in zip(points, taken, strict=False):
         best, least = None, np.inf
         for dx, dy, side in (

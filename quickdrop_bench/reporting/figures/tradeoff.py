@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -33,7 +34,7 @@ def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figur
     points = [(m, cost.mean, gap) for m, cost, gap in found if gap.seeds and cost.seeds and cost.mean > 0]
     if all(m == ORACLE for m, *_ in points):
         return None
-    figure = Figure(figsize=(7.0, 3.3), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
@@ -67,7 +68,7 @@ def _side_by_side(costs: Sequence[float]) -> list[float]:
     """Costs, those that are nearly the same a little apart."""
     shifted = list(costs)
     order = sorted(range(len(costs)), key=lambda k: costs[k])
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in pairwise(order):
         if costs[b] < costs[a] * BESIDE:
             shifted[a], shifted[b] = costs[a] / BESIDE**1.5, costs[b] * BESIDE**1.5
     return shifted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import groupby
 from pathlib import Path
@@ -18,16 +18,16 @@ from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Exhibit, exhibit, exhibits
 from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.reporting.exhibit import measured_sections
 from quickdrop_bench.reporting.figures.style import style
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.html.contents import Found, find, missing, provenance
 from quickdrop_bench.reporting.names import dataset_name
 from quickdrop_bench.reporting.tables.capabilities import capability_tables
-from quickdrop_bench.reporting.exhibit import measured_sections
 from quickdrop_bench.reporting.tables.measured import Section
 from quickdrop_bench.reporting.tables.notes import papers
-from quickdrop_bench.reporting.tables.shape import Line, Table
+from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
 from quickdrop_bench.reporting.tables.summary import finding, summary_table, summary_tables
 
 __all__ = ["render_report", "write_report"]
@@ -125,7 +125,8 @@ def _lead_settings(parts: Sequence[tuple[Found, Section]]) -> list[tuple[Found, 
         more = name not in best or len(setting.seeds()) > len(best[name][2].seeds())
         if setting.columns["protocol"] == "preset" and more and finding(setting):
             best[name] = (f, s, setting)
-    return list(best.values())
+    order = presets()  # the quickest first: what says most leads
+    return sorted(best.values(), key=lambda lead: -order.index(lead[0].preset) if lead[0].preset in order else 0)
 
 
 def _lead(found: Found, section: Section, setting: Setting) -> Lead:
@@ -158,7 +159,7 @@ def _tables(
 def _block(found: Found, section: Section, leads: Sequence[Setting]) -> Block:
     full, differences = section.table(), section.differences()
     caption = " — ".join(filter(None, (f"Table {section.exhibit.number} · {found.folder}", section.heading)))
-    details = [Table(caption, full.corner, full.headers, full.lines, [*full.notes, papers(section.settings)])]
+    details = [replace(full, heading=caption, notes=[*full.notes, papers(section.settings)])]
     if section.exhibit.per == "dataset":
         return Block(caption, details, [])
     shown = any(setting in leads for setting in section.settings)
@@ -170,12 +171,15 @@ def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:
     groups = {f.group for f in found if f.exhibit == own.name and len(f.rows)}
     for f in found:
         if len(f.rows) and (f.exhibit == own.name or (f.exhibit == "table2" and f.group not in groups)):
-            for table in capability_tables(own, f.newest, METHODS):  # type: ignore[arg-type]
+            for table in capability_tables(own, f.newest, METHODS):
+                lines = [
+                    replace(line, entries=[e if e.difference else Entry(e.text) for e in line.entries])
+                    for line in table.lines
+                ]
                 note = "" if f.exhibit == own.name else f"made from the rows of {f.folder}: class requests alone"
                 caption = f"Table {own.number} · {f.folder} — {table.heading}"
-                yield Block(
-                    caption, [Table(caption, table.corner, table.headers, table.lines, [*table.notes, note])], []
-                )
+                notes = ["the paper's mark stands where it differs", *table.notes, note]
+                yield Block(caption, [replace(table, heading=caption, lines=lines, notes=notes)], [])
 
 
 def _figures(found: Sequence[Found], known: Mapping[str, Exhibit]) -> Iterator[Chapter]:
@@ -214,7 +218,7 @@ def turned(table: Table) -> Table:
 
 
 def head(table: Table) -> list[list[tuple[str, int]]]:
-    """Lines of headers, per header its text and how many columns it spans; lines that are empty throughout are left out."""
+    """Lines of headers: texts, and how many columns each spans; lines that are empty throughout are left out."""
     levels = len(table.headers[0]) if table.headers else 0
     lines = []
     for level in range(levels):

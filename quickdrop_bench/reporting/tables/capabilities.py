@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
+from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.harness.exhibits import Column, Exhibit
 from quickdrop_bench.reporting.frame import SETTING, Cell, Setting, derive, without_training
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, request_name, setting_name
@@ -16,7 +17,7 @@ from quickdrop_bench.reporting.tables.notes import facts
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import signed_text, typical
 
-__all__ = ["Declared", "capability_tables", "computation", "short"]
+__all__ = ["capability_tables", "computation", "short"]
 
 LEVELS = ("class", "client")
 HEADERS = (
@@ -39,6 +40,10 @@ RULES = (
 MARKED = ("classes", "client", "relearn", "storage")
 """What the paper marks with ✓ or ✗; ``computation`` beside them is text, e.g. ``✗ (low)``."""
 
+RATIO = Column("", "", "total", "speedup", "ratio")
+Methods = Registry[Any] | Mapping[str, Any]
+"""Classes by name that declare what a method can do."""
+
 BYTES = Column("", "", "total", "storage_bytes", "bytes")
 FEDERATION = [name for name in SETTING if name != "request"]
 NOTHING = pd.DataFrame(
@@ -46,20 +51,12 @@ NOTHING = pd.DataFrame(
 )
 
 
-class Declared(Protocol):
-    """What a method declares of itself: the levels of request, whether it can relearn, and how it works."""
-
-    levels: frozenset[str]
-    can_relearn: bool
-    summary: str
-
-
 def computation(speedup: float) -> str:
     """The mark of a speed-up in sample-gradients over the oracle."""
     return next((mark for limit, mark in THRESHOLDS if speedup < limit), EFFICIENT)
 
 
-def capability_tables(exhibit: Exhibit, rows: pd.DataFrame, methods: Mapping[str, Declared]) -> list[Table]:
+def capability_tables(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) -> list[Table]:
     """One per federation and protocol; one of declarations alone if nothing was measured.
 
     Args:
@@ -72,7 +69,7 @@ def capability_tables(exhibit: Exhibit, rows: pd.DataFrame, methods: Mapping[str
     return [_table(exhibit, group, methods) for group in groups]
 
 
-def _table(exhibit: Exhibit, rows: pd.DataFrame, methods: Mapping[str, Declared]) -> Table:
+def _table(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) -> Table:
     settings = {level: _setting(rows, level) for level in LEVELS}
     sizes = rows[(rows["method"] == ORIGINAL) & (rows["metric"] == "data_bytes")]["value"]
     size = float(sizes.mean()) if len(sizes) else math.nan
@@ -106,7 +103,7 @@ class _Abilities:
     """One method: declared, measured by level of request, and published."""
 
     method: str
-    declared: Declared
+    declared: Any  # the class attributes of a Method
     settings: Mapping[str, Setting]
     published: Mapping[str, Any] | None
     data_bytes: float
@@ -182,15 +179,15 @@ class _Abilities:
 
 
 def short(table: Table) -> Table:
-    """The same for a terminal: the paper's mark beside ours, and without what says the same at length."""
-    keep = (0, 1, 2, 3, 6, 7)
-    titles = ("Class", "Client", "Relearn", "Storage", "Computation", "Speed-up")
-
-    def entry(one: Entry) -> Entry:
-        return Entry(one.text, "" if one.paper == EMPTY else one.paper)
-
-    lines: Sequence[Line] = [
-        Line(line.title, [entry(line.entries[k]) for k in keep], line.marks) for line in table.lines
-    ]
-    notes = [*table.notes, "in brackets: the paper's mark"]
+    """The same for a terminal: the paper's mark where it differs, and without what says the same at length."""
+    titles = ("Class", "Client", "Relearn", "Storage", "Computation", "Times faster")
+    lines = []
+    for line, record in zip(table.lines, table.numbers, strict=True):
+        entries = [Entry(e.text, e.paper if e.difference else "") for e in line.entries[:4]]
+        words = [text.strip("✓✗ ()") for text in (line.entries[6].text, line.entries[6].paper)]
+        entries.append(Entry(words[0], words[1] if line.entries[6].difference else ""))
+        medians = [record[f"speedup_sample_gradients_{level}_median"] for level in LEVELS]
+        speedup = next((RATIO.format(float(median)) for median in medians if median is not None), "")
+        lines.append(Line(line.title, [*entries, Entry(speedup)], line.marks))
+    notes = [*table.notes, "in brackets: the paper's mark where it differs"]
     return Table(table.heading, "Method", [(title,) for title in titles], lines, notes)

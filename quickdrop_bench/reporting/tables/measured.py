@@ -16,7 +16,6 @@ from quickdrop_bench.reporting.names import (
     ORIGINAL,
     dataset_name,
     differing,
-    marked,
     method_title,
     registered,
     setting_name,
@@ -64,10 +63,10 @@ class Section:
         """All settings in it."""
         return tuple(dict.fromkeys(setting for _, settings in self.lines for setting in settings))
 
-    def table(self) -> Table:
-        """Every column of the exhibit, the paper's numbers beside ours."""
+    def table(self, *, alike: bool = False) -> Table:
+        """Every column of the exhibit, the paper's numbers beside ours; with ``alike`` beside the same data alone."""
         columns = self.exhibit.columns
-        lines = [self._line(method, settings) for method, settings in self.lines]
+        lines = [self._line(method, settings, alike) for method, settings in self.lines]
         texts = {entry.text for line in lines for entry in line.entries}
         known = facts(self.settings)
         methods = [method for method, _ in self.lines]
@@ -89,11 +88,11 @@ class Section:
             for column in columns
         ]
 
-    def _line(self, method: str, settings: Sequence[Setting]) -> Line:
+    def _line(self, method: str, settings: Sequence[Setting], alike: bool) -> Line:
         title = settings[0].label if self.exhibit.per == "dataset" else method_title(method)
         return Line(
             title,
-            [_entry(setting, method, column) for setting in settings for column in self.exhibit.columns],
+            [_entry(setting, method, column, alike) for setting in settings for column in self.exhibit.columns],
             _marks(method, settings),
             "; ".join(dict.fromkeys(setting.published.name for setting in settings)),
             badges(method, settings),
@@ -219,9 +218,9 @@ def badges(method: str, settings: Sequence[Setting]) -> list[tuple[str, str]]:
     return found + [("bad" if mark.startswith(("failed", "diverged")) else "none", mark) for mark in marks]
 
 
-def _entry(setting: Setting, method: str, column: Column) -> Entry:
+def _entry(setting: Setting, method: str, column: Column, alike: bool) -> Entry:
     text, paper = signed_text(setting, method, column), from_paper(setting, method, column)
-    if paper is None:
+    if paper is None or (alike and not setting.published.alike):
         return Entry(text)
     ours = typical(cell_of(setting, method, column), column)
     return Entry(text, column.format(paper), difference(column, ours, paper))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quickdrop_bench.harness.exhibits import Column
-from quickdrop_bench.reporting.frame import EQUIVALENTS, SEARCH, TRAINING, Cell, Setting
-from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, method_title, registered, setting_name
+from quickdrop_bench.reporting.frame import EQUIVALENTS, TRAINING, Cell, Setting
+from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
 from quickdrop_bench.reporting.tables.measured import Section, badges
 from quickdrop_bench.reporting.tables.notes import facts, shared_note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
-from quickdrop_bench.reporting.tables.texts import COLLAPSED, SHARED, cell_of, sign
+from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
 
 __all__ = ["cost_cell", "finding", "summary_table", "summary_tables"]
 
@@ -21,10 +21,10 @@ FORGOTTEN = 0.05
 
 F_SET = Column("", "F-Set", "total", "f_set_accuracy", "percent")
 R_SET = Column("", "R-Set", "total", "r_set_accuracy", "percent")
-GAP = Column("", "R-Set − oracle", "total", "r_set_gap", "points")
+GAP = Column("", "Gap to oracle", "total", "r_set_gap", "points")
 F_GAP = Column("", "", "total", "f_set_gap", "points")
 VERSUS_CONTROL = Column("", "", "total", "r_set_gap_control", "points")
-COST = Column("", "Sample-gradients", "total", "gradients", "count")
+COST = Column("", "Gradients", "total", "gradients", "count")
 SPEEDUP = Column("", "Speed-up", "total", "speedup_sample_gradients", "ratio")
 SECONDS = Column("", "Time (s)", "total", "seconds", "seconds")
 IN_SECONDS = Column("", "Speed-up (seconds)", "total", "speedup", "ratio")
@@ -122,7 +122,7 @@ def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
     if column.kind in ("percent", "points"):
         sign_, unit = ("+", "") if column.kind == "points" else ("", "%")
         mean = f"{round(100 * cell.mean, 1) + 0.0:{sign_}.1f}"  # + 0.0: no -0.0
-        text = f"{mean} ± {100 * spread:.1f}{unit}" if spread == spread else f"{mean}{unit}"
+        text = f"{mean} ±{100 * spread:.1f}{unit}" if spread == spread else f"{mean}{unit}"
         mark = column.kind == "percent" and setting.count(method, "collapsed", column.stage)
         return text + (f" {COLLAPSED}" if mark else "")
     return column.format(_middle(cell, column)) + sign(setting, method, column)
@@ -142,7 +142,8 @@ def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> li
     times = [SECONDS, IN_SECONDS]
     return [
         *facts([replace(setting, label="")]),
-        "gap in percentage points; a forward pass counts a third of a sample-gradient; speed-ups over the oracle, median",
+        "gap: R-Set − the oracle's, in percentage points; gradients: of single images, a forward pass counts a third; "
+        "speed-up: the oracle's gradients ÷ the method's, median over seeds",
         f"bold: best of those whose F-Set is within {100 * FORGOTTEN:g} points of the oracle's",
         shared_note([setting], there, times) if any(sign(setting, m, c) for m in there for c in times) else "",
         f"{COLLAPSED}: collapsed in at least one run" if any(setting.count(m, "collapsed") for m in there) else "",
@@ -159,14 +160,11 @@ def finding(setting: Setting, method: str = "quickdrop") -> str:
     gap, speed = cell_of(setting, method, GAP), cell_of(setting, method, SPEEDUP)
     if not gap.seeds or not speed.seeds:
         return ""
-    before = setting.cell(ORIGINAL, TRAINING, "f_set_accuracy").mean
+    before = setting.cell(ORIGINAL, TRAINING, F_SET.metric).mean
     after = cell_of(setting, method, F_SET).mean
-    texts = [
-        f"{method_title(method)} brings the F-Set from {before:.1%} to {after:.1%}" if before == before else "",
-        f"ends {_signed(gap)} points from {method_title(ORACLE)} on the R-Set",
-        f"costs 1/{speed.median:.0f} of its sample-gradients" if speed.median >= 1.5 else "",
-    ]
-    first = ", ".join(text for text in texts[:-1] if text) + (f" and {texts[-1]}" if texts[-1] else "")
+    fall = "" if math.isnan(before) else f"; the F-Set falls from {before:.1%} to {after:.1%}"
+    share = f" at 1/{speed.median:.0f} of its sample-gradients" if speed.median >= 1.5 else ""
+    first = f"{method_title(method)} ends {_signed(gap)} points from {method_title(ORACLE)} on the R-Set{share}{fall}"
     control = cell_of(setting, method, VERSUS_CONTROL)
     if not control.seeds:
         return f"{first}."

@@ -26,6 +26,9 @@ LATEX = {
 ABREAST = 4
 """Most lines of a table that a terminal shows side by side."""
 
+LONGEST_NAME = 30
+"""Characters; names of lines that are longer are folded on a terminal."""
+
 
 def csv_text(tables: Iterable[Table]) -> str:
     """The numbers of all tables, one line per record."""
@@ -108,21 +111,27 @@ def terminal(table: Table, title: str, width: int) -> Group:
         width: of the terminal, in characters.
     """
     shown = RichTable(
-        title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    shown.add_column(escape(table.corner), overflow="fold")
-    room = width - max([len(line.name) for line in table.lines], default=0)
-    keep: list[int] = []
+    name = min(max([len(line.name) for line in table.lines], default=0), LONGEST_NAME)
+    shown.add_column(escape(table.corner), overflow="fold", width=name)
+    room, count = width - name, 0
     for k, header in enumerate(table.titles[1:]):
-        words = max(map(len, header.split()))
-        room -= 2 + max([words, *(len(_plain(line.entries[k])) for line in table.lines)])
-        if room < 0 and keep:
+        own = max(len(word) for word in (*header.split(), *(_plain(line.entries[k]) for line in table.lines)))
+        room -= own + 2
+        if room < 0 and count:
             break
-        keep.append(k)
-        shown.add_column(escape(header), justify="right", overflow="fold", vertical="bottom")
+        count += 1
+        shown.add_column(escape(header), justify="right", width=own, vertical="bottom")
     for line in table.lines:
-        shown.add_row(escape(line.name), *(_rich(line.entries[k]) for k in keep), style="dim" if line.idle else "")
-    left = table.titles[1 + len(keep) :]
+        shown.add_row(escape(line.name), *map(_rich, line.entries[:count]), style="dim" if line.idle else "")
+    left = table.titles[1 + count :]
     missing = f"\nA wider terminal shows {', '.join(left)} too." if left else ""
     return Group(shown, f"[dim]{escape(table.footnote + missing)}[/dim]\n")
 

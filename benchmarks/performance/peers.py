@@ -1,10 +1,10 @@
 """The same FedAvg by this project and by Flower, pfl and BlazeFL, on the cores of one machine.
 
-``python benchmarks/peers.py`` writes ``results/speed/peers-<instructions>.csv`` (every single measurement) and the same
-as ``.md``; the instructions are those of the CPU, as ``avx512``. It needs an environment with the extra ``peers`` and
-Python 3.12 or later (BlazeFL's bound). ``constraints.txt`` as a whole does not fit the peers: take the versions of
-torch, torchvision, lightning, torchmetrics, numpy and pandas from it, so that all share them. Contenders take turns,
-each in processes of its own that start anew every time (``benchmarks/contenders.py``); nothing else should run
+``python benchmarks/performance/peers.py`` writes ``results/speed/peers-<instructions>.csv`` (every single measurement)
+and the same as ``.md``; the instructions are those of the CPU, as ``avx512``. It needs an environment with the extra
+``peers`` and Python 3.12 or later (BlazeFL's bound). ``constraints.txt`` as a whole does not fit the peers: take the
+versions of torch, torchvision, lightning, torchmetrics, numpy and pandas from it, so that all share them. Contenders
+take turns, each in processes of its own that start anew every time (``contenders.py``); nothing else should run
 meanwhile.
 
 Each peer runs as its documentation has it for one machine, and where that leaves a choice, both are measured:
@@ -39,9 +39,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from contenders import CLIENTS, CONTENDERS, OURS, Workload, image_data, new_model
+from cases import FOLDER, fabric_of, instructions
+from contenders import CONTENDERS, OURS
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from speed import FOLDER, fabric_of, instructions, table
+from speed_page import table
+from workload import CLIENTS, Workload, image_data, new_model
 
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.evaluation.accuracy import class_accuracy
@@ -189,7 +191,7 @@ def markdown(frame: pd.DataFrame, works: Mapping[str, Workload], cores: int) -> 
         "# Beside other simulators",
         "",
         f"{device_name(torch.device('cpu'))}, {cores} cores for each contender; medians of runs. Written by",
-        "`benchmarks/peers.py`, which says how each is set up.",
+        "`benchmarks/performance/peers.py`, which says how each is set up.",
         "Start-up is from the launch to the first client's work: imports, actors, data. The allocator's setting that",
         f"ours makes is part of ours. Accuracies differ from ours by at most {disagreement(frame):.2%}.",
     ]

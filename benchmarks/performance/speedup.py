@@ -1,6 +1,6 @@
 """How much faster than retraining, and than the fastest other method, QuickDrop serves a class request here.
 
-``python benchmarks/speedup.py`` writes ``results/speed/speedup.md``, from two sources:
+``python benchmarks/performance/speedup.py`` writes ``results/speed/speedup.md``, from two sources:
 
 - the rows of Table 2 in ``results/``: whole runs;
 - at the paper's sizes, which take hours here, every stage of every method is counted in full, a small part of it is
@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from contenders import split_by_class
-from speed import DISTINCT, fabric_of, noise, paper_model
+from cases import DISTINCT, fabric_of, noise, paper_model
+from workload import split_by_class
 
 from quickdrop_bench.cli.options import federation_spec, methods_of
 from quickdrop_bench.cli.resolve import options_of
@@ -36,12 +36,12 @@ from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.reporting.measured import SETTING, complete, latest
-from quickdrop_bench.reporting.sections import differing
+from quickdrop_bench.reporting.frame import SETTING, frame_of, latest, named
+from quickdrop_bench.reporting.names import differing
 from quickdrop_bench.serving.plan import CountingFederation
 from quickdrop_bench.store.rows import RowFile
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = (
     ("small", "small/table2", "preset"),
     ("small", "small/table2-cifar10", "preset"),
@@ -60,7 +60,7 @@ IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
 
 def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
     """A line per setting: medians over seeds of our time, and of the seeds' ratios of time and sample-gradients."""
-    frame = complete(latest(pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)))
+    frame = named(latest(frame_of(RowFile(RESULTS / folder / "rows.jsonl").rows)))
     frame = frame[(frame["stage"] == "total") & (frame["protocol"] == protocol)]
     for _, part in frame.groupby(SETTING, sort=False):
         seconds, gradients = (
@@ -194,7 +194,7 @@ def markdown(found: Mapping[str, Sequence[Stage]]) -> str:
     lines = [
         "# Speed-up of QuickDrop",
         "",
-        "Written by `benchmarks/speedup.py`. Gradients are sample-gradients.",
+        "Written by `benchmarks/performance/speedup.py`. Gradients are sample-gradients.",
         "",
         "## Whole runs (rows in `results/`; medians over seeds of times, and of the seeds' ratios)",
         "",

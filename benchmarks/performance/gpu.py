@@ -1,4 +1,6 @@
-"""What a GPU makes of a client's local steps, and whether both engines compute the same: ``python benchmarks/gpu.py``.
+"""What a GPU makes of a client's local steps, and whether both engines compute the same.
+
+Run it as ``python benchmarks/performance/gpu.py``.
 
 The model and the batch are the paper's, the images are random. Milliseconds a step are those of the card's own clock.
 The differences are those of the weights after two steps, relative to their change, from a run in float64.

@@ -1,7 +1,7 @@
 """What choices that the paper leaves open, or that speed asks for, do to accuracy: the size of B_S, and bf16.
 
-``python benchmarks/choices.py --data-dir ~/data`` runs Table 2's training and QuickDrop's request with each choice and
-writes ``results/choices/choices.csv`` and ``choices.md``. What is fast is for ``benchmarks/speed.py``.
+``python benchmarks/performance/choices.py --data-dir ~/data`` runs Table 2's training and QuickDrop's request with each
+choice and writes ``results/choices/choices.csv`` and ``choices.md``. What is fast is for ``speed.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from quickdrop_bench.core.files import write_text
 
-FOLDER = Path(__file__).resolve().parents[1] / "results" / "choices"
+FOLDER = Path(__file__).resolve().parents[2] / "results" / "choices"
 
 CHOICES = {
     "all of S, 32-true": ("--synthetic-batch-size", "256"),
@@ -67,7 +67,7 @@ def markdown(frame: pd.DataFrame, dataset: str) -> str:
         "# What choices do to accuracy",
         "",
         f"{dataset}, preset `small`, class 9 forgotten by QuickDrop, seeds {', '.join(map(str, seeds))} (means);",
-        f"{first['device']}, commit {str(first['git_commit'])[:10]}. Written by `benchmarks/choices.py`.",
+        f"{first['device']}, commit {str(first['git_commit'])[:10]}. Written by `benchmarks/performance/choices.py`.",
         "Accuracy before the request is the mean over all classes, the others are after recovery.",
         "",
         "| | trained, all classes | F-Set | R-Set | second-order passes |",

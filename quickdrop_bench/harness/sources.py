@@ -1,0 +1,60 @@
+"""The source files that a result depends on: what its code imports, directly or not."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+__all__ = ["dependencies", "source_digest"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+APART = (
+    "__init__.py",
+    "core/errors.py",
+    "core/files.py",
+    "core/registry.py",
+    "harness/callbacks.py",
+    "harness/provenance.py",
+    "harness/sources.py",
+    "harness/spec.py",
+    "store",
+)
+"""Code that names, keeps and reports results and decides none of them: a change to it retires nothing.
+
+A spec's values are part of the hash themselves."""
+
+
+def dependencies(*roots: Path) -> list[Path]:
+    """The package's files that some files import, directly or not, and those files, but for :data:`APART`."""
+    found: set[Path] = set()
+    waiting = [root.resolve() for root in roots]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path)
+    return sorted(path for path in found if not any(path.is_relative_to(PACKAGE / apart) for apart in APART))
+
+
+@cache
+def source_digest(*roots: Path) -> str:
+    """Hash of the :func:`dependencies` of some files, so that changed code reuses nothing."""
+    contents = (hashlib.sha256(path.read_bytes()).hexdigest() for path in dependencies(*roots))
+    return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
+
+
+@cache
+def _imported(path: Path) -> list[Path]:
+    """The package's files that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    own = [name.split(".")[1:] for name in names if name.split(".")[0] == PACKAGE.name]
+    files = [PACKAGE.joinpath(*parts) for parts in own]
+    return [f for base in files for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()]

@@ -1,0 +1,62 @@
+"""Tables and figures as data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.harness import exhibits as module
+from quickdrop_bench.harness.exhibits import exhibit, exhibits
+from quickdrop_bench.harness.presets import benchmarks_dir
+from quickdrop_bench.methods import METHODS
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the definitions, to be added to."""
+    shutil.copytree(benchmarks_dir(), tmp_path / "benchmarks")
+    monkeypatch.setattr(module, "benchmarks_dir", lambda: tmp_path / "benchmarks")
+    for cached in (module._files, exhibit):
+        cached.cache_clear()
+    yield tmp_path / "benchmarks" / "tables"
+    for cached in (module._files, exhibit):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", exhibits())
+def test_every_definition_can_be_used(name: str) -> None:
+    found = exhibit(name)
+    assert set(found.methods) <= set(METHODS)
+    assert found.kind != "figure" or callable(import_module(f"quickdrop_bench.reporting.figures.{found.draw}").draw)
+    assert bool(found.columns) == (found.kind == "table")
+    assert len({column.key for column in found.columns}) == len(found.columns)
+    assert {variant.shape for variant in found.variants} <= set(exhibits())
+
+
+def test_a_table_is_one_file(tables: Path) -> None:
+    column = "{header: R-Set, stage: total, metric: r_set_accuracy, kind: percent}"
+    (tables / "8.yaml").write_text(f"title: mine\nmethods: [quickdrop]\ncolumns: [{column}]\n", encoding="utf-8")
+    assert exhibits()[5:7] == ["table6", "table8"]
+    assert exhibit("table8").heading == "Table 8: mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title: mine\nmethods: [quickdrop]\nrows: 1\n", "unknown key rows"),
+        ("title: mine\n", "methods"),
+        ("title: mine\nmethods: []\nlevel: sample\n", "level 'sample' is none of class, client"),
+        ("title: mine\nmethods: []\ncolumns: [{header: x, stage: total, metric: x, kind: feet}]\n", "kind 'feet'"),
+        ("- 1\n", "it describes no table"),
+    ],
+)
+def test_a_wrong_file_is_named(tables: Path, text: str, said: str) -> None:
+    (tables / "8.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"tables/8\.yaml") as caught:
+        exhibit("table8")
+    assert said in str(caught.value)
