@@ -17,8 +17,8 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import check_replaceable, write_text
 from quickdrop_bench.core.starting import importing
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.harness.exhibits import exhibit, exhibits
-from quickdrop_bench.harness.presets import paper_values, preset_files, presets
+from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 
@@ -89,12 +89,9 @@ def report(line: CommandLine) -> int:
     if not os.path.isdir(args.results_dir):
         raise BadInput("--results-dir", args.results_dir, "there is no such folder; run a table or figure first")
     with importing():
-        from quickdrop_bench.cli.runner import capabilities
-        from quickdrop_bench.reporting.report import render_report, write_report
+        from quickdrop_bench.reporting.html.page import render_report, write_report
 
-    layouts = {name: exhibit(name) for name in exhibits()}
-    today = datetime.now(UTC).date()
-    page = render_report(args.results_dir, layouts, paper_values(), capabilities(), presets(), today)
+    page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
     try:
         check_replaceable(path)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,26 +30,15 @@ from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
-from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.methods import METHODS
-from quickdrop_bench.reporting import tables
-from quickdrop_bench.reporting.capabilities import (
-    Capability,
-    capabilities_on_terminal,
-    render_capabilities,
-)
-from quickdrop_bench.reporting.drawings import DRAWINGS
-from quickdrop_bench.reporting.pictures import published_figure, write_figure
-from quickdrop_bench.reporting.points import VARIED, numbers_markdown
+from quickdrop_bench.reporting.exhibit import on_terminal, write_exhibit
+from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
+from quickdrop_bench.reporting.trials import write_trials
 from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
-__all__ = ["capabilities", "make_session", "produce"]
-
-MOST_NUMBERS = 60
-"""Points of a figure that are printed; its CSV file has all."""
+__all__ = ["make_session", "produce"]
 
 Cells = Sequence[tuple[Experiment, Sequence[str]]]
 """Experiments, each with the methods to run."""
@@ -173,7 +161,7 @@ def _mark(session: Session, rows: RowFile, methods: Sequence[str], seed: int, er
 
 def _write_trials(session: Session, folder: Path) -> None:
     if is_first() and (trials := session.trials()):
-        tables.write_trials(folder / "search.csv", trials)
+        write_trials(folder / "search.csv", trials)
 
 
 def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Cells, jobs: int) -> bool:
@@ -275,48 +263,28 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     steps = [(e, step) for e in experiments for step in range(len(e.requests))]
     # A sweep shows what was asked for, and nothing beside it.
     others = _others(rows, steps) if folder.name != "sweep" else []
-    layout = exhibit(folder.name)
-    apart = list(VARIED) if layout.kind == "figure" else []
-    frames = [tables.latest(pd.DataFrame(others), apart)] if others else []
-    frames += [rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps]
+    own = exhibit(folder.name)
+    varied = ["scale", "fine_tuning"] if own.kind == "figure" else []
+    frames = [latest(frame_of(others), varied)] if others else []
+    own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
+    frames += [frame_of(part.to_dict("records")) for part in own_rows]
     frame = pd.concat(frames, ignore_index=True)
-    if layout.kind == "figure":
-        published = published_figure(paper_values(), layout.number)
-        paths = write_figure(folder, layout, DRAWINGS[layout.draw], frame, published)
-        numbers = pd.read_csv(folder / "figure.csv")
-        print(*([numbers_markdown(numbers)] if len(numbers) <= MOST_NUMBERS else []), *paths, sep="\n")
+    paths = write_exhibit(folder, own, frame)
+    if own.kind != "figure" and not sys.stdout.isatty():
+        print((folder / "table.md").read_text(encoding="utf-8"))
         return
-    if layout.kind == "capabilities":
-        known = capabilities()
-        texts = render_capabilities(frame, known, layout)
-        shown = partial(capabilities_on_terminal, frame, known, layout)
-    else:
-        unsupported = [name for name in METHODS if layout.level not in METHODS[name].levels]
-        published = tables.read_published(paper_values(), layout.number)
-        texts = tables.render(frame, published, layout, unsupported)
-        shown = partial(tables.on_terminal, frame, published, layout, unsupported)
-    tables.write_table(folder, texts)
-    if sys.stdout.isatty():
-        Console(highlight=False).print(*shown(), sep="\n")
-    else:
-        print(texts["table.md"])
+    console = Console(highlight=False)
+    console.print(*on_terminal(own, frame, folder, console.width, details=args.get("details", False)), sep="\n", end="")
+    print(*(paths if own.kind == "figure" else []), sep="\n")
 
 
 def _others(rows: RowFile, steps: Sequence[tuple[Experiment, int]]) -> list[Row]:
     """What else the file holds: other settings, and on the same seeds other hyper-parameters of the same methods."""
-    own = {tables.setting_of(e.identity(step)): e for e, step in steps}
+    own = {setting_of(e.identity(step)): e for e, step in steps}
     found = []
     for row in rows.rows:
-        e, method = own.get(tables.setting_of(row)), row["method"]
+        e, method = own.get(setting_of(row)), row["method"]
         changed = e and row["seed"] in e.seeds and row.get("method_setting") and method in e.methods
         if e is None or (changed and row["method_setting"] != e.method_setting(method)["method_setting"]):
             found.append(row)
     return found
-
-
-def capabilities() -> list[Capability]:
-    """What every registered method declares."""
-    return [
-        Capability(name, "class" in m.levels, "client" in m.levels, m.can_relearn, m.summary)
-        for name, m in ((name, METHODS[name]) for name in METHODS)
-    ]

@@ -24,8 +24,8 @@ from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
-from quickdrop_bench.reporting.distribution import write_distribution
-from quickdrop_bench.reporting.gallery import write_sheet
+from quickdrop_bench.reporting.figures.partition import write_distribution
+from quickdrop_bench.reporting.figures.synthetic import write_sheet
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 __all__ = ["distribution", "train"]

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["Published", "beside", "published_dataset", "read_published"]
+__all__ = ["NOTHING_PUBLISHED", "Published", "beside", "is_fraction", "published_dataset", "read_published"]
 
 LIKE_MNIST = ("digits", "fashion-mnist")
 """Data sets that the paper does not use, nearest to its MNIST."""
 
 
-def read_published(path: Path, table: int | None) -> pd.DataFrame:
-    """The paper's numbers for one table, with accuracies as fractions."""
+def is_fraction(metric: str) -> bool:
+    """Whether the paper, as people do, writes it in percent."""
+    return metric.endswith("accuracy") or "_mia" in metric
+
+
+def read_published(path: Path, exhibit: str) -> pd.DataFrame:
+    """The paper's numbers for one table or figure, with accuracies and attack rates as fractions; none for a sweep."""
     frame = pd.read_csv(path, dtype={"table": str})
-    frame = frame[frame["table"] == str(table)].copy()
-    percent = frame["metric"].str.endswith("accuracy")
+    frame = frame[frame["table"] == exhibit.removeprefix("table")].copy()
+    percent = frame["metric"].map(is_fraction).astype(bool)
     frame.loc[percent, "value"] = frame.loc[percent, "value"] / 100
     return frame
 
@@ -51,10 +56,12 @@ class Published:
     Attributes:
         values: rows of :func:`read_published`.
         name: which part it is, e.g. ``cifar10``; with the distribution if ours is another one.
+        alike: whether it is of the same data set as ours.
     """
 
     values: pd.DataFrame
     name: str
+    alike: bool = True
 
     def value(self, method: str, stage: str, metric: str) -> float | None:
         """One number, in the unit of the rows; None if the paper does not give it."""
@@ -65,6 +72,9 @@ class Published:
         v = self.values.drop_duplicates(["method", "stage", "metric"])
         keys = zip(v["method"], v["stage"], v["metric"], strict=True)
         return dict(zip(keys, v["value"].astype(float), strict=True))
+
+
+NOTHING_PUBLISHED = Published(pd.DataFrame(columns=["method", "stage", "metric", "value"]), "")
 
 
 def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
@@ -81,4 +91,5 @@ def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
     values = same_kind if len(same_kind) else values
     theirs = next(iter(values["distribution"]), distribution)
     values = values[values["distribution"] == theirs]
-    return Published(values, name if theirs == distribution else f"{name}, {theirs}")
+    alike = bool(re.search(rf"(?<![\w-]){re.escape(name)}(?!\d)", dataset))
+    return Published(values, name if theirs == distribution else f"{name}, {theirs}", alike)

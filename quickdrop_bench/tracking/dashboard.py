@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.reporting.looks import method_styles
-from quickdrop_bench.reporting.measured import SETTING
+from quickdrop_bench.reporting.figures.style import method_styles
+from quickdrop_bench.reporting.frame import SETTING
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -30,7 +30,7 @@ from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.holdings import class_holdings, visibly_changed
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import Context
-from quickdrop_bench.reporting.holdings import distribution_image
+from quickdrop_bench.reporting.figures.partition import distribution_image
 from quickdrop_bench.reporting.summary import headline, summary
 from quickdrop_bench.store import artifacts
 

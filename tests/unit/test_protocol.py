@@ -21,7 +21,8 @@ from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
-from quickdrop_bench.reporting.tables import SETTING, write_trials
+from quickdrop_bench.reporting.frame import SETTING
+from quickdrop_bench.reporting.trials import write_trials
 
 Make = Callable[..., Federation]
 OUTCOMES = {
