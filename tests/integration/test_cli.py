@@ -407,66 +407,6 @@ def test_default_preset_is_announced(run: Run) -> None:
     assert err.startswith("preset quick (others: --preset small or --preset paper)\n")
 
 
-BAD = {
-    "unknown table": (["table", "9"], "table 9"),
-    "table in words": (["table", "two"], "--number two"),
-    "unknown command": (["tabel"], "command tabel"),
-    "unknown option": (["table", "2", "--nope", "1"], "--nope"),
-    "unknown preset": (["table", "2", "--preset", "qick"], "--preset qick"),
-    "unknown data set": (["table", "2", "--dataset", "mnits"], "--dataset mnits: did you mean mnist?"),
-    "unknown method": (["table", "2", "--methods", "sga"], "--methods sga: did you mean sga-or?"),
-    "alpha zero": (["table", "2", "--alpha", "0"], "--alpha 0.0"),
-    "alpha negative": (["table", "2", "--alpha", "-1"], "--alpha -1.0"),
-    "alpha nan": (["table", "2", "--alpha", "nan"], "--alpha nan"),
-    "alpha text": (["table", "2", "--alpha", "small"], "--alpha small"),
-    "scale below one": (["table", "2", "--scale", "0.5"], "--scale 0.5"),
-    "too many clients": (["table", "2", "--clients", "5000"], "--clients 5000"),
-    "no clients": (["table", "2", "--clients", "0"], "--clients 0"),
-    "class out of range": (["table", "2", "--class", "10"], "--class 10: between 0 and 9"),
-    "negative class": (["table", "2", "--class", "-1"], "--class -1"),
-    "no cuda": (["table", "2", "--accelerator", "cuda"], "--accelerator cuda"),
-    "unknown accelerator": (["table", "2", "--accelerator", "abacus"], "--accelerator abacus"),
-    "unknown precision": (["table", "2", "--precision", "8"], "--precision 8"),
-    "half precision on a CPU": (["table", "2", "--precision", "16-mixed"], "--precision 16-mixed"),
-    "many devices": (["table", "2", "--devices", "9999"], "--devices 9999"),
-    "seeds": (["table", "2", "--seeds", "one"], "--seeds one"),
-    "no seeds": (["table", "2", "--seeds", "0"], "--seeds 0"),
-    "seed twice": (["table", "2", "--seeds", "1,1"], "--seeds 1,1"),
-    "norm": (["table", "2", "--norm", "batch"], "--norm batch"),
-    "depth": (["table", "2", "--depth", "9"], "--depth 9"),
-    "method option": (["table", "2", "--quickdrop.unlearn-lr", "-1"], "--quickdrop.unlearn-lr -1.0"),
-    "folder missing": (["table", "2", "--dataset", "imagefolder", "--data-dir", "none"], "--data-dir none"),
-    "abbreviated option": (["table", "2", "--roun", "3"], "--roun"),
-    "config with an unknown key": (["table", "2", "--config", "unknown.yaml"], "no option nonsense"),
-    "config that is no YAML": (["table", "2", "--config", "broken.yaml"], "--config"),
-    "config missing": (["table", "2", "--config", "none.yaml"], "none.yaml: it cannot be read"),
-    "config without options": (["table", "2", "--config", "words.yaml"], "words.yaml: it holds no options"),
-    "config with nothing but a key": (["table", "2", "--config", "key.yaml"], "--alpha null: a value is needed"),
-}
-
-
-@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    Path("unknown.yaml").write_text("nonsense: 1\n")
-    Path("broken.yaml").write_text("a: [1, {\n")
-    Path("words.yaml").write_text("two rounds\n")
-    Path("key.yaml").write_text("alpha:\n")
-    if argv[0] == "table" and "--preset" not in argv and "--dataset" not in argv:
-        argv = [*argv, *(p for p in TINY if p not in ("--clients", "3", "--seeds", "1"))]
-        argv += [] if "--clients" in argv else ["--clients", "3"]
-        argv += [] if "--seeds" in argv else ["--seeds", "1"]
-    code, out, err = run(*argv)
-    sentences = [line for line in err.splitlines() if not line.startswith("preset ")]
-    assert code == 2
-    assert out == ""
-    assert len(sentences) == 1, err
-    assert sentences[0].startswith("quickdrop-bench: ")
-    assert sentences[0].endswith(".")
-    assert named in sentences[0]
-    assert not list(Path("artifacts").glob("*"))
-
-
 def test_bad_input_destroys_nothing(run: Run, table_2: Ended) -> None:
     before = {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()}
     assert run("table", "2", *TINY, "--alpha", "0")[0] == 2
