@@ -24,7 +24,7 @@ from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.cli.runner import capabilities, make_session, produce
 from quickdrop_bench.cli.unused import check_partition, check_training, typed_options
 from quickdrop_bench.core.allocator import keep_freed_memory
-from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.errors import BadInput, is_out_of_memory
 from quickdrop_bench.core.files import check_replaceable, refuse_links, write_text
 from quickdrop_bench.data.datasets import DATASETS, dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
@@ -94,6 +94,11 @@ def _answer(argv: Sequence[str]) -> int:
         return 2
     except (ArithmeticError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{PROGRAM}: there is not enough memory; use a smaller model, batch or data set", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         served = bool(argv) and argv[0] in serve.COMMANDS

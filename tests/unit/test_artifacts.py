@@ -342,13 +342,15 @@ def test_files_of_another_kind_are_refused(trained: TrainedFederation, tmp_path:
     assert str(caught.value).count("\n") == 0
 
 
-@pytest.mark.parametrize("tensors", [{"w": torch.zeros(4)}, {}], ids=["another shape", "nothing"])
-def test_updates_must_suit_the_model(
-    trained: TrainedFederation, tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+@pytest.mark.parametrize(
+    ("tensors", "count"),
+    [({"w": torch.zeros(4)}, 5), ({}, 5), ({"w": torch.zeros(3)}, 0)],
+    ids=["shape", "none", "count"],
+)
+def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path, tensors: Any, count: int) -> None:
     UpdateRecorder(tmp_path / UPDATES, 1, 1)(0, 0, 5, {"w": torch.zeros(3)}, {"w": torch.ones(3)})
     save(trained, tmp_path)
-    save_file({**tensors, "num_examples": torch.tensor(5)}, tmp_path / UPDATES / "0000/0000.safetensors")
+    save_file({**tensors, "num_examples": torch.tensor(count)}, tmp_path / UPDATES / "0000/0000.safetensors")
     seal(tmp_path)
     with pytest.raises(BadInput, match=r"updates/0000/0000\.safetensors"):
         load(tmp_path, CPU)
