@@ -15,7 +15,8 @@ from quickdrop_bench.cli.commands import ANSWERS, CHANGES, FUNCTIONS, SERVES
 from quickdrop_bench.cli.options import COMMANDS, PROGRAM
 from quickdrop_bench.cli.output import forgiving_output
 from quickdrop_bench.cli.resolve import parse
-from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.errors import BadInput, is_out_of_memory
 from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
 __all__ = ["main"]
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: Sequence[str]) -> int:
+    keep_freed_memory()
     try:
         forget_leftovers()  # before Lightning looks at them
         if process := process_number():
@@ -60,6 +62,11 @@ def _answer(argv: Sequence[str]) -> int:
         return 2
     except (ArithmeticError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{PROGRAM}: there is not enough memory; use a smaller model, batch or data set", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         kept = "what was finished is kept" if argv[0] in SERVES else "the same command continues from here"

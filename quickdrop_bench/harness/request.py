@@ -111,7 +111,7 @@ class Deployment:
         """
         updates, state = self.updates, state or self.trained.state
         if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
-            artifacts.check_updates(updates.parent, state, self.trained.data, self.spec.clients)
+            artifacts.check_updates(updates.parent, state)
         return Context(
             federation=self.federation,
             training=training_phase(self.spec),

@@ -251,20 +251,7 @@ def _train(
     start, history = resumed or (None, [])
 
     def on_round(info: RoundInfo) -> None:
-        line: dict[str, Any] = {
-            "round": info.round + 1,
-            "loss": info.loss,
-            "matching_distance": info.matching_distance,
-            "participants": len(info.participants),
-            "seconds": info.cost.seconds,
-            "distillation_seconds": info.cost.distillation_seconds,
-        }
-        if spec.faults.possible:
-            line |= {"dropped": len(info.dropped), "late": len(info.late), "rejected": len(info.rejected)}
-        if info.round >= spec.rounds - EVALUATED_ROUNDS:
-            federation.load(info.state)
-            line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
-        history.append(line)
+        history.append(_history_line(spec, federation, data, info))
         checkpoint.save_if_due(fabric, info.state, info.cost, synthetic, history)
 
     phase = training_phase(spec)
@@ -299,6 +286,23 @@ def save_finished(trained: TrainedFederation, folder: Path, checkpoint: Checkpoi
     """Save a trained federation, in the place of its checkpoint."""
     artifacts.save(trained, folder)
     checkpoint.path.unlink(missing_ok=True)
+
+
+def _history_line(spec: FederationSpec, federation: Federation, data: ImageData, info: RoundInfo) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "round": info.round + 1,
+        "loss": info.loss,
+        "matching_distance": info.matching_distance,
+        "participants": len(info.participants),
+        "seconds": info.cost.seconds,
+        "distillation_seconds": info.cost.distillation_seconds,
+    }
+    if spec.faults.possible:
+        line |= {"dropped": len(info.dropped), "late": len(info.late), "rejected": len(info.rejected)}
+    if info.round >= spec.rounds - EVALUATED_ROUNDS:
+        federation.load(info.state)
+        line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
+    return line
 
 
 def _client_artifacts(

@@ -13,9 +13,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import open_tensors, read_bytes, refuse_links, sha256, write_text
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.store.schema import typed
 
 __all__ = ["LOG", "VERSIONS", "Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 
@@ -71,15 +72,15 @@ class Entry:
     action: str
     request: str
     method: str
-    hyper_parameters: Mapping[str, Any]
+    hyper_parameters: dict[str, Any]
     forgotten: tuple[str, ...]
-    cost: Mapping[str, Mapping[str, float]]
-    before: Mapping[str, float] | None
-    after: Mapping[str, float] | None
+    cost: dict[str, dict[str, float]]
+    before: dict[str, float] | None
+    after: dict[str, float] | None
     sha256: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    absent: tuple[int, ...] = ()
-    previous: str = ""
+    provenance: dict[str, Any]
+    absent: tuple[int, ...]
+    previous: str
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -201,23 +202,10 @@ def _from_file(path: Path, logged: Entry | None) -> Entry | None:
     return logged if logged is not None and logged.metadata == entry.metadata else entry
 
 
-FIELD_TYPES: Mapping[str, type] = {
-    **dict.fromkeys(("version", "parent"), int),
-    **dict.fromkeys(("action", "request", "method", "sha256", "previous"), str),
-    **dict.fromkeys(("cost", "provenance", "hyper_parameters"), dict),
-}
-
-
-def _entry(values: Mapping[str, Any]) -> Entry:
-    if not all(type(values[name]) is kind for name, kind in FIELD_TYPES.items()):
-        raise TypeError("a field has another type")
-    numbers = (values["before"] or {}, values["after"] or {}, *values["cost"].values())
-    if not all(isinstance(number, int | float) for side in numbers for number in side.values()):
-        raise TypeError("a field has another type")
-    if not isinstance(values["provenance"].get("created_at", ""), str):
-        raise TypeError("a field has another type")
-    lists = {name: tuple(values[name]) for name in ("forgotten", "absent")}
-    return Entry(**{**values, **lists})
+def _entry(values: object) -> Entry:
+    entry: Entry = typed(Entry, values, "an entry")
+    typed(str, entry.provenance.get("created_at", ""), "created_at")
+    return entry
 
 
 def _check_chain(entries: Sequence[Entry]) -> None:

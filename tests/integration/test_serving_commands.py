@@ -265,7 +265,7 @@ def test_a_killed_command_leaves_the_last_good_state(
         if not found.current:
             assert run("unlearn", str(copy), "--class", "1")[0] == 0
         assert TrainedRun(copy).current == 1
-        assert TrainedRun(copy).file(1).read_bytes() == model
+        assert TrainedRun(copy).versions.file(1).read_bytes() == model
     assert {TrainedRun(folder).current} == {0}
 
 

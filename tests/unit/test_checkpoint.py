@@ -21,6 +21,7 @@ from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic
 from quickdrop_bench.harness.training import Checkpoint, alone_in
 from tests.conftest import TINY, Run
 from tests.damage import largest_file
+from tests.integration.judging import bounded_memory
 
 
 @pytest.fixture
@@ -134,3 +135,12 @@ def test_a_full_disk_is_one_sentence_wherever_training_writes(size: int, tmp_pat
     assert "Traceback" not in err
     assert run(*options)[0] == 0
     assert not [path for path in tmp_path.rglob("*tmp*") if path.is_file()]
+
+
+def test_too_little_memory_is_one_sentence(run: Run) -> None:
+    """The limit is the system's own, on this process's addresses."""
+    with bounded_memory(2**27):
+        code, _, err = run("train", *TINY, "--width", "4000")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("quickdrop-bench: there is not enough memory; use a smaller model")
+    assert "Traceback" not in err

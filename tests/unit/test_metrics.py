@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import REQUEST, TRAINING, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.store.rows import RowFile, is_last
+
+PAGE = sources.PACKAGE / "evaluation/README.md"
+(PLUGIN,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client", (1,))
 
@@ -83,6 +87,11 @@ def test_each_number_is_one_metrics() -> None:
     assert max(Counter(key for name in METRICS for key in METRICS[name].gives).values()) == 1
 
 
+def test_the_page_lists_them() -> None:
+    listed = re.findall(r"^\| `([\w-]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == sorted(name for name in METRICS if METRICS[name].source.parent == PAGE.parent)
+
+
 def test_no_result_depends_on_the_code_of_a_metric() -> None:
     """But for the counting of right answers, which training and the search for settings do too."""
     found = {p.name for p in sources.dependencies(*TRAINING, *REQUEST) if p.parent.name == "evaluation"}
@@ -90,16 +99,6 @@ def test_no_result_depends_on_the_code_of_a_metric() -> None:
 
 
 # A metric of another package ---------------------------------------------------------------------------------
-
-PLUGIN = '''
-from quickdrop_bench.evaluation.metric import METRICS, Number, metric
-
-@METRICS.register("norm")
-@metric({"weight_norm": Number("")}, {"total", "fl-training"})
-def norm(model, stage):
-    """Norm of all weights."""
-    return {"weight_norm": FACTOR * float(sum(value.square().sum() for value in model.state.values())) ** 0.5}
-'''
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         (tmp_path / "norms-1.dist-info").mkdir(exist_ok=True)
         (tmp_path / "norms-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: norms\nVersion: 1\n")
         (tmp_path / "norms-1.dist-info/entry_points.txt").write_text("[quickdrop_bench.metrics]\nnorm = norms\n")
-        (tmp_path / "norms.py").write_text(PLUGIN.replace("FACTOR", factor))
+        (tmp_path / "norms.py").write_text(PLUGIN.replace("** 0.5", f"** 0.5 * {factor}"))
         sources.metric_digest.cache_clear()
         own._loaded = False
 

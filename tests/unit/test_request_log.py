@@ -12,31 +12,25 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.cli.main import main
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.serving.log import chained_to, read_log, recover_log
-from tests.conftest import TINY, Run
-
-CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
+from tests.conftest import Run
+from tests.served import CLASS_3, CLASS_9, CLIENT_0, Measured, served
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def thrice(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that forgot class 9, client 0 and class 3."""
-    place = tmp_path_factory.mktemp("served")
-    assert main(["train", *TINY, "--min-client-size", "5", "--artifacts-dir", str(place)]) == 0
-    (folder,) = place.iterdir()
-    run = TrainedRun(folder)
-    for request in (CLASS_9, CLIENT_0, CLASS_3):
-        run.unlearn(request)
-    return folder
+    place = Path(shutil.copytree(measured.folder, tmp_path_factory.mktemp("thrice") / "run"))
+    served(place, CLASS_9, CLIENT_0, CLASS_3)
+    return place
 
 
 @pytest.fixture
-def folder(served: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(served, tmp_path / "run"))
+def folder(thrice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(thrice, tmp_path / "run"))
 
 
 def lines(folder: Path) -> list[str]:
@@ -95,15 +89,12 @@ def test_a_log_that_lost_something_is_refused_by_every_command_until_it_is_rebui
     assert found.relearn(CLASS_9).version == 4
 
 
-def test_each_entry_names_the_one_before(folder: Path) -> None:
+def test_each_entry_names_the_one_before_and_each_version_its_entry(folder: Path) -> None:
     log = read_log(folder)
     assert [entry.previous for entry in log] == [chained_to(log[:k]) for k in range(3)]
     assert len({entry.previous for entry in log}) == 3
     assert log[0].previous == ""
-
-
-def test_each_version_names_its_entry(folder: Path) -> None:
-    for entry in read_log(folder):
+    for entry in log:
         with safe_open(folder / f"versions/{entry.version:04d}.safetensors", "pt") as file:
             said = json.loads(file.metadata()["entry"])
         assert (said["version"], said["request"]) == (entry.version, entry.request)
@@ -196,9 +187,9 @@ def test_requests_go_back_to_a_version_explicitly_and_the_log_says_so(folder: Pa
     assert all(found.state(version) for version in (1, 2, 4, 5))
 
 
-def test_going_back_gives_what_that_version_would_have_given(folder: Path, served: Path, tmp_path: Path) -> None:
+def test_going_back_gives_what_that_version_would_have_given(folder: Path, thrice: Path) -> None:
     entry = TrainedRun(folder).unlearn(CLASS_3, from_version=2)
-    again, before = TrainedRun(folder).state(entry.version), TrainedRun(served).state(3)
+    again, before = TrainedRun(folder).state(entry.version), TrainedRun(thrice).state(3)
     assert all(again[name].equal(before[name]) for name in before)
 
 
