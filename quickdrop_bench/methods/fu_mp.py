@@ -42,6 +42,9 @@ Layers = Sequence[tuple[str, str | None]]
 class FuMp(Recovery):
     """One round in which clients measure channels by class, pruning on the server, recovery on the original rest.
 
+    It prunes channels of every convolution of any model, those inside residual blocks and their shortcuts too, see
+    :func:`~quickdrop_bench.functional.pruning.prunable_layers`.
+
     Attributes:
         prune_ratio: R, share of all convolution channels that a request prunes, in (0, 1). The paper names none; the
             R-Set of 11.6% that it has right after pruning says that it pruned many.
@@ -76,11 +79,13 @@ class FuMp(Recovery):
         return decide; one of them holds the class, as nothing could be scored without.
 
         Raises:
-            Unsupported: the request names several classes; the paper scores one at a time.
+            Unsupported: the request names several classes, as the paper scores one at a time, or no layer has channels.
             BadInput: ``score_samples`` left no image of the class.
         """
         if len(context.request.targets) != 1:
             raise Unsupported("fu-mp", context.request, "it forgets one class at a time")
+        if not _layers(context):
+            raise Unsupported("fu-mp", context.request, "the model has no convolution whose channels it could prune")
         (target,) = context.request.targets
         data = {i: d for i, d in measurable_data(context).items() if len(d)}
         if not any(target in d.own_labels() for d in data.values()):
@@ -109,7 +114,7 @@ class FuMp(Recovery):
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten, in which pruned channels stay zero."""
-        layers = prunable_layers(context.federation.model.module)
+        layers = _layers(context)
         masks = channel_masks(layers, [~zero_filters(state[f"{conv}.weight"]) for conv, _ in layers], state)
         with context.federation.held_at_zero(masks):
             return super().recover(context, state)
@@ -133,7 +138,7 @@ class FuMp(Recovery):
         return data.subset(order[: self.score_samples].sort().values)
 
     def _prune(self, context: Context, means: Tensor, target: int) -> State:
-        layers = prunable_layers(context.federation.model.module)
+        layers = _layers(context)
         gone = [zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]
         widths = [len(layer) for layer in gone]
         pruned = torch.cat(gone)
@@ -141,6 +146,10 @@ class FuMp(Recovery):
         chosen = choose_channels(tf_idf(means, target, widths), widths, count, pruned)
         masks = channel_masks(layers, (~(pruned | chosen)).split(widths), context.state)
         return {n: torch.where(masks[n], v, 0) if n in masks else v.clone() for n, v in context.state.items()}
+
+
+def _layers(context: Context) -> Layers:
+    return prunable_layers(context.federation.model.module)
 
 
 def measurable_data(context: Context) -> dict[int, LabelledSet]:
@@ -158,7 +167,7 @@ def zero_filters(weight: Tensor) -> Tensor:
 
 
 def channel_masks(layers: Layers, alive: Sequence[Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks for every parameter that gives a convolution's channel a value.
+    """By name, bool masks that broadcast to every parameter that gives a convolution's channel a value.
 
     The normalisation belongs to it: over one channel it turns a silent channel into its constant bias.
 
@@ -166,9 +175,6 @@ def channel_masks(layers: Layers, alive: Sequence[Tensor], state: Mapping[str, T
         layers: names of each convolution and of the normalisation behind it.
         alive: one (C,) bool per layer, False for pruned channels.
         state: parameters by name.
-
-    Returns:
-        Bool tensors that broadcast to the parameters of their name.
     """
     masks = {}
     for names, mask in zip(layers, alive, strict=True):
