@@ -23,10 +23,9 @@ class FineTuningResult:
     """What one initialisation did for one client; all zero where nothing was there to fine-tune.
 
     Attributes:
-        sample_gradients: first-order passes per sample, on real images and on synthetic ones (the training of the
-            network) together.
+        sample_gradients: first-order passes per sample, on real images and on synthetic ones together.
         second_order_sample_gradients: passes per synthetic image that differentiate through a gradient.
-        matching_distance: mean over the matching steps of the distance, summed over classes, before the image step.
+        matching_distance: mean over the matching steps, summed over classes, before the image step.
         gradients: mini-batch gradients computed on original data, one per matching step (paper, Fig. 5).
     """
 
@@ -55,14 +54,14 @@ def fine_tune(
 
     Args:
         model: scratch module in float32, outside any autocast, on the device of the images; its parameters are
-            overwritten and their ``.grad`` is None afterwards. Not the global model: θ_K plays no part.
-        data: the client's training data D_i; only classes with synthetic images that are not fixed are read.
-        synthetic: S_i. Its images and velocity are updated; labels, origin and fixed classes stay.
-        settings: steps, epochs, batch size and learning rate of the network.
+            overwritten and their ``.grad`` is None afterwards. θ_K plays no part.
+        data: D_i; only classes with synthetic images that are not fixed are read.
+        synthetic: S_i, whose images and velocity are updated.
+        settings: of the network.
         images: ς_S, η_S, momentum and |B_S|, as in training; with ς_S = 0 nothing is done.
         seed: the run's seed.
-        client: the client's id i.
-        initialisation: 0-based index k of the initialisation.
+        client: its id i.
+        initialisation: 0-based index k.
     """
     own_labels = data.own_labels().cpu()
     classes = sorted(set(synthetic.labels.tolist()) - synthetic.fixed_classes)

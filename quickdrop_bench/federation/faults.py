@@ -1,9 +1,9 @@
-"""Clients that fail: some miss a round, some are too late for it, and some send an update that is no numbers."""
+"""Clients that fail: they miss a round, are too late for it, or send an update that is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,10 @@ class Fate(Enum):
     """What becomes of a client that was chosen for a round."""
 
     RETURNS = "returns"
-    """It computes, and its update arrives as it is."""
     DROPPED = "dropped"
-    """It does not take part: nothing is computed, nothing sent."""
+    """Nothing is computed, nothing sent."""
     LATE = "late"
-    """It computes, but the round goes on without its update, and nothing is sent."""
+    """It computes, and sends nothing: the round goes on without its update."""
     CORRUPT = "corrupt"
     """It computes, and its update arrives with values that are not finite."""
 
@@ -53,11 +52,9 @@ class Faults:
     corrupt_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for f in fields(Faults):
-            rate = getattr(self, f.name)
+        for kind, rate in zip(("dropout", "straggler", "corrupt"), self._rates, strict=True):
             if not 0 <= rate < 1:
-                option = f"--{f.name.replace('_', '-')}"
-                raise BadInput(option, rate, "a number at least 0 and below 1 is needed")
+                raise BadInput(f"--{kind}-rate", rate, "a number at least 0 and below 1 is needed")
 
     @property
     def possible(self) -> bool:
@@ -80,7 +77,7 @@ class Faults:
             phase: name of the phase.
             round_: 0-based index of the round in the phase.
             clients: those that were chosen, at least one; the fates are in their order.
-            needed: at least one of these returns, all of them in ``clients``; None stands for all clients.
+            needed: some of them, of whom one returns; None stands for all.
         """
         if not self.possible:
             return dict.fromkeys(clients, Fate.RETURNS)
@@ -107,12 +104,7 @@ def _draws(seed: int, phase: str, round_: int, client: int) -> list[float]:
 
 
 def corrupted(update: State, stream: torch.Generator) -> State:
-    """A client's parameters with NaN for a few values of one of them.
-
-    Args:
-        update: parameters by name; not changed.
-        stream: draws which.
-    """
+    """A copy of a client's parameters with NaN for a few values of one of them."""
     import torch
 
     name = list(update)[int(torch.randint(len(update), (), generator=stream))]

@@ -56,14 +56,12 @@ class RoundInfo:
     Attributes:
         phase: the running phase.
         round: 0-based index of the round that ended.
-        participants: ids of the clients whose updates were averaged.
+        participants: the clients whose updates were averaged.
         loss: sample-weighted mean of their training losses.
         matching_distance: mean over them of the distance per matched step; 0 without distillation.
         state: the global model after the round; not to be changed.
         cost: of the phase so far.
-        dropped: ids of the chosen clients that did not take part.
-        late: ids of those that computed, but too slowly.
-        rejected: ids of those whose update was not finite.
+        dropped, late, rejected: chosen clients that did not take part, computed too slowly, sent values not finite.
     """
 
     phase: Phase
@@ -79,13 +77,7 @@ class RoundInfo:
 
 
 def sample_clients(eligible: list[int], participation: float, generator: torch.Generator) -> list[int]:
-    """The clients of one round: a random share of those that have data, at least one, sorted.
-
-    Args:
-        eligible: sorted ids.
-        participation: in (0, 1].
-        generator: draws the round's clients.
-    """
+    """The clients of one round: a random share in (0, 1] of those that have data, at least one, sorted."""
     if participation >= 1:
         return eligible
     count = max(1, math.floor(participation * len(eligible) + 0.5))
@@ -95,7 +87,7 @@ def sample_clients(eligible: list[int], participation: float, generator: torch.G
 
 @dataclass(frozen=True)
 class _Job:
-    """What all rounds of a phase have in common, see :meth:`Federation.run`."""
+    """What all rounds of a phase have in common."""
 
     data: Mapping[int, LabelledSet]
     phase: Phase
@@ -125,37 +117,20 @@ class _Report:
     accepted: bool | None
 
 
-class _Patience:
-    """Counts rounds without progress."""
-
-    def __init__(self, rounds: int | None) -> None:
-        self._rounds = rounds
-        self._best = math.inf
-        self._waited = 0
-
-    def exhausted(self, loss: float) -> bool:
-        """Take in a round's loss; whether the phase has converged."""
-        progress = loss < self._best - MIN_IMPROVEMENT
-        self._waited = 0 if progress else self._waited + 1
-        self._best = min(self._best, loss)
-        return self._rounds is not None and self._waited >= self._rounds
-
-
 class Federation:
     """A server and its simulated clients on one Fabric.
 
-    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of a
-    round's clients (:mod:`~quickdrop_bench.federation.ranks`), and all call the same methods and end with the same
-    results. Every random stream is derived from (seed, phase, round, client), so neither the order of the clients nor
-    where or beside what they run changes a result.
+    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of the
+    clients (:mod:`~quickdrop_bench.federation.ranks`), and all end with the same results. Every random stream is
+    derived from (seed, phase, round, client), so neither the order of the clients nor where they run changes a result.
 
     Args:
         fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
         model: the architecture; its current parameters do not matter.
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
         faults: how often clients fail, in every phase; None for never.
-        static: whether the engine of :mod:`~quickdrop_bench.federation.static` makes the local steps; None for where
-            it can and there is a GPU.
+        static: whether :class:`~quickdrop_bench.federation.static.StaticEngine` makes the local steps where it can;
+            None for on a GPU.
     """
 
     def __init__(
@@ -227,13 +202,11 @@ class Federation:
             phase: rounds, local steps, batch size, learning rate, direction, participation.
             seed: the run's seed.
             synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that compute change.
-            start: continue after this many rounds of the same phase (``start.cost.rounds``, none of them skipped)
-                from its state.
+            start: continue this phase after ``start.cost.rounds`` rounds, none of them skipped.
             on_round: called after every round, before the Fabric callbacks.
             choose: picks the clients of a round, in place of ``phase.participation``.
-            transform: changes what is averaged for a client; part of the method, so inside its time.
-            record: sees every update that arrives, outside the time, in the process that simulates the client; so
-                does ``transform``.
+            transform: changes what is averaged for a client, in the process that simulates it, inside the time.
+            record: sees every update that arrives, in the same process, outside the time.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
@@ -242,7 +215,8 @@ class Federation:
         job = _Job(data, phase, seed, synthetic or {}, transform, record)
         if isinstance(self._engine, StaticEngine):
             self._engine.begin(job.synthetic)
-        patience, warm = _Patience(phase.patience), isinstance(self._engine, StaticEngine)
+        warm = isinstance(self._engine, StaticEngine)
+        best, waited = math.inf, 0
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
                 clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
@@ -261,7 +235,9 @@ class Federation:
             if on_round is not None:
                 on_round(info)
             self.fabric.call("on_round_end", federation=self, info=info)
-            if patience.exhausted(info.loss):
+            waited = 0 if info.loss < best - MIN_IMPROVEMENT else waited + 1
+            best = min(best, info.loss)
+            if phase.patience is not None and waited >= phase.patience:
                 break
         return result
 

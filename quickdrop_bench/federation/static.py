@@ -1,9 +1,9 @@
 """Local steps for a GPU: shapes that never change, no question to the device, each step replayed as a CUDA graph.
 
-It computes what the :class:`~quickdrop_bench.federation.local.LoopEngine` computes, which is the reference. What the host
-knows (the batches, their classes, the synthetic images of each step) is planned beforehand and copied at once; a batch
-that is short and a class that is missing stay in place with weight zero. Its passes are written out layer by layer, so
-that models with other layers (ResNet-18, say) are left to the reference loop on a GPU too.
+The reference is :class:`~quickdrop_bench.federation.local.LoopEngine`. What the host knows (batches, their classes, the
+synthetic images of each step) is planned beforehand and copied at once; a batch that is short and a class that is
+missing stay in place with weight zero. The passes are written out layer by layer: models with other layers, such as
+ResNet-18, are left to the loop on a GPU too.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class _Steps:
         classes: C.
         capacity: most images of a client's synthetic set.
         fuse: let the compiler fuse kernels.
-        pool: memory that all graphs share; None without a GPU. Steps of different kinds never mix, and what a step
-            hands from one of its graphs to the next is alive when the next is captured.
+        pool: memory of all graphs; None without a GPU. What a step hands from one of its graphs to the next is alive
+            when the next is captured, and steps of different kinds never mix.
     """
 
     def __init__(

@@ -32,12 +32,11 @@ def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum over tensors and rows of 1 − ⟨a,b⟩ / (‖a‖·‖b‖ + 1e-6): d of Zhao et al. (paper §4.1).
 
-    A row is one output channel (convolution) or one output unit (linear). A row with a zero gradient
-    contributes exactly 1.
+    A row is one output channel (convolution) or one output unit (linear); one with a zero gradient counts exactly 1.
 
     Args:
         real: class-wise gradients by tensor, each (K, rows, ...).
-        synthetic: the same shapes.
+        synthetic: likewise.
 
     Returns:
         Scalar, at least 0 up to rounding; at most twice the number of rows per class.
@@ -53,17 +52,15 @@ def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 class ClassGradients:
     """Weight gradients class by class, from one forward and one backward pass over a whole batch.
 
-    A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping
-    both for every convolution and linear layer therefore gives each class's gradient by summing over its own
-    samples only. The passes may be those of the model's own training step (:meth:`recording`, :meth:`split`) or
-    made here on synthetic images (:meth:`synthetic`); neither costs a pass per class.
+    A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping both
+    gives each class's gradient by summing over its own samples only. The passes may be those of the model's own
+    training step (:meth:`recording`, :meth:`split`) or made here on synthetic images; neither costs a pass per class.
 
     Args:
-        model: module without coupling between the samples of a batch; every parameter with two or more
-            dimensions must be the weight of an ``nn.Conv2d`` or ``nn.Linear``.
+        model: as :class:`~quickdrop_bench.models.registry.Model` says.
 
     Raises:
-        ValueError: the model has another kind of weight.
+        ValueError: a weight is neither that of a convolution nor of a linear layer.
     """
 
     def __init__(self, model: nn.Module) -> None:

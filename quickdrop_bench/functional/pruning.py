@@ -53,7 +53,7 @@ def channel_activity(output: Tensor) -> Tensor:
     """How strongly each channel of a convolution fires: the mean of its ReLU over the picture.
 
     Args:
-        output: (B, C, H, W) floating, what the convolution gives before normalisation.
+        output: (B, C, H, W), what the convolution gives before normalisation.
 
     Returns:
         (B, C) float32, ≥ 0.
@@ -82,31 +82,21 @@ def pooled_means(means: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
     The plain mean over clients (§4.1) takes a class that a client lacks for one that leaves its channels silent.
 
     Args:
-        means: one (U, n) per client, floating; rows of classes that a client lacks do not matter if finite.
+        means: one (U, n) per client, of at least one; rows of classes that a client lacks do not matter if finite.
         counts: one (U,) per client, integers ≥ 0.
 
     Returns:
         (U, n) float64; zero for a class without samples.
-
-    Raises:
-        ValueError: there is no client.
     """
-    if not means:
-        raise ValueError("no client sent a statistic")
     weights = torch.stack(list(counts)).double()
     totals = weights.sum(0).clamp(min=1)
     return (torch.stack(list(means)).double() * weights[:, :, None]).sum(0) / totals[:, None]
 
 
 def term_frequency(activity: Tensor, widths: Sequence[int]) -> Tensor:
-    """A channel's share of its layer's activity, for one class (§4.2).
+    """A channel's share of its layer's activity (n,), for one class (§4.2).
 
-    Args:
-        activity: (n,) floating, ≥ 0.
-        widths: channels of each layer; they sum to n.
-
-    Returns:
-        (n,) of the same dtype; each layer sums to 1, or to 0 if all of it is silent.
+    Each layer sums to 1, or to 0 if all of it is silent.
     """
     shares = []
     for layer in activity.split(list(widths)):
@@ -121,10 +111,10 @@ def inverse_document_frequency(means: Tensor) -> Tensor:
     The paper's logarithm, so that no value is negative, with the threshold of the authors' code.
 
     Args:
-        means: (U, n) floating, ≥ 0; a row per class.
+        means: (U, n), ≥ 0; a row per class.
 
     Returns:
-        (n,) of the same dtype, in [0, ln((1 + U)/2)]; 0 for a channel to which all classes are equal.
+        (n,) in [0, ln((1 + U)/2)]; 0 for a channel to which all classes are equal.
     """
     # A rounded mean can exceed the equal values it was taken of.
     threshold = means.mean(0).minimum(means.amax(0))
@@ -133,16 +123,7 @@ def inverse_document_frequency(means: Tensor) -> Tensor:
 
 
 def tf_idf(means: Tensor, target: int, widths: Sequence[int]) -> Tensor:
-    """How much each channel speaks for one class rather than for the others (§4.2).
-
-    Args:
-        means: (U, n) floating, ≥ 0; a row per class.
-        target: the row of the class.
-        widths: channels of each layer; they sum to n.
-
-    Returns:
-        (n,) of the same dtype, ≥ 0.
-    """
+    """How much each channel speaks for the class in row ``target`` rather than for the others: (n,), ≥ 0 (§4.2)."""
     return term_frequency(means[target], widths) * inverse_document_frequency(means)
 
 
@@ -183,10 +164,8 @@ def choose_channels(scores: Tensor, widths: Sequence[int], count: int, pruned: T
     """
     layers = [layer for layer, width in enumerate(widths) for _ in range(width)]
     gone = pruned.tolist()
-    spare = [
-        width - least_kept(width) - int(old.sum())
-        for width, old in zip(widths, pruned.split(list(widths)), strict=True)
-    ]
+    left = [int((~old).sum()) for old in pruned.split(list(widths))]
+    spare = [kept - least_kept(width) for kept, width in zip(left, widths, strict=True)]
     chosen: list[int] = []
     for channel in torch.sort(scores, descending=True, stable=True).indices.tolist():
         if len(chosen) >= count:

@@ -94,7 +94,9 @@ def distance_and_image_gradient(
 def class_gradients(
     sequence: Sequence[nn.Module], images: Tensor, labels: Tensor, weights: Tensor, count: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The loss Σ_b w_b·CE_b, its gradients, and what each class adds to the gradients of the weights.
+    """The loss Σ_b w_b·CE_b of a padded batch, its gradients, and each class's part of the weights' gradients.
+
+    It is made of kernels alone and asks the device nothing.
 
     Args:
         sequence: a model's layers, as :func:`~quickdrop_bench.functional.layers.is_supported`.

@@ -28,6 +28,9 @@ __all__ = ["FuMp", "measurable_data"]
 class FuMp(Recovery):
     """One round in which clients measure channels by class, pruning on the server, recovery on the original rest.
 
+    It prunes channels of every convolution of any model, those inside residual blocks and their shortcuts too, see
+    :func:`~quickdrop_bench.functional.pruning.prunable_layers`.
+
     Attributes:
         prune_ratio: R, share of all convolution channels that a request prunes, in (0, 1). The paper names none; the
             R-Set of 11.6% that it has right after pruning says that it pruned many.
@@ -65,7 +68,7 @@ class FuMp(Recovery):
         return decide; one of them holds the class, as nothing could be scored without.
 
         Raises:
-            Unsupported: the request names several classes; the paper scores one at a time.
+            Unsupported: the request names several classes, as the paper scores one at a time, or no layer has channels.
             BadInput: ``score_samples`` left no image of the class.
         """
         import torch
@@ -74,6 +77,8 @@ class FuMp(Recovery):
 
         if len(context.request.targets) != 1:
             raise Unsupported("fu-mp", context.request, "it forgets one class at a time")
+        if not _layers(context):
+            raise Unsupported("fu-mp", context.request, "the model has no convolution whose channels it could prune")
         (target,) = context.request.targets
         data = {i: d for i, d in measurable_data(context).items() if len(d)}
         if not any(target in d.own_labels() for d in data.values()):
@@ -102,9 +107,9 @@ class FuMp(Recovery):
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten, in which pruned channels stay zero."""
-        from quickdrop_bench.functional.pruning import channel_masks, prunable_layers, zero_filters
+        from quickdrop_bench.functional.pruning import channel_masks, zero_filters
 
-        layers = prunable_layers(context.federation.model.module)
+        layers = _layers(context)
         masks = channel_masks(layers, [~zero_filters(state[f"{conv}.weight"]) for conv, _ in layers], state)
         with context.federation.held_at_zero(masks):
             return super().recover(context, state)
@@ -132,23 +137,22 @@ class FuMp(Recovery):
     def _prune(self, context: Context, means: Tensor, target: int) -> State:
         import torch
 
-        from quickdrop_bench.functional.pruning import (
-            channel_masks,
-            choose_channels,
-            prunable_layers,
-            prune_count,
-            tf_idf,
-            zero_filters,
-        )
+        from quickdrop_bench.functional import pruning
 
-        layers = prunable_layers(context.federation.model.module)
-        gone = [zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]
+        layers = _layers(context)
+        gone = [pruning.zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]
         widths = [len(layer) for layer in gone]
         pruned = torch.cat(gone)
-        count = prune_count(self.prune_ratio, len(pruned))
-        chosen = choose_channels(tf_idf(means, target, widths), widths, count, pruned)
-        masks = channel_masks(layers, (~(pruned | chosen)).split(widths), context.state)
+        count = pruning.prune_count(self.prune_ratio, len(pruned))
+        chosen = pruning.choose_channels(pruning.tf_idf(means, target, widths), widths, count, pruned)
+        masks = pruning.channel_masks(layers, (~(pruned | chosen)).split(widths), context.state)
         return {n: torch.where(masks[n], v, 0) if n in masks else v.clone() for n, v in context.state.items()}
+
+
+def _layers(context: Context) -> list[tuple[str, str | None]]:
+    from quickdrop_bench.functional.pruning import prunable_layers
+
+    return prunable_layers(context.federation.model.module)
 
 
 def measurable_data(context: Context) -> dict[int, LabelledSet]:

@@ -45,6 +45,12 @@ def make_context(federation: Federation, clients: Clients, state: State | None =
     return Context(federation, TRAIN, data, state, request, (request,), seed=1)
 
 
+@pytest.fixture
+def context(make_federation: Make, toy_clients: Clients) -> Context:
+    """A request to forget class 1."""
+    return make_context(make_federation(), toy_clients)
+
+
 def guard(context: Context, *classes: int) -> Context:
     labels = context.clients[0].original.labels
     forbidden = set(torch.nonzero(torch.isin(labels, torch.tensor(classes))).flatten().tolist())
@@ -97,18 +103,14 @@ def test_clients_statistics_pool_to_that_of_the_union(
     torch.testing.assert_close(means_of(context), union, rtol=1e-5, atol=1e-7)
 
 
-def test_batches_do_not_change_the_statistic(
-    make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_batches_do_not_change_the_statistic(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = means_of(context)
     monkeypatch.setattr("quickdrop_bench.federation.channels.BATCH_SIZE", 5)
     torch.testing.assert_close(means_of(context), whole, rtol=1e-5, atol=1e-7)
 
 
-def test_the_order_and_the_split_of_clients_do_not_matter(make_federation: Make, toy_clients: Clients) -> None:
+def test_the_order_and_the_split_of_clients_do_not_matter(context: Context, toy_clients: Clients) -> None:
     """The same images on other clients give the same statistic; listed in another order, the same bits."""
-    context = make_context(make_federation(), toy_clients)
     rows = torch.arange(45).flip(0)
     other = {7: rows[:2], 8: rows[2:40], 9: rows[40:]}
     moved = {i: replace(toy_clients[0], rows=r) for i, r in other.items()}
@@ -120,11 +122,11 @@ def test_the_order_and_the_split_of_clients_do_not_matter(make_federation: Make,
 
 
 @on_models_in_a_row
-@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.75])
+@pytest.mark.parametrize("ratio", [0.04, 0.2, 0.5, 0.95])
 def test_the_highest_scores_are_pruned_and_nothing_else_changes(
     model: Model, ratio: float, make_federation: Make, toy_clients: Clients
 ) -> None:
-    """Scores by loops over the definitions: ⌊R·n⌋ of the highest go, but a tenth of each layer stays."""
+    """Scores by loops over the definitions: ⌊R·n⌋ of the highest go, at R = 0.04 none; a tenth of each layer stays."""
     federation = make_federation(architecture=model)
     context = make_context(federation, toy_clients)
     images, labels = pictures(toy_clients)
@@ -152,20 +154,6 @@ def test_the_highest_scores_are_pruned_and_nothing_else_changes(
         if layer:
             want[[j - layer_of.index(layer) for j in expected if layer_of[j] == layer]] = 0
         assert torch.equal(value, want), name
-
-
-def test_a_tiny_ratio_changes_nothing(make_federation: Make, toy_clients: Clients) -> None:
-    """⌊0.12·8⌋ = 0."""
-    context = make_context(make_federation(), toy_clients)
-    result = FuMp(prune_ratio=0.12).unlearn(context)
-    assert equal(result.state, context.state)
-    assert result.cost.sample_forwards == 45
-
-
-def test_an_extreme_ratio_leaves_a_channel_in_each_layer(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
-    gone = zeroed(FuMp(prune_ratio=0.95).unlearn(context).state)
-    assert sum(j < 4 for j in gone) == sum(j >= 4 for j in gone) == 3
 
 
 def test_a_channel_for_one_class_ranks_first_and_its_removal_hurts_that_class_most(make_federation: Make) -> None:
@@ -258,9 +246,8 @@ def test_masks_hold_channels_that_would_grow_again(norm: str, make_federation: M
     assert any(plain[n][unlearned[n] == 0].any() for n in own)
 
 
-def test_a_second_request_keeps_the_first_ones_channels(make_federation: Make, toy_clients: Clients) -> None:
+def test_a_second_request_keeps_the_first_ones_channels(context: Context) -> None:
     """⌊0.25·8⌋ = 2 channels for each request: two, then four, the first two among them."""
-    context = make_context(make_federation(), toy_clients)
     method = FuMp(prune_ratio=0.25)
     first = method.recover(context, method.unlearn(context).state)
     assert first is not None
@@ -272,9 +259,8 @@ def test_a_second_request_keeps_the_first_ones_channels(make_federation: Make, t
     assert set(zeroed(first.state)) < set(zeroed(second.state))
 
 
-def test_what_is_left_of_a_pruned_channel_goes_too(make_federation: Make, toy_clients: Clients) -> None:
+def test_what_is_left_of_a_pruned_channel_goes_too(context: Context) -> None:
     """A zero filter whose biases are not zero, as pruning of the filter alone would leave it, gives a constant."""
-    context = make_context(make_federation(), toy_clients)
     state = {n: v.clone() for n, v in context.state.items()}
     state["features.4.weight"][2] = 0
     after = FuMp(prune_ratio=0.12).unlearn(replace(context, state=state)).state
@@ -282,8 +268,7 @@ def test_what_is_left_of_a_pruned_channel_goes_too(make_federation: Make, toy_cl
     assert not any(after[f"features.{n}"][2].any() for n in ("4.weight", "4.bias", "5.weight", "5.bias"))
 
 
-def test_what_earlier_requests_forgot_is_not_read(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_what_earlier_requests_forgot_is_not_read(context: Context) -> None:
     second = context.then(context.state, class_request(0))
     result = FuMp().unlearn(guard(second, 1))
     assert (result.cost.data_size, result.cost.sample_forwards) == (30, 30)
@@ -293,24 +278,21 @@ def test_what_earlier_requests_forgot_is_not_read(make_federation: Make, toy_cli
     FuMp().recover(guard(second, 0, 1), result.state)
 
 
-def test_an_earlier_class_weighs_nothing_in_the_scores(make_federation: Make, toy_clients: Clients) -> None:
+def test_an_earlier_class_weighs_nothing_in_the_scores(context: Context, toy_clients: Clients) -> None:
     """As if its images had never been there."""
-    context = make_context(make_federation(), toy_clients)
     second = context.then(context.state, class_request(0))
     without = {i: d.with_classes((1,), keep=False) for i, d in toy_clients.items()}
     alone = make_context(context.federation, without, context.state, target=0)
     assert equal(FuMp(prune_ratio=0.5).unlearn(second).state, FuMp(prune_ratio=0.5).unlearn(alone).state)
 
 
-def test_an_earlier_clients_data_are_not_read(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_an_earlier_clients_data_are_not_read(context: Context) -> None:
     second = replace(context, forgotten=(UnlearningRequest("client", (2,)), context.request))
     assert FuMp().unlearn(second).cost.data_size == 24 + 12
 
 
-def test_costs(make_federation: Make, toy_clients: Clients) -> None:
+def test_costs(context: Context) -> None:
     """45 images on three clients, three classes, 2·4 channels; recovery is that of the shared settings."""
-    context = make_context(make_federation(), toy_clients)
     method = FuMp(recover_local_steps=3)
     unlearned = method.unlearn(context)
     assert unlearned.cost.seconds > 0
@@ -334,9 +316,8 @@ def test_each_image_is_passed_forward_once(make_federation: Make, toy_clients: C
     assert passed == [24, 24, 12, 9]
 
 
-def test_a_sample_of_each_client(make_federation: Make, toy_clients: Clients) -> None:
+def test_a_sample_of_each_client(context: Context) -> None:
     """At most ten images each: 10 + 10 + 9; all of D may be touched."""
-    context = make_context(make_federation(), toy_clients)
     cost = FuMp(score_samples=10).unlearn(context).cost
     assert (cost.data_size, cost.sample_forwards) == (45, 29)
     assert equal(FuMp(score_samples=24).unlearn(context).state, FuMp().unlearn(context).state)
@@ -352,8 +333,7 @@ def test_a_sample_without_the_class_is_an_error(make_federation: Make, toy_clien
     assert FuMp(score_samples=12).unlearn(context).cost.sample_forwards == 12
 
 
-def test_same_seed_same_result(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_same_seed_same_result(context: Context) -> None:
     before = {n: v.clone() for n, v in context.state.items()}
     method = FuMp(score_samples=12, prune_ratio=0.4)
 
@@ -366,9 +346,8 @@ def test_same_seed_same_result(make_federation: Make, toy_clients: Clients) -> N
     assert equal(context.state, before)
 
 
-def test_the_requested_class_alone_or_absent_is_no_crash(make_federation: Make, toy_clients: Clients) -> None:
+def test_the_requested_class_alone_or_absent_is_no_crash(context: Context) -> None:
     """Alone: every score is 0 and the first channels go. Absent: nothing to measure, nothing pruned."""
-    context = make_context(make_federation(), toy_clients)
     everything = replace(context, forgotten=tuple(class_request(c) for c in range(3)))
     result = FuMp(prune_ratio=0.2).unlearn(everything)
     assert zeroed(result.state) == [0]
@@ -384,17 +363,19 @@ def test_hooks_do_not_outlive_the_round(make_federation: Make) -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_what_it_does_not_do_is_refused(make_federation: Make, toy_clients: Clients) -> None:
+def test_what_it_does_not_do_is_refused(context: Context) -> None:
     assert METHODS["fu-mp"] is FuMp
     check_support("fu-mp", class_request(1), frozenset({"forget-data", "retain-data"}))
     with pytest.raises(Unsupported, match="class requests, not client"):
         check_support("fu-mp", UnlearningRequest("client", (1,)), frozenset({"forget-data", "retain-data"}))
-    context = make_context(make_federation(), toy_clients)
     assert not FuMp.can_relearn
     with pytest.raises(Unsupported, match="fu-mp class-1: pruned channels cannot learn again"):
         FuMp().relearn(context, context.state)
     with pytest.raises(Unsupported, match="one class at a time"):
         FuMp().unlearn(replace(context, request=UnlearningRequest("class", (0, 1))))
+    linear = Federation(context.federation.fabric, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
+    with pytest.raises(Unsupported, match="no convolution"):
+        FuMp().unlearn(replace(context, federation=linear))
 
 
 @pytest.mark.parametrize("options", [{"prune_ratio": r} for r in (0.0, -0.1, 1.0, 1.5, float("nan"))])
