@@ -28,6 +28,8 @@ from tests.by_hand import equal
 from tests.conftest import Guarded, toy_images
 
 Make = Callable[..., Federation]
+Asked = Callable[..., Context]
+Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=4, local_steps=6, batch_size=8, lr=0.2)
 RELEARN = {"relearn_lr": 0.2}
 STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3, **RELEARN}
@@ -53,7 +55,7 @@ CASES = [pytest.param(name, level, id=f"{name}-{level}") for name in METHODS for
 
 
 @pytest.fixture
-def separate_clients() -> dict[int, LabelledSet]:
+def separate_clients() -> Clients:
     """Client 1 alone holds class 1, so that forgetting the client and forgetting the class are the same."""
     images, labels = toy_images(45)
     ones, rest = torch.nonzero(labels == 1).flatten(), torch.nonzero(labels != 1).flatten()
@@ -109,6 +111,14 @@ def make_context(
     return Context(federation, train, data, state, request, (request,), seed=1, history=history)
 
 
+@pytest.fixture
+def asked(make_federation: Make, toy_clients: Clients) -> Asked:
+    def make(level: str = "class", **options: object) -> Context:
+        return make_context(make_federation(**options), toy_clients, level)
+
+    return make
+
+
 def forget_rows(context: Context) -> set[int]:
     if context.request.level == "class":
         labels = context.clients[0].original.labels
@@ -139,10 +149,8 @@ def serve(method: Method, context: Context) -> State:
 
 
 @pytest.mark.parametrize(("name", "level"), CASES)
-def test_finite_the_same_again_in_any_order_and_inputs_untouched(
-    name: str, level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
-    context = make_context(make_federation(), toy_clients, level)
+def test_finite_the_same_again_in_any_order_and_inputs_untouched(name: str, level: str, asked: Asked) -> None:
+    context = asked(level)
     before = {n: v.clone() for n, v in context.state.items()}
     images = {i: (c.synthetic.images.clone(), c.subset.images.clone()) for i, c in context.clients.items()}
     method = tiny(name)
@@ -161,11 +169,9 @@ def test_finite_the_same_again_in_any_order_and_inputs_untouched(
 
 @pytest.mark.parametrize("faults", [None, FAULTS], ids=["", "faults"])
 @pytest.mark.parametrize(("name", "level"), CASES)
-def test_only_declared_data_are_read(
-    name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_only_declared_data_are_read(name: str, level: str, faults: Faults | None, asked: Asked) -> None:
     """Data that a method does not declare raise on access; what is to be forgotten does after unlearning."""
-    context = make_context(make_federation(faults=faults), toy_clients, level)
+    context = asked(level, faults=faults)
     method, everything = tiny(name), set(range(45))
     forget = forget_rows(context)
     forbidden = {"forget-data": forget, "retain-data": everything - forget}
@@ -178,11 +184,9 @@ def test_only_declared_data_are_read(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("name", "level"), CASES)
-def test_a_request_is_served_where_clients_fail(
-    name: str, level: str, seed: int, make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_a_request_is_served_where_clients_fail(name: str, level: str, seed: int, asked: Asked) -> None:
     """In training as well as in every stage: it ends finite, and the same again."""
-    context = replace(make_context(make_federation(faults=FAULTS), toy_clients, level), seed=seed)
+    context = replace(asked(level, faults=FAULTS), seed=seed)
     method = tiny(name)
     first = serve(method, context)
     assert is_finite(first)
@@ -194,8 +198,8 @@ def test_a_request_is_served_where_clients_fail(
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if "forget-data" in METHODS[n].needs and n != "s2u"])
-def test_the_guard_notices(name: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_the_guard_notices(name: str, asked: Asked) -> None:
+    context = asked()
     with pytest.raises(AssertionError, match="forbidden"):
         tiny(name).unlearn(guard(context, forget_rows(context)))
     if name == "sga-or":  # its ascent reads nothing else, though its recovery does
@@ -204,7 +208,7 @@ def test_the_guard_notices(name: str, make_federation: Make, toy_clients: dict[i
 
 @pytest.mark.parametrize(("name", "level"), CASES)
 def test_forgets_keeps_and_learns_again(
-    name: str, level: str, make_federation: Make, separate_clients: dict[int, LabelledSet]
+    name: str, level: str, make_federation: Make, separate_clients: Clients
 ) -> None:
     federation = make_federation(width=8)
     context = make_context(federation, separate_clients, level)
@@ -225,7 +229,7 @@ def test_forgets_keeps_and_learns_again(
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "class" in METHODS[name].levels])
-def test_two_requests_in_a_row(name: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+def test_two_requests_in_a_row(name: str, make_federation: Make, toy_clients: Clients) -> None:
     """After the second request both classes are gone, and the first one's data were not read again."""
     federation = make_federation(width=8)
     context = make_context(federation, toy_clients)
@@ -238,9 +242,7 @@ def test_two_requests_in_a_row(name: str, make_federation: Make, toy_clients: di
     assert result.accuracy[0] > 0.75
 
 
-def test_without_distillation_at_scale_one_quickdrop_is_sga(
-    make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_without_distillation_at_scale_one_quickdrop_is_sga(make_federation: Make, toy_clients: Clients) -> None:
     """s = 1, ς_S = 0 and no augmentation: S is D, so both do the same steps on the same batches."""
     federation = make_federation()
     context = make_context(federation, toy_clients)
@@ -258,11 +260,9 @@ def test_without_distillation_at_scale_one_quickdrop_is_sga(
     assert replace(ours.cost, seconds=0) == replace(theirs.cost, seconds=0)
 
 
-def test_the_control_is_quickdrop_without_distillation(
-    make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_the_control_is_quickdrop_without_distillation(asked: Asked) -> None:
     """With ς_S = 0 the synthetic images are those they started from, so both methods do the same."""
-    context = make_context(make_federation(), toy_clients)
+    context = asked()
     clients = {
         i: replace(c, synthetic=replace(c.synthetic, images=c.subset.images)) for i, c in context.clients.items()
     }
@@ -273,7 +273,7 @@ def test_the_control_is_quickdrop_without_distillation(
 
 
 def test_retraining_without_a_forget_set_is_the_original_training(
-    make_federation: Make, toy_clients: dict[int, LabelledSet], monkeypatch: pytest.MonkeyPatch
+    make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation()
     context = make_context(federation, toy_clients)
@@ -286,13 +286,11 @@ def test_retraining_without_a_forget_set_is_the_original_training(
 
 
 @pytest.mark.parametrize(("name", "rounds"), [("retrain-or", 0), ("federaser", 3), ("s2u", 0), ("sga-or", 2)])
-def test_recovery_and_relearning_on_originals_are_descents(
-    name: str, rounds: int, make_federation: Make, toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_recovery_and_relearning_on_originals_are_descents(name: str, rounds: int, asked: Asked) -> None:
     """With the paper's η = 0.01 and the training's T, where nothing else is asked for; two rounds of relearning."""
-    context, method = make_context(make_federation(), toy_clients, "client"), METHODS[name]()
+    context, method = asked("client"), METHODS[name]()
 
-    def descent(stage: str, rounds: int, data: dict[int, LabelledSet]) -> State:
+    def descent(stage: str, rounds: int, data: Clients) -> State:
         phase = Phase(stage, rounds, TRAIN.local_steps, TRAIN.batch_size, 0.01)
         return context.federation.run(context.state, data, phase, 1).state
 
@@ -332,8 +330,8 @@ def expected(phase_sizes: list[int], rounds: int, steps: int) -> Expected:
 
 
 @pytest.mark.parametrize("level", ["class", "client"])
-def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
-    context = make_context(make_federation(), toy_clients, level)
+def test_costs_follow_from_the_settings(level: str, asked: Asked) -> None:
+    context = asked(level)
     forget, retain = sizes(context, "forget"), sizes(context, "retain")
     assert (sum(forget), sum(retain)) == ((15, 30) if level == "class" else (12, 33))
     small = {i: c.synthetic.as_labelled() for i, c in context.clients.items()}
@@ -376,8 +374,8 @@ def test_costs_follow_from_the_settings(level: str, make_federation: Make, toy_c
     assert {n for n in METHODS if level in METHODS[n].levels} <= set(cases)
 
 
-def test_storage(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_storage(asked: Asked) -> None:
+    context = asked()
     parameters = sum(v.numel() for v in context.state.values())
     images = sum(len(c.synthetic) for c in context.clients.values())
     image_bytes = 8 * 8 * 4
@@ -394,18 +392,18 @@ def test_storage(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> 
 # Limits -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_left_to_retain_is_no_crash(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+def test_nothing_left_to_retain_is_no_crash(asked: Asked) -> None:
     for level in ("class", "client"):
-        context = make_context(make_federation(), toy_clients, level)
+        context = asked(level)
         context = replace(context, forgotten=(UnlearningRequest(level, (0, 1, 2)),))
         for name in METHODS:
             if level in METHODS[name].levels:
                 assert is_finite(serve(tiny(name), context)), name
 
 
-def test_patience_ends_descents_early(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
+def test_patience_ends_descents_early(asked: Asked) -> None:
     """At a learning rate of next to nothing the loss never falls by much: the first round, then patience runs out."""
-    context = replace(make_context(make_federation(), toy_clients), patience=2)
+    context = replace(asked(), patience=2)
     method = METHODS["sga-or"](recover_rounds=9, recover_lr=1e-9, unlearn_rounds=4, unlearn_lr=1e-9)
     assert method.unlearn(context).cost.rounds == 4  # ascent is no descent
     recovered = method.recover(context, context.state)

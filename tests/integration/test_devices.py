@@ -159,7 +159,10 @@ def test_processes_that_the_command_starts_end_the_same_and_the_first_alone_spea
 
 
 @pytest.mark.slow
-def test_an_error_that_all_meet_is_said_once(by_two: Path) -> None:
+def test_torchrun_starts_processes_and_an_error_that_all_meet_is_said_once(by_two: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "quickdrop_bench"]
+    options = ["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled"]
+    assert "Starting with 2 processes" in run(options, program=torchrun).stderr
     done = run(["train", *TINY, *TWO, "--dataset", "mnist", "--data-dir", "nowhere"], code=2)
     for said, last in (
         (done.stderr, "--data-dir nowhere"),
@@ -169,13 +172,6 @@ def test_an_error_that_all_meet_is_said_once(by_two: Path) -> None:
         assert last in said.splitlines()[-1]
         assert "Traceback" not in said
     assert (by_two / "diverging 1.txt").read_text() == ""
-
-
-@pytest.mark.slow
-def test_torchrun_starts_the_processes() -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "quickdrop_bench"]
-    options = ["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled"]
-    assert "Starting with 2 processes" in run(options, program=torchrun).stderr
 
 
 def test_as_many_processes_are_needed_as_torchrun_has_started(
@@ -224,13 +220,10 @@ def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_pat
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    from quickdrop_bench.harness import run\n"
-        "    whole = run._stage\n"
-        "    def stage(session, its, context, name, result):\n"
-        "        if (its.method, name) == ('sga-or', 'unlearning'):\n"
-        "            raise RuntimeError('CUDA out of memory')\n"
-        "        return whole(session, its, context, name, result)\n"
-        "    run._stage = stage\n"
+        "    from quickdrop_bench.methods import METHODS\n"
+        "    def unlearn(self, context):\n"
+        "        raise RuntimeError('CUDA out of memory')\n"
+        "    METHODS['sga-or'].unlearn = unlearn\n"
     )
     command = [*PROGRAM, "table", "2", *TINY, *TWO, "--methods", "sga-or,quickdrop"]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=600)

@@ -16,7 +16,6 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.options import declared
 from quickdrop_bench.cli.resolve import options_of, parse
 from quickdrop_bench.tracking.wandb_logger import PROJECT
 from tests.conftest import TINY
@@ -60,12 +59,6 @@ def test_wandb_accepts_the_file(config: dict[str, Any], sweeps: ModuleType) -> N
     assert filled["project"] == PROJECT
     assert (FILE.parents[1] / filled["program"]).is_file()
     assert sweeps.config.schema_violations_from_proposed_config(config | {"method": "exhaustive"})
-
-
-def test_parameters_are_options_of_the_command(config: dict[str, Any]) -> None:
-    options = {option.name for option in declared("sweep").values()}
-    assert {f"--{name}" for name in config["parameters"]} == {"--scales", "--alphas"}
-    assert {f"--{name}" for name in config["parameters"]} <= options
 
 
 def test_every_point_is_one_cell_of_our_sweep(config: dict[str, Any], sweeps: ModuleType) -> None:
