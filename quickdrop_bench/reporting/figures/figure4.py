@@ -80,12 +80,14 @@ class Chain:
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Per request its number and (classes, rounds) accuracies; 0 is the model before; without rounds one is NaN."""
         for k, course in enumerate(self.courses):
-            grid = course.points.pivot_table("mean", "label", "round", aggfunc="last").reindex(self.classes)
+            past = course.points["round"] <= 0
             if k == 0:
-                before = grid[[at for at in grid.columns.tolist() if at <= 0][-1:]]
-                yield 0, before.to_numpy() if len(before.columns) else np.full((len(grid), 1), np.nan)
-            after = grid[[at for at in grid.columns.tolist() if at > 0]]
-            yield k + 1, after.to_numpy() if len(after.columns) else np.full((len(grid), 1), np.nan)
+                yield 0, self._grid(course.points[past])[:, -1:]
+            yield k + 1, self._grid(course.points[~past])
+
+    def _grid(self, points: pd.DataFrame) -> np.ndarray:
+        wide = points.pivot_table("mean", "label", "round", aggfunc="last").reindex(self.classes)
+        return wide.to_numpy() if len(wide.columns) else np.full((len(self.classes), 1), np.nan)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Numbers: every class before the first request and at the end of every step."""

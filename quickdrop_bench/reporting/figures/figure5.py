@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from quickdrop_bench.harness.exhibits import Column
-from quickdrop_bench.reporting.figures.curves import draw_methods, draw_paper, name_ends, trend_lines
+from quickdrop_bench.reporting.figures.curves import Axis, trend_lines
 from quickdrop_bench.reporting.figures.points import methods_in, numbers_frame, panels, plain
 from quickdrop_bench.reporting.figures.style import GREY, ORANGE, legend_below, rows_of_panels, say
 from quickdrop_bench.reporting.frame import TRAINING
@@ -19,37 +19,25 @@ from quickdrop_bench.reporting.names import ORIGINAL
 
 __all__ = ["draw"]
 
+F = "fine_tuning"
 STEPS = "fine-tuning steps F"
 GRADIENTS = {"FL training": (TRAINING, "original_gradients"), "fine-tuning": ("fine-tuning", "original_gradients")}
 COUNT = Column("", "", "", "", "count")
 
 
 def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
-    """Over the amount of fine-tuning: R-Set accuracy, and mini-batch gradients on original data.
-
-    Args:
-        rows: from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        methods: in order; others that were measured follow.
-
-    Returns:
-        The picture and its points.
-    """
-    settings = panels(rows, published, within=("fine_tuning",))
+    """Over the amount of fine-tuning: R-Set accuracy, and mini-batch gradients on original data."""
+    settings = panels(rows, published, within=(F,))
     figure, axes = rows_of_panels(settings, 2, 2.7)
     lines: list[dict[Any, Any]] = []
     for setting, (left, right) in zip(settings, axes, strict=True):
         shown = methods_in(setting, methods)
-        points = numbers_frame(trend_lines(setting, "fine_tuning", shown, [("total", "r_set_accuracy")]))
-        draw_methods(left, points, "fine_tuning", shown)
-        left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        measured = points["fine_tuning"][points["runs"] > 0].dropna().unique()
-        if len(measured) < 2:
-            left.set_xticks(measured)
-        draw_paper(left, points, "fine_tuning", setting.published)
+        points = numbers_frame(trend_lines(setting, F, shown, [("total", "r_set_accuracy")]))
+        axis = Axis(left, points, F, setting.published)
+        axis.draw_methods(shown)
+        axis.name_ends()
         left.set(xlabel=STEPS, ylabel="R-Set accuracy after recovery (%)")
-        name_ends(left)
-        gradients = numbers_frame(trend_lines(setting, "fine_tuning", [ORIGINAL], GRADIENTS.values()))
+        gradients = numbers_frame(trend_lines(setting, F, [ORIGINAL], GRADIENTS.values()))
         _draw_gradients(right, gradients)
         legend_below(left.get_figure(root=False), (right,), 2)
         lines += [*points.to_dict(orient="records"), *gradients.to_dict(orient="records")]
@@ -61,10 +49,10 @@ def _draw_gradients(axes: Axes, points: pd.DataFrame) -> None:
     if points["mean"].isna().all():
         say(axes, "no value" if points["runs"].sum() else "not run")
         return
-    values = sorted(points["fine_tuning"].unique())
+    values = sorted(points[F].unique())
     below = pd.Series(0.0, index=values)
     for (name, (stage, _)), color in zip(GRADIENTS.items(), (GREY, ORANGE), strict=True):
-        own = points[points["stage"] == stage].groupby("fine_tuning", dropna=False)["mean"].first()
+        own = points[points["stage"] == stage].groupby(F, dropna=False)["mean"].first()
         heights = own.reindex(values).fillna(0.0)
         axes.bar(range(len(values)), heights, 0.6, below, label=name, color=color)
         below = below + heights
