@@ -28,23 +28,10 @@ WIDE = 120
 """Columns of a terminal on which lists show all that they know."""
 
 
-def table(line: CommandLine) -> int:
-    """Measure what is missing of a table and render it."""
-    return _exhibit(f"table{line.typed['number']}", line)
-
-
-def figure(line: CommandLine) -> int:
-    """Measure what is missing of a figure and draw it."""
-    return _exhibit(f"figure{line.typed['number']}", line)
-
-
-def sweep(line: CommandLine) -> int:
-    """Show the plan of a sweep, measure what is missing and draw it."""
-    return _exhibit("sweep", line)
-
-
-def _exhibit(name: str, line: CommandLine) -> int:
-    args = line.options(exhibit(name).name)
+def measured(line: CommandLine) -> int:
+    """Measure what is missing of a table, a figure or a sweep, and render it."""
+    name = exhibit(line.section).name
+    args = line.options(name)
     found = list(cells(name, line))
     check_experiments(name, line, args, [experiment for experiment, _ in found])
     with importing():
@@ -53,26 +40,16 @@ def _exhibit(name: str, line: CommandLine) -> int:
     return produce(name, args, line, found)
 
 
-def train(line: CommandLine) -> int:
-    """Train federations and save their artifacts."""
+def federation(line: CommandLine) -> int:
+    """Train federations and save their artifacts, or show who holds what without training."""
     args = line.options()
-    check_federation(line, args, [args.dataset])
+    check = check_federation if line.command == "train" else check_partition
+    check(line, args, [args.dataset])
     _ = federation_spec(args), seeds_of(args)
     with importing():
         from quickdrop_bench.cli import training
 
-    return training.train(args)
-
-
-def distribution(line: CommandLine) -> int:
-    """Show a partition without training: CSV and picture of the classes per client."""
-    args = line.options()
-    check_partition(line, args, [args.dataset])
-    _ = federation_spec(args), seeds_of(args)
-    with importing():
-        from quickdrop_bench.cli import training
-
-    return training.distribution(args)
+    return training.train(args) if line.command == "train" else training.distribution(args)
 
 
 def served(line: CommandLine) -> int:
@@ -194,12 +171,10 @@ def _print_list(line: CommandLine, header: Sequence[str], lines: Sequence[Sequen
 
 
 FUNCTIONS: dict[str, Callable[[CommandLine], int]] = {
-    "table": table,
-    "figure": figure,
-    "sweep": sweep,
-    "train": train,
+    **dict.fromkeys(("table", "figure", "sweep"), measured),
+    "train": federation,
     **dict.fromkeys(("unlearn", "relearn", "evaluate", "show", "export"), served),
-    "distribution": distribution,
+    "distribution": federation,
     "report": report,
     "dashboard": dashboard,
     "methods": list_methods,

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from quickdrop_bench.cli.lists import numbers, requests_of, split
+from quickdrop_bench.cli.lists import classes_of, numbers, numbers_of, split
 from quickdrop_bench.cli.options import AXES, spelled
 from quickdrop_bench.cli.resolve import CommandLine, arithmetic, federation_spec, methods_of, seeds_of
 from quickdrop_bench.core.errors import BadInput
@@ -22,6 +22,8 @@ from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS, check_support
 
 __all__ = ["cells"]
+
+DEFAULT = " (the default)"
 
 
 def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]]:
@@ -98,8 +100,15 @@ class _Plan:
                     yield replace(experiment, usual=usual, swept=frozenset(axes)), here
 
     def _requests(self, args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
-        asked = "forget_class" in {*self.line.typed, *self.line.files}
-        return requests_of(args, level, class_names(args.dataset, args.data_dir), asked=asked)
+        """What is to be forgotten, one after the other; a class that does not exist may be the default."""
+        if level == "class":
+            text, note = args.forget_class, "" if "forget_class" in {**self.line.typed, **self.line.files} else DEFAULT
+            targets = classes_of(text, class_names(args.dataset, args.data_dir), note)
+        else:
+            text, targets = args.forget_client, numbers_of("--client", args.forget_client)
+        if not targets:
+            raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
+        return tuple(UnlearningRequest(level, (target,)) for target in targets)
 
     def _options(self, place: Mapping[str, Any], *, own: bool = True) -> Namespace:
         return self.line.options(self.variant.section, {**self.variant.options, **place}, own=own)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from jsonargparse import Namespace
-
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.class_names import class_index
-from quickdrop_bench.data.requests import UnlearningRequest
 
-__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "requests_of", "split"]
+__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "split"]
 
 
 def split(option: str, text: object) -> list[str]:
@@ -65,22 +62,3 @@ def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int,
     classes = tuple(class_index(part, names, note) for part in split("--class", text))
     check_once("--class", text, classes)
     return classes
-
-
-def requests_of(
-    args: Namespace, level: str, names: Sequence[str], *, asked: bool = True
-) -> tuple[UnlearningRequest, ...]:
-    """What is to be forgotten, one after the other.
-
-    Args:
-        args: the command's options.
-        level: ``class`` or ``client``.
-        names: of the classes.
-        asked: whether the user named the class; one that does not exist is called the default otherwise.
-    """
-    text = args.forget_class if level == "class" else args.forget_client
-    note = "" if asked else " (the default)"
-    targets = classes_of(text, names, note) if level == "class" else numbers_of("--client", text)
-    if not targets:
-        raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
-    return tuple(UnlearningRequest(level, (target,)) for target in targets)

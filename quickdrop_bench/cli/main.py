@@ -80,8 +80,7 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     line = parse(argv)
     if line.prints_config:
-        number = line.typed.get("number", "")
-        print(yaml.safe_dump(line.as_file(f"{line.command}{number}"), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(line.as_file(), sort_keys=False, allow_unicode=True), end="")
         return 0
     return FUNCTIONS[line.command](line)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -14,7 +14,7 @@ from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
-from quickdrop_bench.harness.estimate import Part
+from quickdrop_bench.harness.estimate import Part, PlannedCell
 
 __all__ = ["ProgressDisplay", "RoundAccuracy", "Work", "duration"]
 
@@ -69,6 +69,11 @@ class Work:
     _current: Part | None = None
     _done: float = 0.0
     _since: float = 0.0
+
+    @classmethod
+    def of(cls, planned: Iterable[PlannedCell]) -> Work:
+        """What is missing of some cells."""
+        return cls({part: steps for cell in planned for part, steps in cell.steps.items()})
 
     def begin(self, run: RequestInfo) -> None:
         """The next training or request; what was begun before it has ended."""

@@ -163,10 +163,15 @@ class CommandLine:
             below = {key: value for key, value in below.items() if "." not in key}
         return self.over(below, said)
 
-    def as_file(self, section: str) -> dict[str, Any]:
+    @property
+    def section(self) -> str:
+        """Of the preset's files that the command is about, e.g. ``table4`` or ``sweep``."""
+        return f"{self.command}{self.typed.get('number', '')}"
+
+    def as_file(self) -> dict[str, Any]:
         """The options that count, as a configuration file has them."""
         found: dict[str, Any] = {}
-        options = self.options(section)
+        options = self.options(self.section)
         for key in (key for key, option in declared(self.command).items() if option.name.startswith("--")):
             method, _, name = key.rpartition(".")
             value = str(options[key]) if isinstance(options[key], Path) else options[key]

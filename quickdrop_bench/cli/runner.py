@@ -103,8 +103,7 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
             all_well = _in_processes(name, args, line, experiments, jobs)
             rows = RowFile(rows.path)
         else:
-            work = Work({part: steps for cell in planned for part, steps in cell.steps.items()})
-            all_well = True
+            work, all_well = Work.of(planned), True
             for cell in experiments:
                 all_well &= _measure_here(args, folder, rows, cell, tracker, work)
         _render(args, rows, [experiment for experiment, _ in experiments], folder)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Column, Table
 
 from quickdrop_bench.cli.progress import ProgressDisplay, Work
 from quickdrop_bench.cli.resolve import arithmetic, federation_spec, seeds_of
@@ -30,6 +34,9 @@ from quickdrop_bench.tracking.wandb_logger import tracking
 
 __all__ = ["distribution", "train"]
 
+MOST_COLUMNS = 20
+"""Classes of a partition that is printed; its CSV file has all."""
+
 
 def train(args: Namespace) -> int:
     """Train federations and save their artifacts."""
@@ -42,8 +49,7 @@ def train(args: Namespace) -> int:
         for seed in experiment.seeds:
             session.prepare(seed)
         return 0
-    planned = plan([(experiment, ())], [], args.artifacts_dir, None)
-    work = Work({part: steps for cell in planned for part, steps in cell.steps.items()})
+    work = Work.of(plan([(experiment, ())], [], args.artifacts_dir, None))
     with tracking(args) as tracker:
         _train(*make_session(args, experiment, tracker, work))
     return 0
@@ -70,12 +76,10 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         if experiment.federation.distill:
             write_sheet(folder, *synthetic_pairs(session.data, context.clients), _title(experiment, seed))
         session.federation.load(context.state)
-        accuracy = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names)).without(
-            ()
-        )
+        found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.trained(seed).cost
         share = cost.distillation_seconds / cost.seconds
-        print(f"{folder}  accuracy {accuracy:.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
+        print(f"{folder}  accuracy {found.without(()):.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
 
 
 def distribution(args: Namespace) -> int:
@@ -87,16 +91,28 @@ def distribution(args: Namespace) -> int:
         rows = client_rows(spec, data.train.labels, seed)
         counts = class_counts(data.train.labels.numpy(), rows, len(data.class_names))
         label = dataset_label(spec.dataset, args.data_dir).replace(":", "-")
-        folder = (
-            args.results_dir / args.preset / "distribution" / f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
-        )
+        name = f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
+        folder = args.results_dir / args.preset / "distribution" / name
         refuse_links(folder, args.results_dir, "--results-dir")
         try:
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
         except OSError as error:
             raise BadInput("--results-dir", args.results_dir, f"it cannot be written ({error.strerror})") from error
+        _print_counts(counts, data.class_names)
         print("\n".join(str(path) for path in paths))
     return 0
+
+
+def _print_counts(counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Images by client and class, where so many columns can be read."""
+    if len(class_names) > MOST_COLUMNS:
+        return
+    table = Table(
+        "client", *(Column(name, justify="right") for name in (*class_names, "all")), box=None, pad_edge=False
+    )
+    for client, line in enumerate(counts):
+        table.add_row(str(client), *map(str, line), str(line.sum()))
+    Console(highlight=False).print(table)
 
 
 def _without_methods(name: str, args: Namespace, precision: str) -> Experiment:

@@ -190,13 +190,6 @@ def test_a_cell_that_cannot_be_is_marked_and_the_others_go_on(run: Run) -> None:
     assert "quickdrop" in set(rows[rows["clients"] == 3]["method"])
 
 
-def test_a_report_into_a_folder_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    code, _, err = run("report", "--output", str(tmp_path))
-    assert code == 2
-    assert err.startswith("quickdrop-bench: --output")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["sweep", "--scales", "1,10"], ["table", "2", "--seeds", "1,2"]])
 def test_jobs_give_the_rows_of_one_process(run: Run, command: list[str]) -> None:

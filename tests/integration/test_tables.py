@@ -183,21 +183,6 @@ def test_runs_of_other_settings_are_never_averaged(run: Run) -> None:
     assert final.groupby(["changes", "setting", "method"])["seed"].apply(list).tolist() == [[1], [1], [1, 2], [1, 2]]
 
 
-@pytest.mark.slow
-def test_other_hyper_parameters_have_a_line_of_their_own(run: Run) -> None:
-    command = ("table", "2", *TINY, "--methods", "retrain-or,quickdrop")
-    _, first, _ = run(*command, "--seeds", "2")
-    _, second, _ = run(*command, "--seeds", "1,", "--quickdrop.recover-lr", "0.01")
-    ((_, before),), ((_, after),) = blocks(first).items(), blocks(second).items()
-    assert lines_of(after)["QuickDrop (recover_lr 0.01)"] != lines_of(after)["QuickDrop"]
-    assert {"QuickDrop", "Retrain-Or"} < {*lines_of(before)}
-    run("report")
-    page = Path("results/report.html").read_text()
-    assert "QuickDrop (recover_lr 0.01)" in page
-    *_, line = (line for line in lines_of(before).items() if line[0] == "QuickDrop")
-    assert line[1][0] in page  # still the average of both seeds
-
-
 def test_a_run_taken_over_says_what_differs_in_its_new_place(run: Run, table_2: Ended) -> None:
     _, _, err = run("figure", "3", *TINY, "--methods", "retrain-or")
     assert "round" not in err
@@ -274,20 +259,6 @@ def test_the_control_needs_neither_distillation_nor_records(run: Run) -> None:
     assert code == 0
     assert "QuickDrop (not run)" in out
     assert value(rows_of("table2"), method="random-subset", stage="total", metric="diverged") == 0
-
-
-@pytest.mark.slow
-def test_methods_of_different_federations_are_not_compared(run: Run) -> None:
-    """After K = 2, QuickDrop alone at K = 4: another command shows it in a block of its own, without the old oracle."""
-    run("table", "2", *TINY, "--methods", "retrain-or,quickdrop")
-    run("table", "2", *TINY, "--methods", "quickdrop", "--rounds", "4")
-    run("table", "2", *TINY, "--methods", "retrain-or", "--iid")
-    lines = pd.read_csv("results/quick/table2/table.csv")
-    lines = lines[(lines["distribution"] == "dirichlet-0.1") & lines["changes"].str.contains("rounds 4")]
-    lines = lines.set_index("method")
-    assert lines.loc["quickdrop", "seeds"] == 1
-    assert lines.loc["retrain-or", "seeds"] == 0
-    assert pd.isna(lines.loc["quickdrop", "total_speedup_median"])
 
 
 def test_a_client_without_data_is_refused_before_a_method_runs(run: Run) -> None:
