@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -51,7 +52,10 @@ def test_table_from_nothing_and_again(run: Run, table_2: Ended, tmp_path: Path) 
     heading = "digits, 3 clients, dirichlet-0.1, request class-9"
     for text in ("Retrain-Or", "FedEraser", "SGA-Or", "FU-MP", "Random subset", "QuickDrop", "463.7×", heading):
         assert text in out
-    assert "round 1/2" in err
+    assert "run 1/7 · seed 1 · fl-training · round 1/2 · loss" in err
+    assert re.search(
+        r"run 7/7 · seed 1 · quickdrop · recovery · round 2/2 · .* · F-Set 0.\d* · R-Set 0.\d* · \d+ s left", err
+    )
     rows = read_rows()
     ran = [r["method"] for r in rows if r["metric"] == "seconds" and r["stage"] in ("total", "fl-training")]
     assert ran == ["original", *METHODS_OF_TABLE_2]
@@ -310,11 +314,33 @@ def test_distribution(run: Run) -> None:
     assert all(Path(path[0]).stat().st_size > 100 for path in (table, svg, png))
 
 
-@pytest.mark.parametrize(("command", "word"), [("methods", "quickdrop"), ("datasets", "svhn"), ("presets", "quick")])
-def test_lists(run: Run, command: str, word: str) -> None:
-    code, out, _ = run(command)
+LISTS = {
+    "methods": "quickdrop",
+    "metrics": "membership",
+    "models": "resnet18",
+    "datasets": "svhn",
+    "presets": "quick",
+}
+
+
+@pytest.mark.parametrize(("command", "word"), LISTS.items())
+@pytest.mark.parametrize("details", [[], ["--details"]])
+def test_lists_fit_a_terminal(run: Run, command: str, word: str, details: list[str]) -> None:
+    code, out, _ = run(command, *details)
     assert code == 0
     assert word in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    if [command, *details] == ["methods"]:
+        assert len(out.splitlines()) == 1 + len(METHODS)
+    assert ("update-history" in out) == ([command, *details] == ["methods", "--details"])
+
+
+def test_the_latest_federation_is_the_one_that_was_finished_last(run: Run) -> None:
+    folders = [run("train", *TINY, *more)[1].split()[0] for more in ([], ["--lr", "0.3"])]
+    assert run("show", "latest")[1].startswith(folders[1])
+    os.utime(Path(folders[0]) / "manifest.json")
+    assert run("show", "latest")[1].startswith(folders[0])
+    assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
 
 
 @pytest.mark.parametrize("preset", presets())
