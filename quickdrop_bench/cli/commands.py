@@ -56,7 +56,9 @@ def served(line: CommandLine) -> int:
     """Look at a trained federation, or serve a request on it."""
     with importing():
         from quickdrop_bench.cli import serving
+        from quickdrop_bench.federation.ranks import find_rank
 
+    find_rank()
     return serving.COMMANDS[line.command](line.over({}), line)
 
 

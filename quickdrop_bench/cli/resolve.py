@@ -117,7 +117,9 @@ def _parser(command: str) -> Parser:
     for option in own.options:
         _add(parser, option)
     if own.has_preset:
-        parser.add_argument("--config", type=str, action="append", help="YAML file with options, which stand above it")
+        parser.add_argument(
+            "--config", type=str, action="append", help="YAML file with options; what is typed stands above it"
+        )
         parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
     if own.methods:
         parser.add_argument(
