@@ -76,8 +76,13 @@ def measure(
         if not force:
             for method in ordered:
                 _take_over(e, rows, siblings, method, seed)
-        found = {m: _missing(e, [rows], m, seed, force=force) for m in ordered}
-        found = {m: steps for m, steps in found.items() if any(step is None or step for step in steps)}
+        found: dict[str, list[Missing]] = {}
+        for method in ordered:
+            steps = _missing(e, [rows], method, seed, force=force)
+            if None in steps:  # a sequence is measured as a whole
+                found[method] = [None] * len(steps)
+            elif any(steps):
+                found[method] = steps
         if found:
             rows.check_writable()
         return found

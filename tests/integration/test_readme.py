@@ -25,7 +25,7 @@ NAMES = (
     "benchmarks/README.md",
     "benchmarks/DEVIATIONS.md",
     "results/README.md",
-    *(f"quickdrop_bench/{part}/README.md" for part in ("methods", "serving", "tracking")),
+    *(f"quickdrop_bench/{part}/README.md" for part in ("evaluation", "methods", "serving", "tracking")),
 )
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 README = PAGES["README.md"]

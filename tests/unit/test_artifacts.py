@@ -345,7 +345,7 @@ def test_files_of_another_kind_are_refused(trained: TrainedFederation, tmp_path:
 @pytest.mark.parametrize(
     ("tensors", "count"),
     [({"w": torch.zeros(4)}, 5), ({}, 5), ({"w": torch.zeros(3)}, 0)],
-    ids=["shape", "none", "count"],
+    ids=["0", "1", "2"],
 )
 def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path, tensors: Any, count: int) -> None:
     UpdateRecorder(tmp_path / UPDATES, 1, 1)(0, 0, 5, {"w": torch.zeros(3)}, {"w": torch.ones(3)})
