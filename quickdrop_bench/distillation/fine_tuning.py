@@ -10,7 +10,7 @@ from torch import nn
 
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match, positions_by_class
 from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.functional.initial import draw_parameters
 from quickdrop_bench.functional.matching import ClassGradients
@@ -63,10 +63,8 @@ def fine_tune(
         client: its id i.
         initialisation: 0-based index k.
     """
-    own_labels = data.own_labels().cpu()
-    classes = sorted(set(synthetic.labels.tolist()) - synthetic.fixed_classes)
-    positions = {c: torch.nonzero(own_labels == c).flatten() for c in classes}
-    by_class = {c: p for c, p in positions.items() if len(p)}
+    classes = set(synthetic.labels.tolist()) - synthetic.fixed_classes
+    by_class = {c: p for c, p in positions_by_class(data.own_labels()).items() if c in classes}
     if not by_class or not images.image_steps:
         return FineTuningResult(0, 0, 0.0, 0)
     real_stream, matching_stream, training_stream = (

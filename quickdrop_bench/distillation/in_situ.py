@@ -12,7 +12,15 @@ from torch import Tensor
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["Distillation", "MatchingResult", "SyntheticSet", "augmentation_positions", "initial_synthetic_set", "match"]
+__all__ = [
+    "Distillation",
+    "MatchingResult",
+    "SyntheticSet",
+    "augmentation_positions",
+    "initial_synthetic_set",
+    "match",
+    "positions_by_class",
+]
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,19 @@ class MatchingResult:
     samples: int
 
 
+def positions_by_class(labels: Tensor) -> dict[int, Tensor]:
+    """Where each class is, on the CPU, classes in order."""
+    labels = labels.cpu()
+    return {c: torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()}
+
+
 def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Generator) -> SyntheticSet:
     """Draw ⌈|D_i^c|/s⌉ real images of each class c of a client's data (Algorithm 2, lines 2–7).
 
     Its order is that of the data, so that s = 1 gives D_i itself.
     """
-    labels = data.own_labels().cpu()
     picks, fixed = [], set()
-    for c in labels.unique().tolist():
-        positions = torch.nonzero(labels == c).flatten()
+    for c, positions in positions_by_class(data.own_labels()).items():
         count = math.ceil(len(positions) / scale)
         picks.append(positions[torch.randperm(len(positions), generator=generator)[:count]])
         if count >= len(positions):
@@ -92,11 +104,9 @@ def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator
 
     They are mixed 1:1 in recovery.
     """
-    labels = data.own_labels().cpu()
     counts = torch.bincount(synthetic.labels.cpu(), minlength=1)
     picks = [torch.empty(0, dtype=torch.int64)]
-    for c in labels.unique().tolist():
-        positions = torch.nonzero(labels == c).flatten()
+    for c, positions in positions_by_class(data.own_labels()).items():
         picks.append(positions[torch.randperm(len(positions), generator=generator)[: int(counts[c])]])
     return torch.cat(picks).sort().values
 

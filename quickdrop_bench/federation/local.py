@@ -51,7 +51,7 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client's local steps did: passes per sample, mean loss, matching distance per matched step."""
+    """What local steps did: passes per sample, mean loss, matching distance per matched step."""
 
     cost: Cost
     loss: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quickdrop_bench.distillation.in_situ import Distillation
+from quickdrop_bench.distillation.in_situ import Distillation, positions_by_class
 
 __all__ = ["Plan", "batches", "plan_steps", "synthetic_images", "with_matching"]
 
@@ -104,8 +104,7 @@ def with_matching(
         width: M, at least :func:`synthetic_images`.
     """
     steps, classes = plan.means.shape
-    positions = {c: torch.nonzero(labels == c).flatten() for c in range(classes) if c not in fixed}
-    open_classes = {c: own for c, own in positions.items() if len(own)}
+    open_classes = {c: own for c, own in positions_by_class(labels).items() if c not in fixed}
     picks, shares = torch.zeros(steps, width, dtype=torch.int64), torch.zeros(steps, width)
     matched = torch.zeros(steps, classes)
     for t, present in enumerate((plan.means > 0).tolist()):

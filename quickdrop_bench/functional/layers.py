@@ -350,12 +350,17 @@ def sequence_of(model: nn.Module) -> list[nn.Module]:
 
 def is_supported(sequence: Sequence[nn.Module]) -> bool:
     """Whether the passes of a model's layers, given in the order in which they run, are written here."""
-    return all(
-        isinstance(m, HalvingPool | nn.ReLU | nn.Flatten | nn.Linear | nn.Identity)
-        or (isinstance(m, nn.GroupNorm) and m.affine)
-        or (isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and isinstance(m.padding, tuple))
-        for m in sequence
-    )
+    return all(map(_is_written, sequence))
+
+
+def _is_written(m: nn.Module) -> bool:
+    """A subclass may do something else."""
+    kind = type(m)
+    if isinstance(m, nn.Conv2d):
+        return kind is nn.Conv2d and m.groups == 1 and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+    if isinstance(m, nn.Flatten):
+        return (m.start_dim, m.end_dim) == (1, -1)
+    return kind in (HalvingPool, nn.ReLU, nn.Linear, nn.Identity) or (kind is nn.GroupNorm and bool(m.affine))
 
 
 def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:

@@ -67,7 +67,9 @@ class ClassGradients:
         self._model = model
         sequence = sequence_of(model)
         self._sequence = sequence if is_supported(sequence) else []
-        self._layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        # Not their subclasses, which may do something else with the weight.
+        exact = (m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear))
+        self._layers = [m for m in exact if isinstance(m, nn.Conv2d | nn.Linear)]
         known = {id(layer.weight) for layer in self._layers}
         for name, weight in matched_weights(model).items():
             if id(weight) not in known:

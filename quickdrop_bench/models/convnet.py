@@ -62,21 +62,15 @@ class ConvNet:
             raise BadInput(
                 "--depth", self.depth, f"images of {image_size} pixels can be halved {side.bit_length() - 1} times"
             )
+        groups = {"instance": self.width, "layer": 1}.get(self.norm)
         layers: list[nn.Module] = []
         for block in range(self.depth):
             padding = 3 if block == 0 and image_size == 28 else 1
             layers += [
                 nn.Conv2d(self.width if block else channels, self.width, 3, padding=padding),
-                self._norm(),
+                nn.GroupNorm(groups, self.width) if groups else nn.Identity(),
                 nn.ReLU(inplace=self.norm != "none"),  # behind a convolution alone it would overwrite what is recorded
                 halving(side >> block),
             ]
         classifier = nn.Linear(self.width * (side >> self.depth) ** 2, classes)
         return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=classifier))
-
-    def _norm(self) -> nn.Module:
-        from torch import nn
-
-        if self.norm == "none":
-            return nn.Identity()
-        return nn.GroupNorm(self.width if self.norm == "instance" else 1, self.width)

@@ -32,7 +32,7 @@ class Model(Protocol):
         * no layer couples the samples of a batch, as batch normalisation would, and it has no buffers: clients send
           parameters;
         * parameters with two or more dimensions are weights of ``nn.Conv2d`` and ``nn.Linear``, which gradient matching
-          compares;
+          compares, and each of these layers runs once;
         * a normalisation is an ``nn.GroupNorm`` and comes right behind its convolution, whose channels FU-MP prunes;
         * every module draws its own parameters in ``reset_parameters``.
 

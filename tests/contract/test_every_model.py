@@ -30,14 +30,22 @@ Make = Callable[..., Federation]
 OTHERS = [name for name in SMALL if name != "convnet"]
 """The contract of methods is tested on the ConvNet."""
 
+QUICK = ("fu-mp", "quickdrop")
+"""Methods that are tried on every model in quick tests: each uses a model in a way of its own."""
+
+CASES = [
+    pytest.param(model, name, marks=[] if name in QUICK or model == "lenet5" else pytest.mark.slow)
+    for model in OTHERS
+    for name in METHODS
+]
+
 
 @pytest.fixture
 def toy_federation(model: str, make_federation: Make) -> Federation:
     return make_federation(architecture=SMALL[model])
 
 
-@pytest.mark.parametrize("model", OTHERS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("model", "name"), CASES)
 def test_every_method_serves_a_request(
     name: str, toy_federation: Federation, toy_clients: dict[int, LabelledSet]
 ) -> None:

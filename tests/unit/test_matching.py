@@ -160,5 +160,10 @@ def test_gradient_of_the_distance_against_finite_differences_of_the_definition(a
 def test_what_is_matched() -> None:
     """Weights of convolutions and linear layers: no biases, no norms, and nothing else is supported."""
     assert [p.dim() for p in matched_weights(ConvNet(depth=2).build(2, 8, 4)).values()] == [4, 4, 2]
-    with pytest.raises(ValueError, match="Conv2d and Linear"):
-        ClassGradients(nn.Sequential(nn.Bilinear(2, 2, 2)))
+
+    class Standardised(nn.Linear):
+        pass
+
+    for other in (nn.Bilinear(2, 2, 2), Standardised(2, 2)):
+        with pytest.raises(ValueError, match="Conv2d and Linear"):
+            ClassGradients(nn.Sequential(other))

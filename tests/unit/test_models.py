@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.functional.pooling import SMALL, HalvingPool
@@ -79,6 +80,31 @@ def test_a_spec_says_which_model_and_hashes_what_it_uses() -> None:
     assert other.architecture == LeNet5()
     assert other.resolved() == replace(other, width=99, norm="layer").resolved()
     assert {*other.resolved()} ^ {*usual.resolved()} == {"model", "width", "depth", "norm"}
+
+
+def test_a_model_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's width goes to it, as it has such an option; depth and norm do not."""
+    assert list(MODELS)[:1] == ["convnet"]
+    monkeypatch.setattr(MODELS, "_items", dict(MODELS._items))
+
+    @MODELS.register("perceptron")
+    @dataclass(frozen=True)
+    class Perceptron:
+        title = "Perceptron"
+        summary = "one hidden layer"
+        width: int = 8
+        slope: float = 0.1
+
+        def build(self, channels: int, image_size: int, classes: int) -> nn.Module:
+            hidden = nn.Linear(channels * image_size**2, self.width)
+            return nn.Sequential(nn.Flatten(), hidden, nn.LeakyReLU(self.slope), nn.Linear(self.width, classes))
+
+    spec = FederationSpec(model="perceptron", width=16)
+    assert spec.architecture == Perceptron(16)
+    assert {"model": "perceptron", "width": 16}.items() <= spec.resolved().items()
+    assert not {"depth", "norm"} & {*spec.resolved()}
+    assert spec.hash("", 1, "32-true") != replace(spec, width=8).hash("", 1, "32-true")
+    assert spec.architecture.build(1, 8, 3)(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 
 def test_a_change_of_the_models_own_file_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

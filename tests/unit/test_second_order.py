@@ -89,6 +89,11 @@ def test_first_order_of_a_padded_batch(architecture: ConvNet, channels: int, siz
         assert not part[[1, 4, 5]].any()
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def test_a_row_without_gradient_counts_one_and_moves_nothing() -> None:
     torch.manual_seed(0)
     model = ConvNet(4, 2, "none").build(1, 8, 7)
@@ -103,7 +108,15 @@ def test_a_row_without_gradient_counts_one_and_moves_nothing() -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.BatchNorm2d(3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.Tanh()],
+    [
+        nn.BatchNorm2d(3),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Tanh(),
+        nn.Flatten(0),
+        Doubled(4, 4, 3),
+    ],
 )
 def test_layers_without_passes_are_left_to_autograd(layer: nn.Module) -> None:
     assert not is_supported([nn.ReLU(), layer])
