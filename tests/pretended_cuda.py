@@ -11,6 +11,8 @@ import collections
 import importlib
 import time
 import traceback
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -203,25 +205,17 @@ class Event:
         return (other.moment - self.moment) * 1e3
 
 
-class Opened:
-    """Tensors of a file, put on the pretended device if that is asked for."""
+def opened_with(opener):
+    """A reader of files that puts tensors on the pretended device if that is asked for."""
 
-    def __init__(self, manager, device):
-        self.manager, self.device = manager, device
+    @contextmanager
+    def opened(path, device="cpu"):
+        with opener(path) as file:
+            found = {name: getattr(file, name) for name in ("keys", "get_slice", "metadata")}
+            put = cuda if is_device(device) else plain
+            yield SimpleNamespace(get_tensor=lambda name: put(file.get_tensor(name)), **found)
 
-    def __enter__(self):
-        self.file = self.manager.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        return self.manager.__exit__(*error)
-
-    def get_tensor(self, name):
-        tensor = self.file.get_tensor(name)
-        return cuda(tensor) if is_device(self.device) else tensor
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
+    return opened
 
 
 READERS = ("core.files", "federation.history", "store.artifacts", "serving.run")
@@ -230,10 +224,10 @@ READERS = ("core.files", "federation.history", "store.artifacts", "serving.run")
 
 def install_readers():
     modules = [importlib.import_module(f"quickdrop_bench.{name}") for name in READERS]
-    opened, loaded = modules[0].open_tensors, importlib.import_module("safetensors.torch").load_file
+    opened, loaded = opened_with(modules[0].open_tensors), importlib.import_module("safetensors.torch").load_file
     for module in modules:
         if hasattr(module, "open_tensors"):
-            module.open_tensors = lambda path, device="cpu", *a, **k: Opened(opened(path, "cpu", *a, **k), device)
+            module.open_tensors = opened
         if hasattr(module, "load_file"):
             module.load_file = lambda p, device="cpu": (cuda if is_device(device) else plain)(loaded(p, device="cpu"))
 
