@@ -52,11 +52,7 @@ def marked(name: str, marks: Sequence[str]) -> str:
 
 
 def request_name(rows: pd.DataFrame) -> str:
-    """A request as people read it, e.g. ``class-truck``.
-
-    Args:
-        rows: of one request, at least one.
-    """
+    """A request as people read it, e.g. ``class-truck``."""
     named = rows["request_name"].dropna() if "request_name" in rows else rows["request"]
     return str((named if len(named) else rows["request"]).iloc[0])
 
@@ -85,12 +81,7 @@ def differing(changes: object) -> str:
 
 
 def setting_name(setting: Mapping[str, Any], leave_out: Sequence[str | None] = ()) -> str:
-    """A setting in one phrase.
-
-    Args:
-        setting: the values of :data:`~quickdrop_bench.reporting.frame.SETTING`, with the request as people read it.
-        leave_out: columns that the phrase does not tell.
-    """
+    """A setting in one phrase."""
     parts = {
         "dataset": dataset_name(str(setting["dataset"])),
         "clients": f"{setting['clients']} clients",

@@ -30,16 +30,7 @@ def read_published(path: Path, exhibit: str) -> pd.DataFrame:
 
 
 def published_dataset(frame: pd.DataFrame, dataset: str) -> str:
-    """The published data set to show beside ours.
-
-    Args:
-        frame: from :func:`read_published`.
-        dataset: our label, e.g. ``imagefolder:cifar10-jpeg``.
-
-    Returns:
-        The one that our label names (``cifar10``); for digits and fashion-mnist ``mnist``, if it is published; else
-        the first. Empty if nothing is published.
-    """
+    """The published data set to show beside ours."""
     names = [str(name) for name in frame["dataset"].unique()]
     for name in names:
         if re.search(rf"{re.escape(name)}(?!\d)", dataset):
@@ -78,13 +69,7 @@ NOTHING_PUBLISHED = Published(pd.DataFrame(columns=["method", "stage", "metric",
 
 
 def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
-    """Choose by data set and by kind of distribution (IID or not).
-
-    Args:
-        frame: from :func:`read_published`.
-        dataset: our label.
-        distribution: ours, ``iid`` or ``dirichlet-<α>``.
-    """
+    """Choose by data set and by kind of distribution (IID or not)."""
     name = published_dataset(frame, dataset)
     values = frame[frame["dataset"] == name]
     same_kind = values[(values["distribution"] == "iid") == (distribution == "iid")]

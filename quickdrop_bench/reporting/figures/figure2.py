@@ -26,16 +26,7 @@ MOST_NAMES = 20
 
 
 def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
-    """Every class's test accuracy over the last rounds of training, unlearning and recovery.
-
-    Args:
-        rows: from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        methods: one column of panels each; others that were measured follow.
-
-    Returns:
-        The picture and its points.
-    """
+    """Every class's test accuracy over the last rounds of training, unlearning and recovery."""
     settings = panels(rows, published)
     columns = list(dict.fromkeys(m for setting in settings for m in methods_in(setting, methods))) or list(methods)
     figure, axes = rows_of_panels(settings, len(columns), 2.7, share=True)

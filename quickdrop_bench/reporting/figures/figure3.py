@@ -36,14 +36,6 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     """Per method the attack's rates on the F-Set and the R-Set, each joined to that on test images of the same classes.
 
     The distance of the two, the attack's advantage, stands at the right in points; Retrain-Or's rates are dotted lines.
-
-    Args:
-        rows: from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        methods: one pair of lines each; others that were measured follow.
-
-    Returns:
-        The picture and its points, each with the oracle's rate in the column ``reference``.
     """
     settings = panels(rows, published)
     tallest = max([len(methods_in(setting, methods)) for setting in settings], default=1)

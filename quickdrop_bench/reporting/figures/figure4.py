@@ -107,16 +107,7 @@ class Chain:
 
 
 def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
-    """A panel of heat per sequence, classes × rounds; the numbers are those at the end of every step.
-
-    Args:
-        rows: from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        methods: a panel each; others that were measured follow.
-
-    Returns:
-        The picture and its numbers.
-    """
+    """A panel of heat per sequence, classes × rounds; the numbers are those at the end of every step."""
     chains = [
         Chain.of(setting, method, last)
         for setting in panels(rows, published, within=("request",))

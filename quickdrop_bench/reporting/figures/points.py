@@ -49,11 +49,6 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
 
     Where methods were run with several scales or amounts of fine-tuning, each of these is a setting too, and the
     methods that were run once stand in all of them.
-
-    Args:
-        rows: of the figure, from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        within: columns that vary inside a row of panels.
     """
     if rows.empty:
         return []
@@ -114,15 +109,7 @@ def methods_in(setting: Setting, methods: Sequence[str]) -> list[str]:
 
 
 def measure(setting: Setting, method: str, stage: str, metric: str, published: float | None = None) -> dict[str, Any]:
-    """One line of a figure's numbers: :data:`NUMBERS`, in the unit of the rows.
-
-    Args:
-        setting: rows of one setting, and of one value of what the axis shows.
-        method: whose.
-        stage: of the rows.
-        metric: of the rows.
-        published: the paper's value; looked up by stage and metric if None.
-    """
+    """One line of a figure's numbers: :data:`NUMBERS`, in the unit of the rows."""
     cell = setting.cell(method, stage, metric)
     own = setting.rows[setting.rows["method"] == method]
     varied = {name: own[name].iloc[0] if own[name].nunique() == 1 else math.nan for name in VARIED}

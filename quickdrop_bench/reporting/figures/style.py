@@ -12,6 +12,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.transforms import Bbox
 
@@ -75,6 +76,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
+SPOTS = [(dx, dy, side) for dy in (5, -11, 18, -26, 34, -42, 50, -58) for dx, side in ((9, "left"), (-9, "right"))]
+"""Places of a name beside its mark, the nearest first: offsets in points, and the side of the text at them."""
+
+
 @dataclass(frozen=True)
 class Style:
     """How a method looks: in colour, and in grey print."""
@@ -115,18 +120,7 @@ def save_picture(figure: Figure, stem: Path) -> list[Path]:
 def rows_of_panels(
     settings: Sequence[Setting], columns: int, height: float, share: bool = False
 ) -> tuple[Figure, list[Any]]:
-    """A figure of a page's width with one row of panels per setting, each under its title.
-
-    Args:
-        settings: from :func:`~quickdrop_bench.reporting.figures.points.panels`; without any, one row says that nothing
-            was run.
-        columns: panels per row.
-        height: of a row in inches.
-        share: whether the panels of a row have one vertical axis.
-
-    Returns:
-        The figure and, per setting, an array of its axes.
-    """
+    """A figure of a page's width with one row of panels per setting, each under its title."""
     count = max(len(settings), 1)
     figure = Figure(figsize=(WIDTH, height * count + 0.3), layout="constrained")
     found = []
@@ -169,13 +163,7 @@ def signed(value: float, digits: int = 0) -> str:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float = 7) -> None:
-    """Names beside the right edge, at the height where each line ends, moved apart where they would overlap.
-
-    Args:
-        axes: with its limits set.
-        ends: height in the units of the axis, name and colour of each line.
-        size: of the text in points.
-    """
+    """Names beside the right edge, moved apart where they would overlap; ``ends``: height, name, colour of each."""
     to_share = axes.transScale + axes.transLimits
     height = axes.get_window_extent().height or 1.0
     gap = 1.25 * size * axes.figure.dpi / 72 / height
@@ -212,34 +200,18 @@ def _start(group: Sequence[float], gap: float) -> float:
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
-    """Names beside points, each where it covers neither a point nor another name.
-
-    Args:
-        axes: with everything else drawn.
-        points: x, y, name and colour of each.
-        size: of the text in points.
-    """
+    """Names beside points (x, y, name, colour), each where it covers neither a mark nor another name."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     marks = [axes.transData.transform((x, y)) for x, y, *_ in points]
     taken = [Bbox.from_bounds(px - 5 * scale, py - 5 * scale, 10 * scale, 10 * scale) for px, py in marks]
-    taken += [bar.get_window_extent().padded(2 * scale) for bar in axes.collections]
+    segments = [s for bars in axes.collections if isinstance(bars, LineCollection) for s in bars.get_segments()]
+    taken += [Bbox(axes.transData.transform(segment)).padded(2 * scale) for segment in segments]
     for (x, y, name, color), own in zip(points, taken, strict=False):
         best, least = None, np.inf
-        for dx, dy, side in (
-            (9, 5, "left"),
-            (-9, 5, "right"),
-            (9, -11, "left"),
-            (-9, -11, "right"),
-            (0, 14, "center"),
-            (0, -20, "center"),
-            (9, 18, "left"),
-            (-9, 18, "right"),
-            (9, -26, "left"),
-            (-9, -26, "right"),
-        ):
+        for dx, dy, side in SPOTS:
             text = axes.annotate(
                 name, (x, y), (dx, dy), textcoords="offset points", ha=side, color=color, fontsize=size
             )

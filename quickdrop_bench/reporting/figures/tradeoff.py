@@ -11,39 +11,47 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles
-from quickdrop_bench.reporting.frame import Cell, Setting
+from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import ORACLE, method_title
 from quickdrop_bench.reporting.tables.summary import cost_cell
 
-__all__ = ["tradeoff"]
+__all__ = ["points", "tradeoff"]
 
 COUNT = Column("", "", "", "", "count")
 BESIDE = 1.05
 """Factor below which two costs are drawn side by side."""
 
 
-def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figure | None:
-    """R-Set − oracle's over sample-gradients, with 95% intervals over seeds; None without a method beside the oracle.
+def points(setting: Setting, methods: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+    """By method that was run beside the oracle: cost and gap.
 
-    Args:
-        setting: rows with derived metrics.
-        methods: which to draw.
-        title: of the picture.
+    Returns:
+        Sample-gradients of a request (mean over seeds), and R-Set − the oracle's in percentage points: mean, and both
+        ends of its 95% interval, which of one seed are the mean.
     """
-    found = [(m, cost_cell(setting, m), setting.cell(m, "total", "r_set_gap")) for m in methods]
-    points = [(m, cost.mean, gap) for m, cost, gap in found if gap.seeds and cost.seeds and cost.mean > 0]
-    if all(m == ORACLE for m, *_ in points):
+    found = {}
+    for method in methods:
+        cost, gap = cost_cell(setting, method), setting.cell(method, "total", "r_set_gap")
+        if gap.seeds and cost.seeds and cost.mean > 0:
+            ends = [gap.mean if math.isnan(end) else end for end in gap.interval()]
+            found[method] = (cost.mean, 100 * gap.mean, 100 * ends[0], 100 * ends[1])
+    return found
+
+
+def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figure | None:
+    """R-Set − the oracle's over sample-gradients, with 95% intervals; None without a method beside the oracle."""
+    found = points(setting, methods)
+    if not found.keys() - {ORACLE}:
         return None
     figure = Figure(figsize=(5.8, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
-    looks, labels = method_styles(m for m, *_ in points), []
-    for (method, _, gap), x in zip(points, _side_by_side([cost for _, cost, _ in points]), strict=True):
-        look, (low, high), mean = looks[method], _interval(gap), 100 * gap.mean
-        axes.errorbar(
-            x, mean, [[mean - low], [high - mean]], color=look.color, fmt=look.marker, markersize=7, capsize=3
-        )
+    looks, labels = method_styles(found), []
+    places = _side_by_side([cost for cost, *_ in found.values()])
+    for (method, (_, mean, low, high)), x in zip(found.items(), places, strict=True):
+        ends, look = [[mean - low], [high - mean]], looks[method]
+        axes.errorbar(x, mean, ends, color=look.color, fmt=look.marker, markersize=7, capsize=3)
         labels.append((x, mean, method_title(method), look.color))
     axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -58,17 +66,10 @@ def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figur
     return figure
 
 
-def _interval(gap: Cell) -> tuple[float, float]:
-    """In percentage points; of one seed, or of more than the axis can hold, the mean alone."""
-    low, high = gap.interval()
-    return (100 * gap.mean, 100 * gap.mean) if math.isnan(low) else (100 * low, 100 * high)
-
-
 def _side_by_side(costs: Sequence[float]) -> list[float]:
     """Costs, those that are nearly the same a little apart."""
     shifted = list(costs)
-    order = sorted(range(len(costs)), key=lambda k: costs[k])
-    for a, b in pairwise(order):
+    for a, b in pairwise(sorted(range(len(costs)), key=lambda k: costs[k])):
         if costs[b] < costs[a] * BESIDE:
             shifted[a], shifted[b] = costs[a] / BESIDE**1.5, costs[b] * BESIDE**1.5
     return shifted

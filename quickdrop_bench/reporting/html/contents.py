@@ -77,12 +77,7 @@ class Found:
 
 
 def find(results_dir: Path, exhibits: Sequence[str]) -> list[Found]:
-    """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits.
-
-    Args:
-        results_dir: its folders are ``<preset>/<exhibit>`` or lie deeper.
-        exhibits: names in order.
-    """
+    """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
     wanted = [path for path in results_dir.rglob("*") if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits)}
     found = [_found(folder, results_dir) for folder in {path.parent for path in wanted}]
@@ -214,13 +209,7 @@ def duration(seconds: float) -> str:
 
 
 def missing(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: Sequence[str]) -> list[Table]:
-    """What was never run, what went wrong, and what has nothing to be compared with.
-
-    Args:
-        found: from :func:`find`.
-        exhibits: all that there are.
-        presets: that there are; others are added as found.
-    """
+    """What was never run, what went wrong, and what has nothing to be compared with."""
     cells: list[list[str]] = []
     wrong: list[list[str]] = []
     alone: list[list[str]] = []

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.harness.exhibits import Column, Exhibit
-from quickdrop_bench.reporting.frame import SETTING, Cell, Setting, derive, without_training
+from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_training
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, request_name, setting_name
 from quickdrop_bench.reporting.tables.notes import facts
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
-from quickdrop_bench.reporting.tables.texts import signed_text, typical
+from quickdrop_bench.reporting.tables.texts import signed_text
 
 __all__ = ["capability_tables", "computation", "short"]
 
@@ -39,6 +38,8 @@ RULES = (
 )
 MARKED = ("classes", "client", "relearn", "storage")
 """What the paper marks with ✓ or ✗; ``computation`` beside them is text, e.g. ``✗ (low)``."""
+
+METRICS = ("storage_bytes", "storage_server_bytes", "storage_client_bytes", "speedup_sample_gradients", "speedup")
 
 RATIO = Column("", "", "total", "speedup", "ratio")
 Methods = Registry[Any] | Mapping[str, Any]
@@ -71,20 +72,19 @@ def capability_tables(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) ->
 
 def _table(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) -> Table:
     settings = {level: _setting(rows, level) for level in LEVELS}
-    sizes = rows[(rows["method"] == ORIGINAL) & (rows["metric"] == "data_bytes")]["value"]
-    size = float(sizes.mean()) if len(sizes) else math.nan
+    size = float(rows[(rows["method"] == ORIGINAL) & (rows["metric"] == "data_bytes")]["value"].astype(float).mean())
     order = {method: k for k, method in enumerate(exhibit.methods)}
     names = sorted(methods, key=lambda name: order.get(name, len(order)))
-    found = [_Abilities(name, methods[name], settings, exhibit.published.get(name), size) for name in names]
+    records = [_record(name, methods[name], settings, exhibit.published.get(name, {}), size) for name in names]
     federation: dict[str, Any] = {name: rows[name].iloc[0] for name in FEDERATION} if len(rows) else {}
     labels = " and ".join(setting.label for setting in settings.values() if setting.label)
     heading = setting_name(federation | {"request": labels}) if federation else ""
     known = [setting for setting in settings.values() if len(setting.rows)]
     notes = facts(known, original=False) if known else []
     notes += [] if math.isnan(size) else [f"the training images take {BYTES.format(size)}"]
-    numbers = [{**dict.fromkeys(FEDERATION), **federation, **own.record()} for own in found]
-    packages = "booktabs,graphicx,amssymb"
-    return Table(heading, "Method", HEADERS, [own.line() for own in found], [*notes, *RULES], numbers, packages)
+    numbers = [{**dict.fromkeys(FEDERATION), **federation, **record} for record in records]
+    lines = [_line(record, settings) for record in records]
+    return Table(heading, "Method", HEADERS, lines, [*notes, *RULES], numbers, "booktabs,graphicx,amssymb")
 
 
 def _setting(rows: pd.DataFrame, level: str) -> Setting:
@@ -94,88 +94,58 @@ def _setting(rows: pd.DataFrame, level: str) -> Setting:
     return Setting(own, label=request_name(last) if len(own) else "")
 
 
+def _record(
+    method: str, declared: Any, settings: Mapping[str, Setting], published: Mapping[str, Any], data_bytes: float
+) -> dict[str, Any]:
+    """One method: declared, measured (for class requests, or else for client requests) and published."""
+    cells = {
+        name: {level: setting.cell(method, "total", name) for level, setting in settings.items()} for name in METRICS
+    }
+    medians = {
+        name: {level: cell.median if cell.seeds else None for level, cell in of.items()} for name, of in cells.items()
+    }
+    kept = {name: next((cell.mean for cell in of.values() if cell.seeds), None) for name, of in cells.items()}
+    bytes_, speedups = kept["storage_bytes"], medians["speedup_sample_gradients"].values()
+    speedup = next((median for median in speedups if median is not None), None)
+    record: dict[str, Any] = {"method": method}
+    record |= {level: level in declared.levels for level in LEVELS} | {"relearn": declared.can_relearn}
+    record["storage_efficient"] = None if bytes_ is None or math.isnan(data_bytes) else bytes_ < data_bytes
+    record["data_bytes"] = data_bytes
+    record |= {f"{name}_mean": kept[name] for name in METRICS[1:3]}
+    record["computation"] = "" if speedup is None else computation(speedup)
+    record |= {f"{name}_{level}_median": medians[name][level] for name in METRICS[3:] for level in LEVELS}
+    record |= {f"{name}_published": published.get(name) for name in (*MARKED, "computation")}
+    return record | {"summary": declared.summary}
+
+
 def _mark(value: bool | None) -> str:
     return "" if value is None else "✓" if value else "✗"
 
 
-@dataclass(frozen=True)
-class _Abilities:
-    """One method: declared, measured by level of request, and published."""
+def _line(record: Mapping[str, Any], settings: Mapping[str, Setting]) -> Line:
+    """Ours, and the paper's marks where it has any."""
+    method = record["method"]
+    run = {level: setting for level, setting in settings.items() if setting.seeds(method)}
 
-    method: str
-    declared: Any  # the class attributes of a Method
-    settings: Mapping[str, Setting]
-    published: Mapping[str, Any] | None
-    data_bytes: float
-
-    def cells(self, metric: str) -> dict[str, Cell]:
-        """A metric of the whole request at every level where it was measured, class requests first."""
-        found = {level: self.settings[level].cell(self.method, "total", metric) for level in LEVELS}
-        return {level: cell for level, cell in found.items() if cell.seeds}
-
-    def judged(self, metric: str) -> float | None:
-        """The number that decides: for class requests, or else for client requests."""
-        column = Column("", "", "total", metric, "ratio" if metric.startswith("speedup") else "bytes")
-        return next((typical(cell, column) for cell in self.cells(metric).values()), None)
-
-    def can(self) -> list[bool | None]:
-        """What is marked; None if it is unknown."""
-        kept = self.judged("storage_bytes")
-        less = None if kept is None or math.isnan(self.data_bytes) else kept < self.data_bytes
-        return [*(level in self.declared.levels for level in LEVELS), self.declared.can_relearn, less]
-
-    def computation(self) -> str:
-        """Mark of the measured speed-up; empty if there is none."""
-        speedup = self.judged("speedup_sample_gradients")
-        return "" if speedup is None else computation(speedup)
-
-    def texts(self) -> list[str]:
-        """The cells of its line."""
-        kept = [self.judged(f"storage_{where}_bytes") for where in ("server", "client")]
-        return [
-            *map(_mark, self.can()),
-            *("" if value is None else BYTES.format(value) for value in kept),
-            self.computation(),
-            *map(self._speedups, ("speedup_sample_gradients", "speedup")),
-        ]
-
-    def _speedups(self, metric: str) -> str:
-        """Of every measured level."""
+    def speedups(metric: str) -> str:
         column = Column("", "", "total", metric, "ratio")
-        return ", ".join(
-            f"{level} {signed_text(self.settings[level], self.method, column)}" for level in self.cells(metric)
-        )
+        known = [level for level in run if record[f"{metric}_{level}_median"] is not None]
+        return ", ".join(f"{level} {signed_text(run[level], method, column)}" for level in known)
 
-    def line(self) -> Line:
-        """Ours, and the paper's marks."""
-        p, texts = self.published, self.texts()
-        papers = [EMPTY] * len(HEADERS) if p else [""] * len(HEADERS)
-        if p:
-            papers[:4], papers[6] = [_mark(p[name]) for name in MARKED], p["computation"]
-        differ = ["differs" if a and b not in ("", EMPTY, a) else "" for a, b in zip(texts, papers, strict=True)]
-        marks = [
-            f"{mark}, for {level} requests"
-            for level, setting in self.settings.items()
-            if setting.seeds(self.method)
-            for mark in setting.marks(self.method)
-        ]
-        badges = [("good", "oracle")] if self.method == ORACLE else []
-        badges += [("bad" if mark.startswith(("failed", "diverged")) else "none", mark) for mark in marks]
-        return Line(method_title(self.method), list(map(Entry, texts, papers, differ)), marks, badges=badges)
-
-    def record(self) -> dict[str, object]:
-        """The same for machines; numbers in the units of the rows."""
-        record: dict[str, object] = {"method": self.method}
-        record |= dict(zip(("class", "client", "relearn", "storage_efficient"), self.can(), strict=True))
-        record["data_bytes"] = self.data_bytes
-        record |= {f"{name}_mean": self.judged(name) for name in ("storage_server_bytes", "storage_client_bytes")}
-        record["computation"] = self.computation()
-        for metric in ("speedup_sample_gradients", "speedup"):
-            cells = self.cells(metric)
-            record |= {f"{metric}_{level}_median": cells[level].median if level in cells else None for level in LEVELS}
-        published = self.published or {}
-        record |= {f"{name}_published": published.get(name) for name in (*MARKED, "computation")}
-        return record | {"summary": self.declared.summary}
+    texts = [_mark(record[name]) for name in (*LEVELS, "relearn", "storage_efficient")]
+    texts += ["" if (kept := record[f"{name}_mean"]) is None else BYTES.format(kept) for name in METRICS[1:3]]
+    texts += [record["computation"], *map(speedups, METRICS[3:])]
+    papers = [""] * len(HEADERS)
+    if record["computation_published"]:
+        marks = [_mark(record[f"{name}_published"]) for name in MARKED]
+        papers = [*marks, EMPTY, EMPTY, record["computation_published"], EMPTY, EMPTY]
+    differ = [
+        "differs" if ours and paper not in ("", EMPTY, ours) else "" for ours, paper in zip(texts, papers, strict=True)
+    ]
+    wrong = [f"{mark}, for {level} requests" for level, setting in run.items() for mark in setting.marks(method)]
+    badges = [("good", "oracle")] if method == ORACLE else []
+    badges += [("bad" if mark.startswith(("failed", "diverged")) else "none", mark) for mark in wrong]
+    return Line(method_title(method), list(map(Entry, texts, papers, differ)), wrong, badges=badges)
 
 
 def short(table: Table) -> Table:

@@ -126,14 +126,7 @@ class Section:
 def sections(
     exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame, unsupported: Collection[str] = ()
 ) -> list[Section]:
-    """The tables that rows make, in order of measurement.
-
-    Args:
-        exhibit: lines and columns.
-        rows: of the exhibit, from :func:`~quickdrop_bench.reporting.frame.frame_of`.
-        published: from :func:`~quickdrop_bench.reporting.published.read_published`.
-        unsupported: methods that cannot serve requests of the exhibit's level.
-    """
+    """The tables that rows make, in order of measurement."""
     rows = derive(rows)
     if rows.empty:
         return []

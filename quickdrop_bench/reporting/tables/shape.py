@@ -107,13 +107,6 @@ class Table:
 
 
 def plain_table(heading: str, header: Sequence[str], body: Sequence[Sequence[str]], note: str = "") -> Table:
-    """A table of texts alone.
-
-    Args:
-        heading: what it is about.
-        header: one text per column.
-        body: cells, line by line.
-        note: a sentence to stand below, without full stop; may be empty.
-    """
+    """A table of texts alone."""
     lines = [Line(title, list(map(Entry, texts))) for title, *texts in body]
     return Table(heading, header[0], [(text,) for text in header[1:]], lines, [note])

@@ -66,13 +66,7 @@ def summary_tables(section: Section) -> list[Table]:
 
 
 def summary_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
-    """One line per method that was run; the oracle is no candidate for the best.
-
-    Args:
-        setting: what was measured.
-        methods: in order.
-        relearned: whether to show accuracies after relearning.
-    """
+    """One line per method that was run; the oracle is no candidate for the best."""
     shown = [*FIRST[:3], *(_Shown(column) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
     there = [method for method in methods if setting.seeds(method)]
     candidates = [method for method in there if _is_candidate(setting, method)]

@@ -51,12 +51,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, title: str) -> str:
-    """A table environment.
-
-    Args:
-        table: what to lay out.
-        title: begins the caption.
-    """
+    """A table environment."""
     caption = " ".join(f"{text.rstrip('.')}." for text in (title, table.heading, table.footnote) if text)
     spans = [line for level in range(len(table.headers[0]) - 1) for line in _spanning(table.headers, level)]
     headers = " & ".join(escape_latex(parts[-1]) for parts in table.headers)
@@ -103,13 +98,7 @@ def escape_latex(text: str) -> str:
 
 
 def terminal(table: Table, title: str, width: int) -> Group:
-    """A table for ``rich.console.Console.print``, one line a line, without the last columns where they do not fit.
-
-    Args:
-        table: what to lay out.
-        title: stands above.
-        width: of the terminal, in characters.
-    """
+    """A table for ``rich.console.Console.print``, one line a line, without the last columns where they do not fit."""
     shown = RichTable(
         title=escape(title),
         title_justify="left",
@@ -146,12 +135,7 @@ def _rich(entry: Entry, before_paper: str = " ") -> str:
 
 
 def stacked(table: Table, title: str) -> Group:
-    """Every column of a table for a terminal: lines side by side, the paper's number under ours.
-
-    Args:
-        table: what to lay out.
-        title: stands above.
-    """
+    """Every column of a table for a terminal: lines side by side, the paper's number under ours."""
     size = -(-len(table.lines) // -(-len(table.lines) // ABREAST))  # as few as can be, of nearly the same width
     return Group(
         *(_stack(table, title, table.lines[k : k + size]) for k in range(0, len(table.lines), size)),
