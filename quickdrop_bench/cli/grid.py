@@ -27,13 +27,9 @@ DEFAULT = " (the default)"
 
 
 def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]]:
-    """What an exhibit measures, each with the methods to run.
+    """What an exhibit, e.g. ``table4``, measures, each with the methods to run.
 
     Methods that keep no small sets are measured at one scale and without fine-tuning.
-
-    Args:
-        name: of the exhibit, e.g. ``table4``.
-        line: what the user asked for.
 
     Raises:
         BadInput: an option has no usable value, or a method cannot serve what is asked.

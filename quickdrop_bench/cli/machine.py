@@ -41,14 +41,13 @@ def make_fabric(
     """
     if args.precision not in PRECISIONS:
         raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
-    known = ("auto", "cpu", "cuda", "gpu", "mps")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    known = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda, "mps": mps}
     if args.accelerator not in known:
         raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
-    if args.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no CUDA device was found here; use cpu or auto")
-    if args.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
-    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
+    if not known[args.accelerator]:
+        raise BadInput("--accelerator", args.accelerator, "no such device was found here; use cpu or auto")
+    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not cuda):
         raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
     devices, nodes = (1, 1) if alone else processes_of(args)
     _set_arithmetic(args)

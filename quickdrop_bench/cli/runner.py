@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric, processes_of
@@ -66,12 +67,6 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
     """Measure what is missing of an exhibit and render it; a sweep shows its plan first.
 
     Of several processes that share the clients, all measure, and the first one does the rest.
-
-    Args:
-        name: e.g. ``table2``, ``figure4``, ``sweep``.
-        args: the command's options.
-        line: what they come from.
-        experiments: from :func:`~quickdrop_bench.cli.grid.cells`.
 
     Returns:
         0, or 1 if a run diverged or failed.
@@ -232,17 +227,9 @@ def _plan_table(experiments: Cells, planned: Sequence[PlannedCell], jobs: int) -
     """What is missing, cell by cell."""
     total = sum(cell.seconds for cell in planned)
     runs = sum(len(cell.missing) for cell in planned)
-    table = Table(
-        "cell",
-        "seed",
-        "federation",
-        "runs to make",
-        box=None,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("about", justify="right")
+    left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left"}
+    header = "cell", "seed", "federation", "runs to make", Column("about", justify="right")
+    table = Table(*header, box=None, pad_edge=False, **left)
     for cell in planned:
         federation = "trained" if cell.trained else "to train" if cell.missing else "not needed"
         name = _cell_name(experiments[cell.experiment][0])

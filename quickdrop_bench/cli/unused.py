@@ -76,14 +76,7 @@ def check_federation(line: CommandLine, args: Namespace, datasets: Iterable[str]
 
 
 def check_experiments(name: str, line: CommandLine, args: Namespace, experiments: Collection[Experiment]) -> None:
-    """For a command that measures a table, a figure or a sweep.
-
-    Args:
-        name: of it, e.g. ``table4``.
-        line: what the user asked for.
-        args: the command's options.
-        experiments: all that it measures.
-    """
+    """For a command that measures these experiments of a table, a figure or a sweep, e.g. ``table4``."""
     check_federation(line, args, {e.federation.dataset for e in experiments})
     _check_axes(line, args)
     methods = {m: settings for e in experiments for m, settings in e.methods.items()}
@@ -104,15 +97,7 @@ def check_experiments(name: str, line: CommandLine, args: Namespace, experiments
 
 
 def check_request(action: str, line: CommandLine, method: str, settings: Iterable[Method], dataset: str) -> None:
-    """For ``unlearn`` and ``relearn``.
-
-    Args:
-        action: which.
-        line: what the user asked for.
-        method: its name.
-        settings: of the method, for each level of requests.
-        dataset: of the federation.
-    """
+    """For ``unlearn`` and ``relearn`` with a method, whose settings are given for each level of requests."""
     check_data(line, [dataset])
     idle = ("relearn_",) if action == "unlearn" else ("unlearn_", "recover_")
     for own in settings:
