@@ -156,7 +156,10 @@ class Method(Protocol):
         ...
 
 
-METHODS = Registry[type[Method]]("--methods", "quickdrop_bench.methods", order=lambda method: method.order)
+LAST = 1000
+"""Place of a method that names none."""
+
+METHODS = Registry[type[Method]]("--methods", "quickdrop_bench.methods", order=lambda m: getattr(m, "order", LAST))
 
 
 def check_support(name: str, request: UnlearningRequest, available: frozenset[str]) -> None:
