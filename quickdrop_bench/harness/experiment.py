@@ -227,7 +227,14 @@ class Session:
         return self.deployment(seed).trained
 
     def info(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> RequestInfo:
-        """What callbacks are told; without a ``kind``, unlearning, or the evaluation of the original model."""
+        """What callbacks are told about a run.
+
+        Args:
+            method: its name, or :data:`ORIGINAL`.
+            seed: of the federation.
+            step: index of the request.
+            kind: None for that of the method: unlearning, or the evaluation of the original model.
+        """
         e = self.experiment
         columns = {
             **e.identity(step),

@@ -38,7 +38,12 @@ ORIGINALS = frozenset({"forget-data", "retain-data"})
 
 
 def kept(spec: FederationSpec, *, recorded: bool) -> frozenset[str]:
-    """What methods may need that a federation keeps, with an update history or without, and its clients' own data."""
+    """What methods may need that a federation keeps, with its clients' original data.
+
+    Args:
+        spec: of the federation.
+        recorded: whether it kept an update history.
+    """
     own = {"real-subset": True, "synthetic-sets": spec.distill, "update-history": recorded}
     return ORIGINALS | {name for name, there in own.items() if there}
 
