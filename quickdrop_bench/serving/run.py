@@ -40,7 +40,11 @@ SECTIONS = {"class": "table2", "client": "table4"}
 
 
 def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
-    """The folder of a trained federation, by path, by name in ``artifacts_dir``, or by the beginning of its name.
+    """The folder of a trained federation.
+
+    Args:
+        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only one.
+        artifacts_dir: parent of the trained federations' folders.
 
     Raises:
         BadInput: there is none, or there are several.
