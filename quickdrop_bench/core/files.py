@@ -110,22 +110,14 @@ def refuse_links(folder: Path, given: Path, option: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below; no writer may be at work there.
-
-    Raises:
-        OSError: it cannot be removed.
-    """
+    """Remove what writers that were killed left in a folder and below; no writer may be at work there."""
     for path in folder.rglob(".*tmp*"):
         if ".tmp." in path.name or LIBRARYS.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes of a regular file. Anything else is refused: reading a pipe or a device may never end.
-
-    Raises:
-        OSError: it is missing, or no regular file.
-    """
+    """Size in bytes of a regular file; :class:`OSError` for anything else, as reading a pipe may never end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -133,15 +125,7 @@ def file_size(path: Path) -> int:
 
 
 def read_bytes(path: Path, at_most: int) -> bytes:
-    """A regular file's content.
-
-    Args:
-        path: the file.
-        at_most: bytes that are still read.
-
-    Raises:
-        OSError: it is missing, larger or no regular file.
-    """
+    """A regular file's content; :class:`OSError` if it is missing, no regular file, or has more bytes."""
     size = file_size(path)
     if size > at_most:
         raise OSError(errno.EFBIG, f"it is larger than {at_most} bytes", str(path))

@@ -11,7 +11,7 @@ which nobody trained on; their difference is the attack's advantage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,28 +43,14 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, labels[:, None])
 
 
-def _p_true(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, labels[:, None])
-
-
-def _softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.softmax(1)
-
-
 Feature = Callable[[Tensor, Tensor], Tensor]
-"""(n, classes) logits and (n,) labels to (n, k) features."""
+"""(n, classes) logits and (n,) labels to (n, 1) features."""
 
-FEATURES: Mapping[str, Feature] = {
-    "entropy": _entropy,
-    "loss": _loss,
-    "p_true": _p_true,
-    "softmax": _softmax,
-}
+FEATURES: Mapping[str, Feature] = {"entropy": _entropy, "loss": _loss}
 """What an attack sees of an image, by name.
 
 ``entropy`` of the softmax, in nats, is the cited attack's only feature; it knows no labels. ``loss`` is the
-cross-entropy with the image's own label, ``p_true`` that label's probability (k = 1 for all three), and ``softmax``
-all probabilities (k = classes).
+cross-entropy with the image's own label.
 """
 
 
@@ -184,7 +170,7 @@ SUFFIXES = {"entropy": "", "loss": "_loss"}
 def membership(model: Evaluated, stage: str) -> dict[str, float]:
     """How often two attacks call forgotten and retained training images members (§4.2.3)."""
     data = model.forget_data(), model.retain_data(), model.test
-    found = membership_inference(model.model, *data, model.seed, tuple(SUFFIXES))
+    found = membership_inference(model.model, *data, model.seed)
     return {
         f"{name}_mia{SUFFIXES[feature]}": value
         for feature, rates in found.items()
@@ -194,12 +180,7 @@ def membership(model: Evaluated, stage: str) -> dict[str, float]:
 
 @torch.no_grad()
 def membership_inference(
-    model: nn.Module,
-    forget: LabelledSet,
-    retain: LabelledSet,
-    test: LabelledSet,
-    seed: int,
-    features: Sequence[str] = ("entropy", "loss"),
+    model: nn.Module, forget: LabelledSet, retain: LabelledSet, test: LabelledSet, seed: int
 ) -> dict[str, MembershipRates]:
     """Attack a model with one support vector machine per feature.
 
@@ -218,18 +199,13 @@ def membership_inference(
         retain: the other training samples, the members.
         test: samples that the model was never trained on, the non-members; in the cited code, of all classes.
         seed: of the draws.
-        features: keys of :data:`FEATURES`; the images pass the model once for all of them.
 
     Returns:
         Rates by feature. All are NaN if the retain or the test set has fewer than two samples or if the model is not
         finite on the samples to fit on; one is NaN if its samples are missing or the model is not finite on them.
-
-    Raises:
-        KeyError: a feature has no such name.
     """
-    wanted = {name: FEATURES[name] for name in features}
     if min(len(retain), len(test)) < 2:
-        return dict.fromkeys(wanted, NO_RATES)
+        return dict.fromkeys(FEATURES, NO_RATES)
     in_retain, in_test = _shuffled(retain, seed, "retain"), _shuffled(test, seed, "test")
     size = min(len(retain) // 2, len(test) // 2, MOST)
     of_forget = _shuffled(forget, seed, "forget")[:SCORED]
@@ -245,11 +221,11 @@ def membership_inference(
         for module, mode in modes.items():
             module.training = mode
     if members is None or others is None:
-        return dict.fromkeys(wanted, NO_RATES)
+        return dict.fromkeys(FEATURES, NO_RATES)
     mixes = [data.subset(at).own_labels().cpu() for data, at in ((forget, of_forget), (retain, of_retain))]
     test_labels = test.subset(in_test[size:]).own_labels().cpu()
     rates = {}
-    for name, feature in wanted.items():
+    for name, feature in FEATURES.items():
         called = _attack(feature, members, others)
         on_test = called(strangers)
         false_positives = (_share_like(mix, on_test, test_labels) for mix in mixes)

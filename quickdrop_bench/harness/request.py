@@ -105,9 +105,6 @@ class Deployment:
             forgotten: all else that the model is not to know.
             state: the model that the request meets; None for the one that was trained.
             absent: clients that take no part.
-
-        Raises:
-            BadInput: the update history is damaged, or another model's.
         """
         updates, state = self.updates, state or self.trained.state
         if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
@@ -126,13 +123,7 @@ class Deployment:
     def judged(
         self, state: State, about: Sequence[UnlearningRequest], forgotten: Sequence[UnlearningRequest]
     ) -> Evaluated:
-        """A model with what metrics judge it on; the federation holds it until something else runs.
-
-        Args:
-            state: its parameters.
-            about: requests whose data are the F-Set.
-            forgotten: all that R-Set leaves out.
-        """
+        """A model with what metrics judge it on; the federation holds it until something else runs."""
         assert self.data is not None
         self.federation.load(state)
         return Evaluated(

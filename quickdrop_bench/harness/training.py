@@ -87,11 +87,7 @@ def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> nn.Module:
 
 
 def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
-    """The model, the constants and the faults of a spec on a Fabric.
-
-    Raises:
-        BadInput: as :func:`build_model`.
-    """
+    """The model, the constants and the faults of a spec on a Fabric."""
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
     return Federation(fabric, build_model(spec, data), settings, spec.faults)
 
@@ -320,10 +316,8 @@ def _client_artifacts(
 def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
     """Let nobody else train in this folder meanwhile; the lock goes when its holder ends, however that may be.
 
-    Of several processes that train together, the first has the lock and the others wait for it.
-
-    Raises:
-        BadInput: the folder cannot be written or holds a symbolic link, which is better known now than after hours.
+    Of several processes that train together, the first has the lock and the others wait for it. :class:`BadInput` if
+    the folder cannot be written or holds a symbolic link, which is better known now than after hours.
     """
     lock = FileLock(folder / LOCK)
 
@@ -349,11 +343,7 @@ def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
 def load_trained(
     spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
 ) -> TrainedFederation:
-    """:func:`quickdrop_bench.store.artifacts.load`, once it is sure that this is the federation asked for.
-
-    Raises:
-        BadInput: the folder is damaged or holds another federation.
-    """
+    """:func:`quickdrop_bench.store.artifacts.load`; :class:`BadInput` unless this is the federation asked for."""
     trained = artifacts.load(folder, federation.fabric.device)
     own, asked = dict(trained.spec), {**spec.resolved(), "seed": seed}
     for name in asked:

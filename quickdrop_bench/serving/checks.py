@@ -29,7 +29,7 @@ def check(
     absent: Collection[int],
     data_dir: Path,
 ) -> None:
-    """Raise unless a request can be served.
+    """Raise :class:`BadInput` unless a request can be served; the sentence says why not.
 
     Args:
         deployment: at which it arrives.
@@ -39,9 +39,6 @@ def check(
         gone: what is forgotten when it arrives.
         absent: clients that cannot take part now.
         data_dir: where the data set was looked for.
-
-    Raises:
-        BadInput: it cannot; the sentence says why.
     """
     info, name = deployment.trained.data, method_name(method)
     request.check(len(info.class_names), deployment.spec.clients)

@@ -51,12 +51,9 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
 
     Args:
         run: the trained federation.
-        path: the file to write.
+        path: the file to write; :class:`BadInput` if it cannot be written.
         form: one of :data:`FORMATS`.
         version: None for the current one.
-
-    Raises:
-        BadInput: there is no such format or version, the file cannot be written, or a package is missing.
     """
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")

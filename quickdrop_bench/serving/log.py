@@ -114,11 +114,7 @@ def chained_to(entries: Sequence[Entry]) -> str:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """The entries of a run's log, oldest first; none if nothing was requested yet.
-
-    Raises:
-        BadInput: the log cannot be read or is damaged, or there is a version that it does not know.
-    """
+    """The entries of a run's log, oldest first; :class:`BadInput` if it is damaged or does not know a version."""
     path = folder / LOG
     try:
         content = read_bytes(path, LARGEST).decode("utf-8") if os.path.lexists(path) else ""
@@ -145,10 +141,7 @@ def recover_log(folder: Path) -> bool:
     Of requests that only the files tell of, costs and accuracies are lost. The damaged log is kept beside the new one.
 
     Returns:
-        Whether there was anything to do.
-
-    Raises:
-        BadInput: nothing says which request made a version, or the folder cannot be written.
+        Whether there was anything to do. :class:`BadInput` is raised if nothing says which request made a version.
     """
     with locked(folder):
         try:
@@ -226,21 +219,13 @@ def _targets(requests: Iterable[UnlearningRequest]) -> set[tuple[str, int]]:
 
 
 def write_log(folder: Path, entries: Sequence[Entry]) -> None:
-    """Replace the log.
-
-    Raises:
-        OSError: it cannot be written; the old one is left as it was.
-    """
+    """Replace the log; with an :class:`OSError`, the old one is left as it was."""
     write_text(folder / LOG, "".join(entry.line for entry in entries))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run for oneself; the operating system lets go of it when this process ends, however it does.
-
-    Raises:
-        BadInput: another command holds it, or the folder cannot be written or holds a symbolic link.
-    """
+    """Hold a run for oneself, until this process ends in any way; :class:`BadInput` if another command holds it."""
     refuse_links(folder, folder, "RUN")
     lock = FileLock(folder / LOCK, timeout=0)
     try:

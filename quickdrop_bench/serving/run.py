@@ -137,11 +137,7 @@ class TrainedRun:
         return Deployment(federation, self.spec, self.trained, self.folder, self.data)
 
     def state(self, version: int | None = None) -> State:
-        """The parameters of a version; None stands for the current one.
-
-        Raises:
-            BadInput: there is no such version, or its file is damaged.
-        """
+        """The parameters of a version, the current one by default; :class:`BadInput` if it is not there or damaged."""
         version = self._version(version)
         if not version:
             return self.trained.state
@@ -156,11 +152,7 @@ class TrainedRun:
 
     @cached_property
     def data(self) -> ImageData | None:
-        """The data set, if it lies in ``data_dir``; nothing is downloaded.
-
-        Raises:
-            BadInput: another data set lies there, or there is no data set of this name.
-        """
+        """The data set, if it lies in ``data_dir``; nothing is downloaded. :class:`BadInput` if it is another one."""
         if self.spec.dataset not in DATASETS:
             allowed = f"config.yaml tells of a data set {self.spec.dataset!r}, which is not known here"
             raise BadInput("RUN", self.folder, allowed)
@@ -182,8 +174,8 @@ class TrainedRun:
 
         Args:
             version: None for the current one.
-            about: what F-Set is about; None takes all that is forgotten.
-            forgotten: classes among it are not in R-Set; None takes what the version is not to know.
+            about: what F-Set is about, and ``forgotten`` what R-Set leaves out; None takes all that is forgotten.
+            forgotten: see above.
 
         Raises:
             BadInput: the data set is not there.
@@ -201,11 +193,7 @@ class TrainedRun:
 
     @property
     def preset(self) -> str:
-        """Name of the preset that the federation was trained with.
-
-        Raises:
-            BadInput: it is not known here, so nobody knows the settings of methods.
-        """
+        """Name of the preset that the federation was trained with; :class:`BadInput` if nobody knows it here."""
         name = self.trained.spec.get("preset")
         if name not in presets():
             allowed = f"{self.folder} does not say with which preset it was trained; use one of {', '.join(presets())}"
@@ -213,11 +201,7 @@ class TrainedRun:
         return str(name)
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
-        """A method with the preset's settings for a level of requests.
-
-        Raises:
-            BadInput: there is no such method, or the preset is not known.
-        """
+        """A method with the preset's settings for a level of requests."""
         values: dict[str, Any] = {}
         for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
             values |= part.get(name.replace("-", "_"), {})
@@ -230,11 +214,7 @@ class TrainedRun:
         absent: Collection[int] = (),
         from_version: int | None = None,
     ) -> None:
-        """Raise unless requests can be served one after the other, the first from a version; see :mod:`.checks`.
-
-        Raises:
-            BadInput: one of them cannot; the sentence says why.
-        """
+        """Raise :class:`BadInput` unless requests can be served one after the other, the first from a version."""
         gone = self.forgotten(self._version(from_version, "--from-version"))
         for request, method in requests:
             check(self.deployment, action, request, method, gone, absent, self.data_dir)
@@ -247,11 +227,7 @@ class TrainedRun:
         absent: Collection[int] = (),
         from_version: int | None = None,
     ) -> list[tuple[UnlearningRequest, list[PlannedPhase]]]:
-        """What serving requests one after the other would take at most; nothing is changed.
-
-        Raises:
-            BadInput: one of them cannot be served.
-        """
+        """What serving requests one after the other would take at most; checked like these, and nothing is changed."""
         self.check(action, requests, absent, from_version)
         gone, planned = self.forgotten(from_version), []
         for request, method in requests:

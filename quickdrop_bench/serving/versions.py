@@ -62,11 +62,7 @@ class Versions:
                 waiting.replace(self._named(version))
 
     def save(self, version: int, state: State, metadata: dict[str, str]) -> str:
-        """Write a version that the log does not name yet, and return the file's checksum.
-
-        Raises:
-            BadInput: it cannot be written.
-        """
+        """Write a version that the log does not name yet, and return the file's checksum."""
         own = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         path = self.waiting(version)
         try:
@@ -77,15 +73,11 @@ class Versions:
             raise BadInput("RUN", self.folder, f"it cannot be written ({reason_of(error)})") from error
 
     def load(self, version: int, checksum: str, way_back: str = "") -> State:
-        """The parameters of a version from 1.
-
-        Args:
-            version: its number.
-            checksum: of its file, as logged.
-            way_back: what to do if it is damaged, to follow a semicolon.
+        """The parameters of a version from 1, whose file has this checksum by the log.
 
         Raises:
-            BadInput: its file is missing, damaged, or holds no model of this federation.
+            BadInput: its file is missing, damaged, or holds no model of this federation; the sentence ends with
+                ``way_back``.
         """
         path = self.file(version)
 

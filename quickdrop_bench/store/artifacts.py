@@ -149,8 +149,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
     """Write a federation; the manifest comes last, so that a half-written one is never read.
 
     Raises:
-        BadInput: the folder cannot be written.
-        ArithmeticError: synthetic images are not finite.
+        BadInput: the folder cannot be written; :class:`ArithmeticError`: synthetic images are not finite.
     """
     _check_synthetic(trained)
     try:
@@ -206,16 +205,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise unless loaded parameters are those of a model.
-
-    Args:
-        state: as loaded.
-        expected: the model's own parameters by name; their values do not matter.
-        folder: where ``state`` was loaded from, for the message.
-
-    Raises:
-        BadInput: a parameter is missing, unknown, or of another shape.
-    """
+    """Raise :class:`BadInput` unless the parameters of a folder have the names and shapes of a model's."""
     if unlike := sorted(state.keys() ^ expected.keys()):
         verb = "lacks" if unlike[0] in expected else "holds the unknown"
         raise _damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
@@ -228,12 +218,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fol
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
     """Write the distilled images and their labels alone, without those that still look like what a client holds.
 
-    Args:
-        trained: the federation.
-        folder: gets one ``NNNN.safetensors`` (``images``, ``labels``) for every client that has any.
-
     Returns:
-        The files written.
+        The files written: ``NNNN.safetensors`` (``images``, ``labels``) for every client that has any.
     """
     written = []
     for client, kept in sorted(trained.clients.items()):
@@ -320,15 +306,7 @@ def _load_clients(folder: Path, manifest: Manifest, device: torch.device) -> dic
 
 
 def check_updates(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Raise unless the update history suits a model: by its headers, as reading all of it would take long.
-
-    Args:
-        folder: of the federation whose training kept it.
-        state: the model's parameters by name.
-
-    Raises:
-        BadInput: a file is damaged, or it holds other tensors than an update of this model; the file is named.
-    """
+    """Raise :class:`BadInput` unless a folder's update history suits a model, by its headers: all of it takes long."""
     on_disk = _updates_on_disk(folder)
     if {*on_disk} != {name for name in _read_manifest(folder).files if name.startswith(f"{UPDATES}/")}:
         raise _damaged(folder, UPDATES, f"its files are not those in {MANIFEST}")

@@ -68,10 +68,8 @@ def is_last(row: Mapping[str, Any]) -> bool:
 def read_lines(path: Path) -> Iterator[tuple[bytes, Row | None]]:
     """The lines of a row file, each with the row that it holds, or None; nothing if there is no file.
 
-    A line that is too long comes in pieces, so that no file costs more memory than its rows.
-
-    Raises:
-        BadInput: the file cannot be read, or is no UTF-8 text.
+    A line that is too long comes in pieces, so that no file costs more memory than its rows. :class:`BadInput` if the
+    file cannot be read or is no UTF-8 text.
     """
     if not os.path.lexists(path):
         return
@@ -101,13 +99,8 @@ def _parsed(line: bytes) -> Row | None:
 class RowFile:
     """``rows.jsonl`` in a results folder: read at once, written a run at a time.
 
-    Several processes may write to one file; each waits for the other's write to end. Lines that are no rows stay.
-
-    Args:
-        path: the file; it need not exist.
-
-    Raises:
-        BadInput: it exists and cannot be read.
+    Several processes may write to one file; each waits for the other's write to end. Lines that are no rows stay. The
+    file need not exist; :class:`BadInput` if it exists and cannot be read.
     """
 
     def __init__(self, path: Path) -> None:

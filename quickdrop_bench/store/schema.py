@@ -98,11 +98,7 @@ class Manifest:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """A manifest.
-
-    Raises:
-        ValueError, TypeError, KeyError, RecursionError: it is none.
-    """
+    """A manifest; some error of Python's if it is none."""
     values = json.loads(content)
     form, by = typed(int, values["format"], "format"), values.setdefault("written_by", "another version")
     if form != FORMAT:
@@ -118,16 +114,10 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def typed(kind: Any, value: Any, what: str) -> Any:
-    """A JSON value as a type of a dataclass's field.
+    """A JSON value as a type of a dataclass's field; :class:`Damage`, with what it is called, if it has another one.
 
-    Args:
-        kind: a dataclass, a tuple or dictionary of such, a number (whole ones from 0), a text, any of these or None, or
-            :data:`typing.Any`.
-        value: as read.
-        what: its name, for the sentence.
-
-    Raises:
-        Damage: it has another type or other entries, or is a text that could command a terminal.
+    Types are dataclasses, tuples and dictionaries of such, numbers (whole ones from 0), texts that command no terminal,
+    any of these or None, and :data:`typing.Any`.
     """
     if is_dataclass(kind):
         types = get_type_hints(kind)
@@ -183,11 +173,7 @@ def client_layout(data: DataInfo, *, synthetic: bool) -> Layout:
 
 
 def parse_history(content: bytes) -> pd.DataFrame:
-    """A training's history, from CSV.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A training's history, from CSV."""
     history = pd.read_csv(io.BytesIO(content), low_memory=False)
     numeric = all(dtype.kind in "iuf" for dtype in history.dtypes)
     # Lines longer than the header would become an index.
@@ -199,15 +185,7 @@ def parse_history(content: bytes) -> pd.DataFrame:
 
 
 def parse_spec(content: bytes, clients: int) -> dict[str, Any]:
-    """A spec: a flat YAML mapping of names to numbers, texts, truth values and nothing.
-
-    Args:
-        content: of the YAML file.
-        clients: how many there are; ``clients`` must agree if it is there.
-
-    Raises:
-        ValueError, yaml.YAMLError: it is none.
-    """
+    """A spec: a flat YAML mapping of names to numbers, texts, truth values and nothing; it names so many clients."""
     spec = yaml.safe_load(content.decode("utf-8"))
     if not isinstance(spec, dict) or not all(isinstance(v, str | int | float | None) for v in spec.values()):
         raise Damage("it is no flat list of settings")
