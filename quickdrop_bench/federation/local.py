@@ -34,12 +34,10 @@ class Phase:
         lr: η_θ.
         ascend: θ + η∇L (unlearning) instead of θ − η∇L.
         participation: share of the clients with data that take part in a round, in (0, 1].
-        stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
-            stops. It bounds ascent, which is unbounded by itself.
+        stop_loss: bounds ascent: a client stops before the step whose batch has a mean loss above this.
         patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
-            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
-            then the most. None makes all rounds.
-        local_epochs: passes over the client's Z_i in place of T local steps; None counts steps.
+            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best.
+        local_epochs: passes over the client's Z_i in place of T local steps.
     """
 
     name: str
@@ -97,11 +95,7 @@ class LocalResult:
 class LoopEngine:
     """Makes local steps one by one: the reference, and on CPUs the fastest.
 
-    Args:
-        fabric: runs backward passes in its precision.
-        model: set up by ``fabric``; holds θ_{k,0} before and θ_{k,T} after :meth:`train`.
-        optimizer: set up by ``fabric``, plain SGD on the model.
-        distillation: the constants of Algorithm 2.
+    Fabric has set up the model, which holds θ_{k,0} before and θ_{k,T} after :meth:`train`, and its plain SGD.
     """
 
     def __init__(
