@@ -48,9 +48,9 @@ class SyntheticSet:
     Attributes:
         images: (m, C, H, W) float32 in normalised space; not clamped.
         labels: (m,) int64, constant.
-        origin: (m,) int64, the training images (rows of the data set) that S_i started from.
+        origin: (m,) int64, rows of the data set that S_i started from.
         velocity: (m, C, H, W) momentum of the image optimizer, kept across rounds.
-        fixed_classes: classes whose synthetic images are all of the client's images; they stay real.
+        fixed_classes: classes of which it has all of the client's images; they stay real.
     """
 
     images: Tensor

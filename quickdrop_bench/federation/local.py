@@ -61,11 +61,7 @@ class LocalResult:
 class LoopEngine:
     """Makes local steps one by one: the reference, and on CPUs the fastest.
 
-    Args:
-        fabric: runs backward passes in its precision.
-        model: set up by ``fabric``; holds θ_{k,0} before and θ_{k,T} after :meth:`train`.
-        optimizer: set up by ``fabric``, plain SGD on the model.
-        distillation: the constants of Algorithm 2.
+    Fabric has set up the model, which holds θ_{k,0} before and θ_{k,T} after :meth:`train`, and its plain SGD.
     """
 
     def __init__(

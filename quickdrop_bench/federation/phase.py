@@ -25,12 +25,10 @@ class Phase:
         lr: η_θ.
         ascend: θ + η∇L (unlearning) instead of θ − η∇L.
         participation: share of the clients with data that take part in a round, in (0, 1].
-        stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
-            stops. It bounds ascent, which is unbounded by itself.
+        stop_loss: bounds ascent: a client stops before the step whose batch has a mean loss above this.
         patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
-            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
-            then the most. None makes all rounds.
-        local_epochs: passes over the client's Z_i in place of T local steps; None counts steps.
+            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best.
+        local_epochs: passes over the client's Z_i in place of T local steps.
     """
 
     name: str
@@ -51,13 +49,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """The global model after a phase.
+    """The global model after a phase, and its cost.
 
-    Attributes:
-        state: parameters by name; if ``diverged``, the last finite ones.
-        cost: of the whole phase.
-        diverged: a client returned a non-finite update; the phase was stopped there. Where updates may be corrupt,
-            such an update is only rejected, and the phase stops if no other arrived in the round.
+    ``diverged``: a client returned a non-finite update, and the phase was stopped there, with the last finite state.
+    Where updates may be corrupt, such an update is only rejected, and the phase stops if no other arrived in the round.
     """
 
     state: State

@@ -63,16 +63,9 @@ class _Kind:
 class _Steps:
     """The buffers of one kind of step, and its parts ready to be replayed.
 
-    Args:
-        model: lies on the device; its parameters are changed in place.
-        kind: the shapes.
-        settings: ς_S, η_S and momentum.
-        images: (STAGED, B, C, H, W), where the images of the coming steps are laid.
-        classes: C.
-        capacity: most images of a client's synthetic set.
-        fuse: let the compiler fuse kernels.
-        pool: memory of all graphs; None without a GPU. What a step hands from one of its graphs to the next is alive
-            when the next is captured, and steps of different kinds never mix.
+    Images of the coming steps are laid into ``images``, (STAGED, B, C, H, W); ``capacity`` is the most of a client's
+    synthetic ones. All graphs share the memory ``pool`` (None without a GPU): what a step hands from one of its graphs
+    to the next is alive when the next is captured, and steps of different kinds never mix.
     """
 
     def __init__(
@@ -252,11 +245,9 @@ def _side_stream() -> torch.cuda.Stream:
 
 
 class StaticEngine:
-    """Runs the local steps of clients on one working model.
+    """Runs the local steps of clients on one working model, of which :func:`is_possible` is true.
 
-    Args:
-        model: as :func:`is_possible`, on its device; other code may change its parameters in place between calls.
-        settings: the constants of Algorithm 2.
+    Other code may change the model's parameters in place between calls.
     """
 
     def __init__(self, model: nn.Module, settings: Distillation | None) -> None:
@@ -339,11 +330,6 @@ class StaticEngine:
 
 
 def _padded(count: int, most: int) -> int:
-    """A width for batches of this many images, so that sets of any size share a few graphs: 16, 32, 48, 64, 96, ...
-
-    Args:
-        count: of the images, at least 1.
-        most: the widest that is needed.
-    """
+    """A width for batches of this many images, so that sets of any size share a few graphs: 16, 32, 48, 64, 96, ..."""
     power = max(16, 1 << (count - 1).bit_length())
     return min(most, power * 3 // 4 if power > 32 and count <= power * 3 // 4 else power)

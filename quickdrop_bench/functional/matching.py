@@ -116,17 +116,14 @@ class ClassGradients:
                 handle.remove()
 
     def split(self, sizes: Sequence[int], loss_scale: float = 1.0) -> list[Tensor]:
-        """Class-wise gradients of the recorded batch, whose loss was the mean over its B samples.
+        """∇ of each class's mean loss over the recorded batch: a detached float32 (K, ...) per weight.
 
-        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17), so
-        that it is put where the backward pass would have put it, into ``.grad``; so are the biases'.
+        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17). It
+        is put where the backward pass would have put it, into ``.grad``; so are the biases'.
 
         Args:
-            sizes: B_c, samples per class in the batch's order; their sum is B.
-            loss_scale: factor by which the recorded loss was multiplied (float16 scaling); ``.grad`` keeps it.
-
-        Returns:
-            One detached float32 tensor (K, ...) per weight: ∇ of the class's mean loss.
+            sizes: B_c, samples per class in the batch's order.
+            loss_scale: factor by which the mean loss was multiplied (float16 scaling); ``.grad`` keeps it.
         """
         factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes])
         gradients = []
@@ -141,15 +138,9 @@ class ClassGradients:
         return gradients
 
     def synthetic(self, images: Tensor, sizes: Sequence[int], labels: Sequence[int]) -> list[Tensor]:
-        """∇ of each class's mean loss over its images, differentiable with respect to the images.
+        """∇ of each class's mean loss over its images, differentiable with respect to them: (K, ...) per weight.
 
-        Args:
-            images: (M, C, H, W) float32, sorted by class.
-            sizes: images of each class.
-            labels: the K classes.
-
-        Returns:
-            One tensor (K, ...) per weight.
+        The arguments are those of :meth:`distance`.
         """
         classes = Classes.of_sizes(sizes, images)
         seen: dict[int, tuple[Tensor, Tensor]] = {}

@@ -54,8 +54,7 @@ def distance_and_image_gradient(
     """The distance d of the class-wise weight gradients to given ones, and its gradient with respect to the images.
 
     Args:
-        sequence: a model's layers, as :func:`~quickdrop_bench.functional.layers.is_supported`; the last one gives
-            logits.
+        sequence: as :func:`~quickdrop_bench.functional.layers.is_supported`; the last layer gives logits.
         images: (M, C, H, W) float.
         labels: (M,) int64.
         classes: how the images belong to the K classes.
@@ -99,7 +98,7 @@ def class_gradients(
     It is made of kernels alone and asks the device nothing.
 
     Args:
-        sequence: a model's layers, as :func:`~quickdrop_bench.functional.layers.is_supported`.
+        sequence: as for :func:`distance_and_image_gradient`.
         images: (B, C, H, W) float32.
         labels: (B,) int64.
         weights: (B,) float32; zero for padding.
