@@ -12,6 +12,11 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.models import ConvNet
 
 
+def network() -> ConvNet:
+    """As in the fixture ``make_federation``."""
+    return ConvNet(1, 8, 3, width=4, depth=2)
+
+
 def equal(a: State, b: State) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
@@ -23,7 +28,7 @@ def assert_close(a: State, b: State, atol: float = 2e-6) -> None:
 
 def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Some steps θ − η∇L on all images; a negative η ascends."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = network()
     model.load_state_dict(start)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):

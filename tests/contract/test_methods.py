@@ -72,7 +72,9 @@ _trained: dict[str, tuple[State, Sets, dict[Path, bytes]]] = {}
 """Trainings of this test run, with the files of their updates, by what decides them."""
 
 
-def trained_once(federation: Federation, clients: Clients, scale: float, starts: Sets) -> tuple[State, Sets]:
+def trained_once(
+    federation: Federation, clients: dict[int, LabelledSet], scale: float, starts: Sets
+) -> tuple[State, Sets]:
     """Train, or take over what was trained before; either way the updates are recorded here."""
     rows = {i: d.rows.tolist() for i, d in clients.items()}  # of the same 45 images
     key = repr((federation.faults, federation.model, federation._static is not None, scale, rows))
@@ -90,7 +92,9 @@ def trained_once(federation: Federation, clients: Clients, scale: float, starts:
     return copy.deepcopy((state, synthetic))
 
 
-def make_context(federation: Federation, clients: Clients, level: str = "class", scale: float = 4.0) -> Context:
+def make_context(
+    federation: Federation, clients: dict[int, LabelledSet], level: str = "class", scale: float = 4.0
+) -> Context:
     """A federation trained with distillation and recorded updates, and a request to forget class 1 or client 1."""
     starts = {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
     state, synthetic = trained_once(federation, clients, scale, starts)
