@@ -6,10 +6,16 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.models.convnet import ConvNet
+
+
+def network() -> nn.Module:
+    """As in the fixture ``make_federation``."""
+    return ConvNet(width=4, depth=2).build(1, 8, 3)
 
 
 def equal(a: State, b: State) -> bool:
@@ -23,7 +29,7 @@ def assert_close(a: State, b: State, atol: float = 2e-6) -> None:
 
 def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
     """Some steps θ − η∇L on all images; a negative η ascends."""
-    model = ConvNet(width=4, depth=2).build(1, 8, 3)
+    model = network()
     model.load_state_dict(start)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):

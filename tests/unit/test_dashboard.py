@@ -118,6 +118,7 @@ def test_all_runs_are_shown_grouped_by_method_and_unsmoothed() -> None:
     assert groups == list(GROUPING)
     assert groups[0] == "method"
     assert {*groups} <= CONFIG - {"seed"}
+    assert {*groups} >= {"dataset", "clients", "distribution", "request", "protocol", "scale", "fine_tuning"}
     assert runs["filters"]["filters"] == []
     assert not section["settings"]["smoothingActive"]
     lines = [p["config"] for panels in sections().values() for p in panels if p["viewType"] == "Run History Line Plot"]

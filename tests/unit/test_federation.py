@@ -25,8 +25,7 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
-from quickdrop_bench.models.convnet import ConvNet
-from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
+from tests.by_hand import assert_close, descended, equal, minus, network, plus_weighted, shares
 from tests.conftest import toy_images
 
 Clients = dict[int, LabelledSet]
@@ -97,7 +96,7 @@ def test_inputs_stay_empty_clients_stay_out_and_order_does_not_matter(
 
 def test_cost_counters(federation: Federation, state: State, toy_clients: Clients) -> None:
     cost = federation.run(state, toy_clients, TRAIN, 1).cost
-    parameters = sum(p.numel() for p in ConvNet(width=4, depth=2).build(1, 8, 3).parameters())
+    parameters = sum(p.numel() for p in network().parameters())
     # client 2 has 9 images: its batches are 8, 1, 8, 1; client 1: 8, 4, 8, 4; client 0: 8 × 4
     assert cost.sample_gradients == 3 * (32 + 24 + 18)
     assert (cost.rounds, cost.data_size) == (3, 45)
@@ -202,7 +201,7 @@ Recorded = tuple[ClassGradients, list[torch.Tensor], list[int]]
 def recorded(data: LabelledSet) -> Recorded:
     """What :func:`match` needs of a model and a batch: the whole data set."""
     torch.manual_seed(0)
-    model = ConvNet(width=4, depth=2).build(1, 8, 3)
+    model = network()
     images, labels = data.take(data.own_labels().argsort())
     gradients = ClassGradients(model)
     with gradients.recording():
