@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
-from quickdrop_bench.reporting import exhibit as module
+from quickdrop_bench.reporting import render as module
 from quickdrop_bench.reporting.figures.points import numbers_table
 from quickdrop_bench.reporting.figures.style import HOLLOW, label_ends, label_points, method_styles, signed
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
@@ -361,7 +361,7 @@ def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib, pandas\n"
         "from pathlib import Path; from quickdrop_bench.harness.exhibits import exhibit\n"
-        "from quickdrop_bench.reporting.exhibit import style, write_exhibit\n"
+        "from quickdrop_bench.reporting.render import style, write_exhibit\n"
         "before = matplotlib.rcParams.copy()\n"
         "write_exhibit(Path(sys.argv[1]), exhibit('sweep'), pandas.DataFrame())\n"
         "with style(): pass\n"
