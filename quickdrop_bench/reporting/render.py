@@ -110,8 +110,5 @@ def on_terminal(
     if exhibit.kind == "capabilities":
         tables = [short(table) for table in tables_of(exhibit, rows)]
     else:
-        found = measured_sections(exhibit, rows)
-        tables = [
-            t for s in found for t in (comparison_tables(s) if exhibit.per == "method" else [s.table(alike=True)])
-        ]
+        tables = [table for section in measured_sections(exhibit, rows) for table in comparison_tables(section)]
     return [terminal(table, title + (table.heading or exhibit.title), width) for table in tables]

@@ -163,9 +163,8 @@ def _block(found: Found, section: Section, leads: Sequence[Setting]) -> Block:
     if section.exhibit.per == "dataset":
         return Block(caption, details, [])
     shown = any(setting in leads for setting in section.settings)
-    return Block(
-        caption, [] if shown else comparison_tables(section), [*details, *([differences] if differences else [])]
-    )
+    details += [differences] if differences else []
+    return Block(caption, [] if shown else comparison_tables(section), details)
 
 
 def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:

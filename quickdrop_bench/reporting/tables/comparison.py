@@ -58,11 +58,11 @@ def cost_cell(setting: Setting, method: str) -> Cell:
 
 
 def comparison_tables(section: Section) -> list[Table]:
-    """The summary of each setting of a table."""
-    return [
-        comparison_table(setting, [m for m, own in section.lines if setting in own], relearned=section.exhibit.relearn)
-        for setting in section.settings
-    ]
+    """The comparison of methods in each setting of a table; a table about one method as it is."""
+    if section.exhibit.per == "dataset":
+        return [section.table(alike=True)]
+    lines = [(setting, [m for m, own in section.lines if setting in own]) for setting in section.settings]
+    return [comparison_table(setting, methods, relearned=section.exhibit.relearn) for setting, methods in lines]
 
 
 def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
