@@ -33,8 +33,8 @@ from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.reporting.exhibit import on_terminal, write_exhibit
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
+from quickdrop_bench.reporting.render import on_terminal, write_exhibit
 from quickdrop_bench.reporting.trials import write_trials
 from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking

@@ -12,8 +12,8 @@ import pandas as pd
 from rich.console import Console, RenderableType
 
 from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.reporting.exhibit import on_terminal, render
 from quickdrop_bench.reporting.frame import frame_of
+from quickdrop_bench.reporting.render import on_terminal, render
 
 HERE = Path(__file__).parent
 FORMATS = ("table.csv", "table.md", "table.tex")

@@ -10,9 +10,9 @@ import pytest
 
 from quickdrop_bench.harness.exhibits import Column, exhibit
 from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.reporting.exhibit import render
 from quickdrop_bench.reporting.frame import derive, frame_of, latest, read_rows, setting_of
 from quickdrop_bench.reporting.published import beside, read_published
+from quickdrop_bench.reporting.render import render
 from tests.golden import common
 
 

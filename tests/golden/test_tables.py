@@ -14,10 +14,10 @@ import pytest
 
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.reporting.exhibit import measured_sections, on_terminal, render
 from quickdrop_bench.reporting.published import read_published
+from quickdrop_bench.reporting.render import measured_sections, on_terminal, render
 from quickdrop_bench.reporting.tables.capabilities import capability_tables, computation
-from quickdrop_bench.reporting.tables.summary import finding, summary_tables
+from quickdrop_bench.reporting.tables.comparison import comparison_tables, finding
 from tests.golden import common
 
 NUMBERS = (1, 2, 3, 4, 5, 6)
@@ -87,7 +87,7 @@ def test_the_best_is_bold_among_those_that_forgot() -> None:
     ):
         rows += common.run(common.setting(2), method, 1, {"total": common.accuracy(f_set, r_set) | common.cost(1, 10)})
     (section,) = measured_sections(exhibit("table2"), common.frame(rows))
-    (table,) = summary_tables(section)
+    (table,) = comparison_tables(section)
     assert [line.title for line in table.lines for entry in line.entries if entry.best] == ["QuickDrop"]
 
 

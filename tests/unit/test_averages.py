@@ -15,10 +15,10 @@ from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.setting import changes
-from quickdrop_bench.reporting.exhibit import measured_sections, render
 from quickdrop_bench.reporting.figures.points import panels
 from quickdrop_bench.reporting.frame import Cell, derive, latest, named
 from quickdrop_bench.reporting.published import read_published
+from quickdrop_bench.reporting.render import measured_sections, render
 from quickdrop_bench.reporting.tables.measured import Section
 from quickdrop_bench.reporting.tables.shape import Table
 from tests.golden import common

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
-from quickdrop_bench.reporting import exhibit as module
+from quickdrop_bench.reporting import render as module
 from quickdrop_bench.reporting.figures.points import numbers_table
 from quickdrop_bench.reporting.figures.style import HOLLOW, label_ends, label_points, method_styles, signed
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
@@ -110,8 +110,8 @@ def test_every_setting_has_its_own_panels_and_a_method_that_was_run_once_is_in_a
     other = {"dataset": "imagefolder:$x_1$", "protocol": "tuned"}
     figure, _ = draw("figure2", [*one_request(1), *one_request(1, **other)])
     assert [part.get_suptitle() for part in figure.subfigs] == [
-        "cifar10, 10 clients, dirichlet-0.1, class-2",
-        "imagefolder:$x_1$, 10 clients, dirichlet-0.1, class-2, protocol tuned",
+        "cifar10, 10 clients, dirichlet-0.1, request class-2",
+        "imagefolder:$x_1$, 10 clients, dirichlet-0.1, request class-2, protocol tuned",
     ]
     scales = [row("quickdrop", 1, "total", "f_set_mia", 0.2, scale=s) for s in (1, 10)]
     figure, numbers = draw("figure3", [row("retrain-or", 1, "total", "f_set_mia", 0.3, scale=1), *scales])
@@ -353,7 +353,7 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path, name: str, label: str
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     svg = ElementTree.parse(first[0])  # noqa: S314 - we wrote it
     found = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert {label, own.heading, "a $b_c$ & d, 10 clients, dirichlet-0.1, class-2"} <= set(found)
+    assert {label, own.heading, "a $b_c$ & d, 10 clients, dirichlet-0.1, request class-2"} <= set(found)
     assert len(pd.read_csv(first[2])) == len(module.draw(own, rows)[1])
 
 
@@ -361,7 +361,7 @@ def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib, pandas\n"
         "from pathlib import Path; from quickdrop_bench.harness.exhibits import exhibit\n"
-        "from quickdrop_bench.reporting.exhibit import style, write_exhibit\n"
+        "from quickdrop_bench.reporting.render import style, write_exhibit\n"
         "before = matplotlib.rcParams.copy()\n"
         "write_exhibit(Path(sys.argv[1]), exhibit('sweep'), pandas.DataFrame())\n"
         "with style(): pass\n"

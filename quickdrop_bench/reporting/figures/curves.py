@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quickdrop_bench.reporting.figures.points import VARIED, by_value, depends_on_scale, marks, measure, plain
+from quickdrop_bench.reporting.figures.points import VARIED, depends_on_scale, marks, measure, plain
 from quickdrop_bench.reporting.figures.style import HOLLOW, Style, label_ends, method_styles, say
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import dataset_name, method_title
@@ -27,7 +27,8 @@ def trend_lines(
     The paper's has the value for a stage, e.g. ``s=100``, and a metric that begins with our stage unless that is
     ``total``.
     """
-    parts = by_value(setting, column)
+    groups = setting.rows.groupby(column, dropna=False, sort=True)
+    parts = [(value, Setting(group, setting.published)) for value, group in groups]
     symbol = VARIED.get(column, column)
     for stage, metric in measures:
         name = metric if stage == "total" else f"{stage}_{metric}"

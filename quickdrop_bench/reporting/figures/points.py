@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,14 +13,13 @@ from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.base import SMALL_SETS
 from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
-from quickdrop_bench.reporting.names import ORIGINAL, dataset_name, differing, registered, request_name
+from quickdrop_bench.reporting.names import ORIGINAL, registered, setting_name
 from quickdrop_bench.reporting.published import beside, is_fraction
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
 from quickdrop_bench.reporting.tables.texts import cell_text
 
 __all__ = [
     "VARIED",
-    "by_value",
     "depends_on_scale",
     "marks",
     "measure",
@@ -60,8 +60,9 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         for variant, part in _variants(group, [name for name in VARIED if name not in within]):
             values = beside(published, part["dataset"].iloc[0], part["distribution"].iloc[0])
-            label = ", ".join([*_title(part, within), *variant, *_failed_training(part)])
-            found.append(Setting(part, values, label))
+            setting = Setting(part, values)
+            label = ", ".join([setting_name(setting.in_words, (*within,)), *variant, *_failed_training(part)])
+            found.append(replace(setting, label=label))
     return found
 
 
@@ -79,19 +80,6 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
         first = group[parts == number].iloc[0]
         apart = [name for name in columns if group[name].nunique(dropna=False) > 1]
         yield [f"{VARIED[name]} = {first[name]:g}" for name in apart], group[(parts == number) | ~varied]
-
-
-def _title(rows: pd.DataFrame, within: Collection[str]) -> list[str]:
-    first = rows.iloc[0]
-    parts = {
-        "dataset": dataset_name(str(first["dataset"])),
-        "clients": f"{first['clients']} clients",
-        "distribution": first["distribution"],
-        "request": request_name(rows),
-        "protocol": "" if first["protocol"] == "preset" else f"protocol {first['protocol']}",
-        "changes": differing(first["changes"]).removeprefix(", "),
-    }
-    return [text for name, text in parts.items() if text and name not in within]
 
 
 def _failed_training(rows: pd.DataFrame) -> list[str]:
@@ -124,12 +112,6 @@ def numbers_frame(lines: Iterable[Mapping[Any, Any]], *own: str) -> pd.DataFrame
     k = NUMBERS.index("mean")
     frame = pd.DataFrame([*lines], columns=[*NUMBERS[:k], *own, *NUMBERS[k:]])
     return frame.assign(published=frame["published"].astype(float))
-
-
-def by_value(setting: Setting, column: str) -> list[tuple[Any, Setting]]:
-    """The rows of a panel at each value of what its axis shows, in ascending order; unknown values last."""
-    groups = setting.rows.groupby(column, dropna=False, sort=True)
-    return [(value, Setting(group, setting.published)) for value, group in groups]
 
 
 def marks(points: pd.DataFrame) -> list[str]:

@@ -179,7 +179,14 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float =
             color=color,
             fontsize=size,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": color, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "linewidth": 0.4,
+                "color": color,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -13,7 +13,7 @@ from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import ORACLE, method_title
-from quickdrop_bench.reporting.tables.summary import cost_cell
+from quickdrop_bench.reporting.tables.comparison import cost_cell
 
 __all__ = ["points", "tradeoff"]
 

@@ -18,17 +18,17 @@ from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Exhibit, exhibit, exhibits
 from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.reporting.exhibit import measured_sections
 from quickdrop_bench.reporting.figures.style import style
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.html.contents import Found, find, missing, provenance
 from quickdrop_bench.reporting.names import dataset_name
+from quickdrop_bench.reporting.render import measured_sections
 from quickdrop_bench.reporting.tables.capabilities import capability_tables
+from quickdrop_bench.reporting.tables.comparison import comparison_table, comparison_tables, finding
 from quickdrop_bench.reporting.tables.measured import Section
 from quickdrop_bench.reporting.tables.notes import papers
 from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
-from quickdrop_bench.reporting.tables.summary import finding, summary_table, summary_tables
 
 __all__ = ["render_report", "write_report"]
 
@@ -137,7 +137,7 @@ def _lead(found: Found, section: Section, setting: Setting) -> Lead:
         if figure:
             figure.savefig(text, format="svg", metadata={"Date": None})
     uri = f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue().encode()).decode('ascii')}" if figure else ""
-    table = summary_table(setting, methods)
+    table = comparison_table(setting, methods)
     return Lead(f"{dataset_name(str(setting.columns['dataset']))} ({found.folder})", finding(setting), uri, table)
 
 
@@ -163,7 +163,8 @@ def _block(found: Found, section: Section, leads: Sequence[Setting]) -> Block:
     if section.exhibit.per == "dataset":
         return Block(caption, details, [])
     shown = any(setting in leads for setting in section.settings)
-    return Block(caption, [] if shown else summary_tables(section), [*details, *([differences] if differences else [])])
+    details += [differences] if differences else []
+    return Block(caption, [] if shown else comparison_tables(section), details)
 
 
 def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:

@@ -18,9 +18,9 @@ from quickdrop_bench.reporting.figures.points import numbers_table
 from quickdrop_bench.reporting.figures.style import put_title, save_picture, style
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.tables.capabilities import capability_tables, short
+from quickdrop_bench.reporting.tables.comparison import comparison_tables
 from quickdrop_bench.reporting.tables.measured import Section, sections
 from quickdrop_bench.reporting.tables.shape import Table
-from quickdrop_bench.reporting.tables.summary import summary_tables
 from quickdrop_bench.reporting.tables.writers import csv_text, latex, markdown, stacked, terminal
 
 __all__ = ["draw", "measured_sections", "on_terminal", "render", "tables_of", "write_exhibit"]
@@ -110,6 +110,5 @@ def on_terminal(
     if exhibit.kind == "capabilities":
         tables = [short(table) for table in tables_of(exhibit, rows)]
     else:
-        found = measured_sections(exhibit, rows)
-        tables = [t for s in found for t in (summary_tables(s) if exhibit.per == "method" else [s.table(alike=True)])]
+        tables = [table for section in measured_sections(exhibit, rows) for table in comparison_tables(section)]
     return [terminal(table, title + (table.heading or exhibit.title), width) for table in tables]

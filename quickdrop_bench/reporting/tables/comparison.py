@@ -14,7 +14,7 @@ from quickdrop_bench.reporting.tables.notes import facts, shared_note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
 
-__all__ = ["cost_cell", "finding", "summary_table", "summary_tables"]
+__all__ = ["comparison_table", "comparison_tables", "cost_cell", "finding"]
 
 FORGOTTEN = 0.05
 """A method whose F-Set is farther from the oracle's is not called best, whatever it keeps."""
@@ -57,15 +57,15 @@ def cost_cell(setting: Setting, method: str) -> Cell:
     return Cell.of(total)
 
 
-def summary_tables(section: Section) -> list[Table]:
-    """The summary of each setting of a table."""
-    return [
-        summary_table(setting, [m for m, own in section.lines if setting in own], relearned=section.exhibit.relearn)
-        for setting in section.settings
-    ]
+def comparison_tables(section: Section) -> list[Table]:
+    """The comparison of methods in each setting of a table; a table about one method as it is."""
+    if section.exhibit.per == "dataset":
+        return [section.table(alike=True)]
+    lines = [(setting, [m for m, own in section.lines if setting in own]) for setting in section.settings]
+    return [comparison_table(setting, methods, relearned=section.exhibit.relearn) for setting, methods in lines]
 
 
-def summary_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
+def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
     """One line per method that was run; the oracle is no candidate for the best."""
     shown = [*FIRST[:3], *(_Shown(column) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
     there = [method for method in methods if setting.seeds(method)]
