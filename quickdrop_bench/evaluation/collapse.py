@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.evaluation.metric import METRICS, STAGES, Evaluated, Number, metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["GROWTH", "MARGIN", "collapse", "is_collapsed"]
 
@@ -51,4 +52,6 @@ def is_collapsed(
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:
+    import torch
+
     return float(torch.stack([value.norm() for value in state.values()]).norm())

@@ -8,11 +8,14 @@ forgotten classes; beside them the other clients' training images.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.data.requests import forget_part, forgotten_classes
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["accuracy"]
 
@@ -45,6 +48,8 @@ def _on_f_set(model: Evaluated) -> float:
     parts = [(model.on_test, classes)]
     owned = [r for r in model.about if r.level != "class"]
     if owned:
+        from quickdrop_bench.data.labelled import pool
+
         data = pool(*(forget_part(data, i, request) for i, data in model.clients.items() for request in owned))
         parts.append((class_accuracy(model.model, data, model.classes), set(range(model.classes))))
     images = sum(part.counts[c] for part, chosen in parts for c in chosen)
@@ -54,6 +59,8 @@ def _on_f_set(model: Evaluated) -> float:
 
 def _others(model: Evaluated) -> LabelledSet:
     """Training images of the clients that no request is about."""
+    from quickdrop_bench.data.labelled import pool
+
     own = {i for request in model.about if request.level == "client" for i in request.targets}
     nothing = next(iter(model.clients.values())).rows[:0]
     return pool(*(data.subset(nothing) if i in own else data for i, data in model.clients.items()))

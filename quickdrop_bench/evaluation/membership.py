@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeAlias
 
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.evaluation.accuracy import batch_size
 from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["FEATURES", "MembershipRates", "membership", "membership_inference"]
 
@@ -30,7 +32,7 @@ MOST = 2000
 SCORED = 2500
 """Largest number of training samples that a rate is computed on: its standard error is then at most 1 point."""
 
-Outputs = tuple[Tensor, Tensor]
+Outputs: TypeAlias = "tuple[Tensor, Tensor]"
 """(n, classes) float64 logits and (n,) labels, on the CPU."""
 
 
@@ -43,7 +45,7 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, labels[:, None])
 
 
-Feature = Callable[[Tensor, Tensor], Tensor]
+Feature: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """(n, classes) logits and (n,) labels to (n, 1) features."""
 
 FEATURES: Mapping[str, Feature] = {"entropy": _entropy, "loss": _loss}
@@ -101,24 +103,30 @@ NO_RATES = MembershipRates(*[float("nan")] * 4)
 
 def _shuffled(data: LabelledSet, seed: int, name: str) -> Tensor:
     """(n,) positions in an order that depends on the seed and on which rows the set has, not on their order."""
+    import torch
+
     order = data.rows.cpu().argsort(stable=True)
     return order[torch.randperm(len(data), generator=generator(seed, "membership", name))]
 
 
 def _outputs(model: nn.Module, data: LabelledSet, positions: Tensor) -> Outputs | None:
     """The model's outputs at some positions; None without positions or if a logit is not finite."""
+    import torch
+
     if not len(positions):
         return None
     device = data.rows.device
     batches = (data.take(batch) for batch in positions.to(device).split(batch_size(device)))
-    found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
+    with torch.no_grad():
+        found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
     logits = torch.cat(found).cpu().double()
     return (logits, torch.cat(labels).cpu()) if logits.isfinite().all() else None
 
 
 def _attack(feature: Feature, members: Outputs, others: Outputs) -> Callable[[Outputs | None], Tensor | None]:
     """The cited classifier on one feature; of outputs it tells which are members', as (n,) float64 zeros and ones."""
-    from sklearn.svm import SVC  # slow to import
+    import torch
+    from sklearn.svm import SVC
 
     inside, outside = feature(*members), feature(*others)
     sides = torch.tensor([1] * len(inside) + [0] * len(outside))
@@ -146,6 +154,8 @@ def _share_like(mix: Tensor, called: Tensor | None, labels: Tensor) -> float:
     Returns:
         In [0, 1]; NaN if the other set is empty or has a class that the samples lack.
     """
+    import torch
+
     if called is None or not len(mix):
         return float("nan")
     classes, counts = mix.unique(return_counts=True)
@@ -178,7 +188,6 @@ def membership(model: Evaluated, stage: str) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
 def membership_inference(
     model: nn.Module, forget: LabelledSet, retain: LabelledSet, test: LabelledSet, seed: int
 ) -> dict[str, MembershipRates]:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import getdoc, getfile
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.registry import Registry
-from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["METRICS", "PER_ROUND", "SERVED", "STAGES", "Evaluated", "Metric", "Number", "measured", "metric"]
 
@@ -65,12 +68,16 @@ class Evaluated:
 
     def forget_data(self) -> LabelledSet:
         """Training images that ``about`` forgets, without what other requests forgot."""
+        from quickdrop_bench.data.labelled import pool
+
         others = [request for request in self.forgotten if request not in self.about]
         left = {i: retain_part(data, i, others) for i, data in self.clients.items()}
         return pool(*(forget_part(data, i, request) for i, data in left.items() for request in self.about))
 
     def retain_data(self) -> LabelledSet:
         """All training images that are not forgotten."""
+        from quickdrop_bench.data.labelled import pool
+
         return pool(*(retain_part(data, i, self.forgotten) for i, data in self.clients.items()))
 
 

@@ -197,6 +197,8 @@ QUICK = [
     ["table", "--help"],
     ["sweep", "--help-methods"],
     ["methods"],
+    ["metrics"],
+    ["models"],
     ["datasets"],
     ["presets"],
 ]
