@@ -43,7 +43,7 @@ SETTING = ["dataset", "clients", "distribution", "request", "protocol", "changes
 ``setting`` is a hash of all that the others do not say; ``changes`` tells in words what differs from the preset."""
 
 TEXTS = (
-    *("distribution", "protocol", "changes", "setting", "method_setting", "method_changes"),
+    *("protocol", "changes", "setting", "method_setting", "method_changes"),
     *("federation_hash", "device", "precision"),
 )
 """Columns that a row has beside those of its key, as text; lines of earlier versions lack some."""
@@ -65,8 +65,8 @@ NONE = pd.Series(dtype=float)
 def frame_of(rows: Iterable[object]) -> pd.DataFrame:
     """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out."""
     known = [row for row in rows if _is_readable(row)]
-    frame = pd.DataFrame(known)
-    return frame.assign(value=pd.to_numeric(frame["value"], errors="coerce").astype(float)) if known else frame
+    frame = pd.DataFrame(known, columns=None if known else [*KEY, "value", *TEXTS])
+    return frame.assign(value=pd.to_numeric(frame["value"], errors="coerce").astype(float))
 
 
 def _is_readable(row: Any) -> bool:
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
         there = os.path.lexists(path)
         lines = read_bytes(path, LARGEST).decode("utf-8", errors="replace").splitlines() if there else []
     except OSError as error:
-        return pd.DataFrame(), f"cannot be read ({error.strerror})"
+        return frame_of([]), f"cannot be read ({error.strerror})"
     frame = frame_of(map(_parsed, lines))
     left = len(lines) - len(frame)
     problem = f"{left} of {len(lines)} lines are torn or of an earlier version; they are kept and not shown"

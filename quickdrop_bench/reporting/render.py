@@ -67,13 +67,13 @@ def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
     return sections(exhibit, rows, read_published(paper_values(), exhibit.name), unable)
 
 
-def tables_of(exhibit: Exhibit, rows: pd.DataFrame) -> Iterator[Table]:
-    """Every table of an exhibit, with every column."""
+def tables_of(exhibit: Exhibit, rows: pd.DataFrame, *, alike: bool = False) -> Iterator[Table]:
+    """Every table of an exhibit, with every column; with ``alike`` the paper's numbers beside the same data alone."""
     if exhibit.kind == "capabilities":
         yield from capability_tables(exhibit, rows, METHODS)
         return
     for section in measured_sections(exhibit, rows):
-        yield section.table()
+        yield section.table(alike=alike)
         if differences := section.differences():
             yield differences
 
@@ -106,7 +106,9 @@ def on_terminal(
         return [terminal(numbers_table(numbers), exhibit.heading, width)] if shown else []
     title = f"Table {exhibit.number}: "
     if details:
-        return [stacked(table, title + (table.heading or exhibit.title)) for table in tables_of(exhibit, rows)]
+        return [
+            stacked(table, title + (table.heading or exhibit.title)) for table in tables_of(exhibit, rows, alike=True)
+        ]
     if exhibit.kind == "capabilities":
         tables = [short(table) for table in tables_of(exhibit, rows)]
     else:

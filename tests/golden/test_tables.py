@@ -38,11 +38,20 @@ def test_nothing_measured(number: int) -> None:
 
 DETAILS = {
     1: ("(✗)", "(✓)", "100.0×"),
-    2: ("80.00 ± 1.41%", "(70.48%)", "imagefolder:my_pics", "—", "over 2 seeds", "not run", "diverged", "†: collapsed"),
+    2: (
+        "80.00 ± 1.41%",
+        "are of cifar10, other data",
+        "imagefolder:my_pics",
+        "—",
+        "over 2 seeds",
+        "not run",
+        "diverged",
+        "†: collapsed",
+    ),
     3: ("Table 3: svhn, 100 clients",),
-    4: ("Non-IID (α = 0.1): F-Set", "IID: R-Set"),
-    5: ("paper, cifar10; mnist",),
-    6: ("(paper, mnist)", "(paper, svhn)", "50.00 ± 1.41%", "(54.00%)"),
+    4: ("Non-IID (α = 0.1): F-Set", "IID: R-Set", "(paper, cifar10)", "(68.59%)"),
+    5: ("(paper, cifar10)", "are of mnist, other data"),
+    6: ("(paper, svhn)", "50.00 ± 1.41%", "(46.30%)"),
 }
 
 

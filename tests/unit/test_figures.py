@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.reporting import render as module
 from quickdrop_bench.reporting.figures.points import numbers_table
-from quickdrop_bench.reporting.figures.style import HOLLOW, label_ends, label_points, method_styles, signed
+from quickdrop_bench.reporting.figures.style import ACCENT, label_ends, label_points, method_styles, signed
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import derive, settings_in
@@ -81,7 +81,7 @@ def test_figure_2_shows_means_over_all_rounds_and_one_accent() -> None:
     assert line(axes, "class 0") == [[-1, 0, 1, 2, 3], pytest.approx([70, 85, 55, 60, 80])]
     kept, forgotten = (next(x for x in axes.lines if x.get_label() == f"class {c}") for c in (0, 2))
     assert forgotten.get_linewidth() > 2 * kept.get_linewidth()
-    assert forgotten.get_color() == HOLLOW["markeredgecolor"] != kept.get_color()
+    assert forgotten.get_color() == ACCENT != kept.get_color()
     point = numbers[(numbers["class"] == 0) & (numbers["phase"] == "unlearning")].iloc[0]
     assert (point["method"], point["round"], point["seeds"]) == ("quickdrop", 1, 2)
     assert (point["mean"], point["std"]) == pytest.approx((0.55, 0.1 / 2**0.5))
@@ -272,9 +272,8 @@ def test_figure_6_shows_accuracy_and_seconds_over_the_scale() -> None:
     recovery, unlearning = (own for own in right.lines if len(own.get_xdata()) == 3)
     assert (recovery.get_linestyle(), unlearning.get_linestyle()) == ("-", "--")
     ours = next(own for own in left.lines if str(own.get_label()).startswith("QuickDrop"))
-    assert {(own.get_color(), own.get_marker()) for own in (ours, recovery, unlearning)} == {
-        ("#0072B2", ours.get_marker())
-    }
+    look = method_styles(["quickdrop"])["quickdrop"]
+    assert {(o.get_color(), o.get_marker()) for o in (ours, recovery, unlearning)} == {(look.color, look.marker)}
     assert unlearning.get_ydata() == pytest.approx([15, 1.5, 0.015])
     assert recovery.get_ydata() == pytest.approx([45, 4.5, 0.045])
     assert right.get_ylabel() == "compute summed over clients (s)"

@@ -56,7 +56,7 @@ LINES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 
 HOLLOW: dict[str, Any] = {
     "markerfacecolor": "white",
-    "markeredgecolor": ACCENT,
+    "markeredgecolor": "#222222",
     "markersize": 6,
     "markeredgewidth": 1.2,
     "linestyle": "none",

@@ -10,7 +10,7 @@ from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.frame import EQUIVALENTS, TRAINING, Cell, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
 from quickdrop_bench.reporting.tables.measured import Section, badges
-from quickdrop_bench.reporting.tables.notes import facts, shared_note
+from quickdrop_bench.reporting.tables.notes import facts, papers_left_out, shared_note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
 
@@ -132,7 +132,6 @@ def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> li
     """Where the numbers come from, and what is not in the table."""
     absent = [method_title(m) for m in methods if m not in there and setting.status(m) == "not run"]
     unable = [method_title(m) for m in methods if m not in there and setting.status(m) == "unsupported"]
-    published = setting.published
     times = [SECONDS, IN_SECONDS]
     return [
         *facts([replace(setting, label="")]),
@@ -143,9 +142,7 @@ def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> li
         f"{COLLAPSED}: collapsed in at least one run" if any(setting.count(m, "collapsed") for m in there) else "",
         f"not run: {', '.join(absent)}" if absent else "",
         f"cannot serve such a request: {', '.join(unable)}" if unable else "",
-        f"the paper's numbers are of {published.name}, other data, and stand in table.md"
-        if published.name and not published.alike
-        else "",
+        papers_left_out([setting]),
     ]
 
 

@@ -21,7 +21,16 @@ from quickdrop_bench.reporting.names import (
     setting_name,
 )
 from quickdrop_bench.reporting.published import beside, published_dataset
-from quickdrop_bench.reporting.tables.notes import COLLAPSE, INTERVALS, LEGEND, PAIRED, RATIOS, facts, shared_note
+from quickdrop_bench.reporting.tables.notes import (
+    COLLAPSE,
+    INTERVALS,
+    LEGEND,
+    PAIRED,
+    RATIOS,
+    facts,
+    papers_left_out,
+    shared_note,
+)
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import (
     COLLAPSED,
@@ -76,6 +85,7 @@ class Section:
             *([RATIOS] if any(column.kind == "ratio" for column in columns) else []),
             *([shared_note(self.settings, methods, columns)] if any(SHARED in text for text in texts) else []),
             *([LEGEND] if texts & {"", EMPTY} else []),
+            *([papers_left_out(self.settings)] if alike else []),
         ]
         corner = "Data set" if self.exhibit.per == "dataset" else "Method"
         return Table(self.heading, corner, self._headers(columns), lines, notes, self._numbers())
@@ -94,7 +104,7 @@ class Section:
             title,
             [_entry(setting, method, column, alike) for setting in settings for column in self.exhibit.columns],
             _marks(method, settings),
-            "; ".join(dict.fromkeys(setting.published.name for setting in settings)),
+            "; ".join(dict.fromkeys(s.published.name for s in settings if s.published.alike or not alike)),
             badges(method, settings),
             all(setting.status(method) in ("unsupported", "not run") for setting in settings),
         )

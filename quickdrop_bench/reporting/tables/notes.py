@@ -10,7 +10,7 @@ from quickdrop_bench.reporting.names import ORIGINAL, method_title
 from quickdrop_bench.reporting.tables.shape import EMPTY
 from quickdrop_bench.reporting.tables.texts import COLLAPSED, SHARED, cell_of, cell_text, signed_text
 
-__all__ = ["COLLAPSE", "INTERVALS", "LEGEND", "PAIRED", "RATIOS", "facts", "papers", "shared_note"]
+__all__ = ["COLLAPSE", "INTERVALS", "LEGEND", "PAIRED", "RATIOS", "facts", "papers", "papers_left_out", "shared_note"]
 
 LEGEND = (
     f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
@@ -56,6 +56,14 @@ def papers(settings: Sequence[Setting]) -> str:
         other = "" if setting.published.alike else f", which is not {dataset}: the differences say little"
         texts += [f"the paper's numbers are of {name}{other}"] if name else []
     return "; ".join(dict.fromkeys(texts))
+
+
+def papers_left_out(settings: Sequence[Setting]) -> str:
+    """Which of the paper's numbers are not shown, as they are of other data."""
+    names = {
+        setting.published.name: None for setting in settings if setting.published.name and not setting.published.alike
+    }
+    return f"the paper's numbers are of {'; '.join(names)}, other data, and stand in table.md" if names else ""
 
 
 def _each(settings: Sequence[Setting], sentence: str, fact: Callable[[Setting], str]) -> str:
