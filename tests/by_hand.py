@@ -6,15 +6,16 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 
 
-def network() -> ConvNet:
+def network() -> nn.Module:
     """As in the fixture ``make_federation``."""
-    return ConvNet(1, 8, 3, width=4, depth=2)
+    return ConvNet(width=4, depth=2).build(1, 8, 3)
 
 
 def equal(a: State, b: State) -> bool:

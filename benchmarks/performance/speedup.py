@@ -21,8 +21,7 @@ import torch
 from cases import DISTINCT, fabric_of, noise, paper_model
 from workload import split_by_class
 
-from quickdrop_bench.cli.options import federation_spec, methods_of
-from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.cli.resolve import federation_spec, methods_of, options_of
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.files import write_text
@@ -36,8 +35,8 @@ from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.reporting.measured import SETTING, complete, latest
-from quickdrop_bench.reporting.sections import differing
+from quickdrop_bench.reporting.frame import SETTING, frame_of, latest, named
+from quickdrop_bench.reporting.names import differing
 from quickdrop_bench.serving.plan import CountingFederation
 from quickdrop_bench.store.rows import RowFile
 
@@ -60,7 +59,7 @@ IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
 
 def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
     """A line per setting: medians over seeds of our time, and of the seeds' ratios of time and sample-gradients."""
-    frame = complete(latest(pd.DataFrame(RowFile(RESULTS / folder / "rows.jsonl").rows)))
+    frame = named(latest(frame_of(RowFile(RESULTS / folder / "rows.jsonl").rows)))
     frame = frame[(frame["stage"] == "total") & (frame["protocol"] == protocol)]
     for _, part in frame.groupby(SETTING, sort=False):
         seconds, gradients = (

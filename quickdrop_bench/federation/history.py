@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import RunningMean, State, difference
 
-__all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "retained_rounds"]
+__all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "mean_distances", "retained_rounds"]
 
 INITIAL = "initial.safetensors"
 COUNT = "num_examples"
@@ -34,12 +34,9 @@ def retained_rounds(rounds: int, every: int) -> list[int]:
 
 @dataclass(frozen=True)
 class UpdateRecorder:
-    """Writes updates as they come; nothing is held in memory. It is a ``record`` callable of ``Federation.run``.
+    """A ``record`` for ``Federation.run``: writes updates of a training of K rounds, every Δt ≥ 1, as they come.
 
-    Attributes:
-        folder: where to; a round that is trained again overwrites its files with equal ones.
-        rounds: K of the training.
-        every: Δt ≥ 1.
+    A round that is trained again overwrites its files with equal ones.
     """
 
     folder: Path
@@ -48,23 +45,18 @@ class UpdateRecorder:
 
     def __call__(self, k: int, client: int, num_examples: int, before: State, after: State) -> None:
         """Keep U_i = θ_i − θ_k, with θ_k the global model at the *start* of the round, if the round is retained."""
-        if k not in retained_rounds(self.rounds, self.every):
-            return
-        if k == 0:
-            _write(self.folder / INITIAL, before)
-        update = {name: after[name] - before[name] for name in after}
-        _write(_path(self.folder, k, client), {**update, COUNT: torch.tensor(num_examples)})
+        if k in retained_rounds(self.rounds, self.every):
+            if k == 0:
+                _write(self.folder / INITIAL, before)
+            update = {name: after[name] - before[name] for name in after}
+            _write(_path(self.folder, k, client), {**update, COUNT: torch.tensor(num_examples)})
 
 
 @dataclass(frozen=True)
 class UpdateHistory:
-    """Reads what an :class:`UpdateRecorder` wrote, or what somebody put in its place.
+    """Reads what an :class:`UpdateRecorder` wrote into a folder, onto a device.
 
     That names and shapes suit the model is for :func:`quickdrop_bench.store.artifacts.check_updates`.
-
-    Attributes:
-        folder: of the recorder.
-        device: where tensors are put.
     """
 
     folder: Path
@@ -79,6 +71,10 @@ class UpdateHistory:
         for k, client in sorted((int(path.parent.name), int(path.stem)) for path in paths):
             found.setdefault(k, []).append(client)
         return found
+
+    def clients(self) -> set[int]:
+        """Those that took part in any retained round."""
+        return {client for clients in self.participants.values() for client in clients}
 
     def initial(self) -> State:
         """θ_0, before the first round.
@@ -104,8 +100,8 @@ class UpdateHistory:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             name, trained = path.relative_to(self.folder.parent), self.folder.parent
             reason = getattr(error, "strerror", None) or type(error).__name__
-            allowed = f"{name} is missing or damaged ({reason})"
-            raise BadInput("--artifacts-dir", trained, f"{allowed}; delete this folder to train again") from error
+            allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
+            raise BadInput("--artifacts-dir", trained, allowed) from error
         return tensors, count
 
     def stored_bytes(self, rounds: Iterable[int]) -> int:
@@ -132,6 +128,38 @@ def last_part(history: UpdateHistory, leavers: Collection[int]) -> tuple[State, 
     if not 0 < leaving.weight < everyone.weight:
         return None
     return difference(leaving.result(), everyone.result()), leaving.weight / everyone.weight
+
+
+def mean_distances(
+    history: UpdateHistory, groups: Sequence[Collection[int]], *, from_start: bool
+) -> list[State | None]:
+    """Φ of each group of clients: the mean over those recorded of Σ_t |θ_i^t − θ_0|, elementwise.
+
+    Args:
+        history: of every round, or with ``from_start`` off of any.
+        groups: client ids.
+        from_start: measure from θ_0; else from the start of the round.
+
+    Returns:
+        By group; None for one of whose clients nothing was recorded.
+    """
+    moved = {name: torch.zeros_like(value) for name, value in history.initial().items()}  # θ_t − θ_0
+    sums = [{name: torch.zeros_like(value) for name, value in moved.items()} for _ in groups]
+    for k, clients in history.participants.items():
+        mean = RunningMean(moved)
+        for client in clients:
+            update, size = history.update(k, client)
+            mean.add(update, size)
+            for total in (total for total, group in zip(sums, groups, strict=True) if client in group):
+                for name, value in total.items():
+                    value += (update[name] + moved[name] if from_start else update[name]).abs()
+        step = mean.result()
+        moved = {name: value + step[name] for name, value in moved.items()}
+    counts = [len(history.clients() & {*group}) for group in groups]
+    return [
+        {name: value / count for name, value in total.items()} if count else None
+        for total, count in zip(sums, counts, strict=True)
+    ]
 
 
 def _path(folder: Path, k: int, client: int) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["RunningMean", "State", "difference", "is_finite", "norm"]
+__all__ = ["RunningMean", "State", "difference", "flat", "is_finite", "moved", "norm"]
 
 State = dict[str, Tensor]
 
@@ -33,15 +33,7 @@ class RunningMean:
         self._dtypes = {name: value.dtype for name, value in like.items()}
 
     def add(self, state: Mapping[str, Tensor], weight: int) -> None:
-        """Take in a client's parameters.
-
-        Args:
-            state: parameters by name.
-            weight: number of samples behind them, > 0.
-
-        Raises:
-            ValueError: ``weight`` is not positive.
-        """
+        """Take in a client's parameters, behind which are ``weight`` > 0 samples."""
         if weight <= 0:
             raise ValueError(f"weight must be positive, got {weight}")
         self.weight += weight
@@ -49,11 +41,7 @@ class RunningMean:
             self.totals[name].add_(value.detach(), alpha=weight)
 
     def result(self) -> State:
-        """The mean so far.
-
-        Raises:
-            ValueError: nothing was added.
-        """
+        """The mean of what was added, at least one state."""
         if not self.weight:
             raise ValueError("no client state was added")
         return {name: (total / self.weight).to(self._dtypes[name]) for name, total in self.totals.items()}
@@ -72,6 +60,17 @@ def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> State:
 def norm(state: Mapping[str, Tensor]) -> float:
     """The Euclidean norm over all parameters."""
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in state.values()])))
+
+
+def flat(state: Mapping[str, Tensor], order: Iterable[str]) -> Tensor:
+    """All parameters in an order of their names, (P,) float64 on the CPU."""
+    return torch.cat([state[name].flatten().cpu().double() for name in order])
+
+
+def moved(state: Mapping[str, Tensor], direction: Tensor, factor: float) -> State:
+    """θ + factor·d for a (P,) direction d in the order of the state."""
+    parts = direction.split([value.numel() for value in state.values()])
+    return {n: v + factor * part.view_as(v).to(v) for (n, v), part in zip(state.items(), parts, strict=True)}
 
 
 def _wide(device: torch.device) -> torch.dtype:

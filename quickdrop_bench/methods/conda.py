@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.functional.aggregation import RunningMean, State
-from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quickdrop_bench.federation.history import UpdateHistory
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["ConDa"]
 
@@ -44,9 +45,12 @@ class ConDa(Recovery, Relearning):
         released: whether ρ = Φ_f/Φ_r.
     """
 
+    title: ClassVar[str] = "ConDa"
+    color: ClassVar[str] = "#999933"
+    order: ClassVar[int] = 880
     levels: ClassVar[frozenset[str]] = frozenset({"client"})
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data", "update-history"})
-    summary: ClassVar[str] = "dampens the weights that the leaving client moved most, from recorded updates"
+    summary: ClassVar[str] = "dampens the weights that the leaving client moved most"
     search: ClassVar[Search] = {
         "unlearning": {"alpha": (0.1, 0.3, 0.5, 0.7, 0.9), "factor": (0.5, 1.0)},
         "recovery": RECOVERY_SEARCH,
@@ -73,12 +77,14 @@ class ConDa(Recovery, Relearning):
         Raises:
             BadInput: ``initial`` sums are asked for, and the history lacks rounds.
         """
+        from quickdrop_bench.federation.history import mean_distances
+
         history = _history(context)
         if self.sums == "initial" and len(history.participants) < context.training.rounds:
             allowed = "it needs the updates of every round: train with --record-every 1, or use round"
             raise BadInput("conda.sums", self.sums, allowed)
         gone = {t for r in context.forgotten if r.level == "client" for t in r.targets}
-        groups = [{*context.request.targets}, {*_clients(history)} - gone]
+        groups = [{*context.request.targets}, history.clients() - gone]
         clock = Clock(context.federation.fabric.device)
         leaving, others = mean_distances(history, groups, from_start=self.sums == "initial")
         if leaving is None or others is None:
@@ -91,7 +97,7 @@ class ConDa(Recovery, Relearning):
 
     def dampened(self, value: Tensor, ratio: Tensor) -> Tensor:
         """θ·min(λρ, U) where ρ < α, θ elsewhere, also where ρ is no number; (…) ratio as value."""
-        return torch.where(ratio < self.alpha, value * (self.factor * ratio).clamp(max=self.cap), value)
+        return (value * (self.factor * ratio).clamp(max=self.cap)).where(ratio < self.alpha, value)
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten, if any rounds are wanted."""
@@ -100,44 +106,7 @@ class ConDa(Recovery, Relearning):
     def storage(self, context: Context) -> Storage:
         """4·P·N on the server: a running sum for each client."""
         parameters = sum(value.numel() for value in context.state.values())
-        return Storage(server_bytes=4 * parameters * len(_clients(_history(context))))
-
-
-def mean_distances(
-    history: UpdateHistory, groups: Sequence[Collection[int]], *, from_start: bool
-) -> list[State | None]:
-    """Φ of each group of clients: the mean over those recorded of Σ_t |θ_i^t − θ_0|, elementwise.
-
-    Args:
-        history: of every round, or with ``from_start`` off of any.
-        groups: client ids.
-        from_start: measure from θ_0; else from the start of the round.
-
-    Returns:
-        By group; None for one of whose clients nothing was recorded.
-    """
-    moved = {name: torch.zeros_like(value) for name, value in history.initial().items()}  # θ_t − θ_0
-    sums = [{name: torch.zeros_like(value) for name, value in moved.items()} for _ in groups]
-    for k, clients in history.participants.items():
-        mean = RunningMean(moved)
-        for client in clients:
-            update, size = history.update(k, client)
-            mean.add(update, size)
-            for total in (total for total, group in zip(sums, groups, strict=True) if client in group):
-                for name, value in total.items():
-                    value += (update[name] + moved[name] if from_start else update[name]).abs()
-        step = mean.result()
-        moved = {name: value + step[name] for name, value in moved.items()}
-    counts = [len(_clients(history) & {*group}) for group in groups]
-    return [
-        {name: value / count for name, value in total.items()} if count else None
-        for total, count in zip(sums, counts, strict=True)
-    ]
-
-
-def _clients(history: UpdateHistory) -> set[int]:
-    """Those that took part in any recorded round."""
-    return {client for clients in history.participants.values() for client in clients}
+        return Storage(server_bytes=4 * parameters * len(_history(context).clients()))
 
 
 def _history(context: Context) -> UpdateHistory:

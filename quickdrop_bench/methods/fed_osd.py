@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.federation.passes import full_gradients
-from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.functional.projection import without_span
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["FedOsd"]
 
@@ -44,11 +44,12 @@ class FedOsd(Recovery, Relearning):
         unlearn_lr: η of the server step.
     """
 
+    title: ClassVar[str] = "FedOSD"
+    color: ClassVar[str] = "#117733"
+    order: ClassVar[int] = 850
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = (
-        "server steps that unlearn orthogonally to the others' gradients, recovery without way back"
-    )
+    summary: ClassVar[str] = "unlearning steps orthogonal to the others' gradients"
     search: ClassVar[Search] = {
         "unlearning": {"unlearn_rounds": (2, 5, 10, 20), "unlearn_lr": (0.03, 0.1, 0.3, 1.0)},
         "recovery": RECOVERY_SEARCH,
@@ -72,10 +73,15 @@ class FedOsd(Recovery, Relearning):
         self, context: Context, before: StageResult, sets: Sequence[Mapping[int, LabelledSet]], k: int
     ) -> tuple[StageResult, bool]:
         """One step on the clients' forget and retain sets, and whether another is to follow."""
+        from torch.nn.functional import cross_entropy
+
+        from quickdrop_bench.federation.passes import full_gradients
+        from quickdrop_bench.functional.aggregation import is_finite, moved
+
         fates = context.federation.faults.fates(context.seed, "unlearning", k, sorted({*sets[0], *sets[1]}), [*sets[0]])
         computing = [{i: z for i, z in s.items() if fates[i] is not Fate.DROPPED} for s in sets]
         away, spent = full_gradients(context.federation, before.state, computing[0], unlearning_loss)
-        kept, more = full_gradients(context.federation, before.state, computing[1], torch.nn.functional.cross_entropy)
+        kept, more = full_gradients(context.federation, before.state, computing[1], cross_entropy)
         g_u, g_r = ([g for i, g in found.items() if fates[i] is Fate.RETURNS] for found in (away, kept))
         sent = sum(fates[i] is not Fate.LATE for found in (away, kept) for i in found)
         counts = {fate: sum(its is fate for its in fates.values()) for fate in Fate}
@@ -90,7 +96,6 @@ class FedOsd(Recovery, Relearning):
                 rejected_updates=counts[Fate.CORRUPT],
             )
         )
-        context.federation.made_round("unlearning", [i for i, fate in fates.items() if fate is Fate.RETURNS], cost)
         clock = Clock(context.federation.fabric.device)
         with clock.running():
             direction = orthogonal_step(g_u, g_r)
@@ -104,14 +109,15 @@ class FedOsd(Recovery, Relearning):
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten; no update leads back to the model before the request."""
+        from quickdrop_bench.functional.aggregation import flat, moved
+        from quickdrop_bench.functional.projection import without_span
 
         def without_way_back(k: int, client: int, before: State, after: State) -> State:
             start, end, origin = (flat(s, before) for s in (before, after, context.state))
             update = end - start
             turned = without_span(update, (start - origin)[None])
-            length = torch.linalg.vector_norm(turned)
-            factor = torch.linalg.vector_norm(update) / length if length > 0 else 0.0
-            return moved(before, turned * factor, 1.0)
+            length = float(turned.norm())
+            return moved(before, turned, float(update.norm()) / length if length else 0.0)
 
         phase = self.recovery(context.training)
         return context.run(state, context.retain_data(), phase, transform=without_way_back)
@@ -123,24 +129,17 @@ class FedOsd(Recovery, Relearning):
 
 def unlearning_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """UCE = −ln(1 − p_y/2), in [0, ln 2]: mean over (B, C) logits with (B,) labels; least at p_y = 0."""
-    p = torch.softmax(logits, 1).gather(1, labels[:, None])
-    return -torch.log1p(-p / 2).mean()
+    p = logits.softmax(1).gather(1, labels[:, None])
+    return -(-p / 2).log1p().mean()
 
 
 def orthogonal_step(g_u: Sequence[Tensor], g_r: Sequence[Tensor]) -> Tensor | None:
     """The (P,) float64 direction d from the holders' and the others' gradients; None where nothing is left of it."""
+    import torch
+
+    from quickdrop_bench.functional.projection import without_span
+
     mean = torch.stack([g.cpu().double() for g in g_u]).mean(0)
     d = without_span(mean, torch.stack(list(g_r)) if g_r else mean.new_zeros(0, len(mean)))
-    length, left = torch.linalg.vector_norm(mean), torch.linalg.vector_norm(d)
+    length, left = float(mean.norm()), float(d.norm())
     return d * (length / left) if left > LEAST_SHARE * length else None
-
-
-def flat(state: State, order: Iterable[str]) -> Tensor:
-    """(P,) float64 on the CPU."""
-    return torch.cat([state[name].flatten().cpu().double() for name in order])
-
-
-def moved(state: State, direction: Tensor, factor: float) -> State:
-    """θ + factor·d, with (P,) d in the order of the state."""
-    parts = direction.split([value.numel() for value in state.values()])
-    return {n: v + factor * part.view_as(v).to(v) for (n, v), part in zip(state.items(), parts, strict=True)}

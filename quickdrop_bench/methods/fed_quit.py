@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.federation.passes import logits
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.federation.phase import Phase
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["FedQuit"]
 
@@ -38,9 +39,12 @@ class FedQuit(Recovery, Relearning):
         temperature: τ > 0 of the teacher (paper: 1).
     """
 
+    title: ClassVar[str] = "FedQUIT"
+    color: ClassVar[str] = "#332288"
+    order: ClassVar[int] = 860
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "distils a teacher without the true label on the forget set, recovery on the original rest"
+    summary: ClassVar[str] = "distils a teacher that denies the forget set's labels"
     search: ClassVar[Search] = {
         "unlearning": {"unlearn_local_steps": LOCAL_STEPS, "unlearn_lr": (0.02, 0.05, 0.2)},
         "recovery": RECOVERY_SEARCH,
@@ -61,6 +65,8 @@ class FedQuit(Recovery, Relearning):
 
     def unlearn(self, context: Context) -> StageResult:
         """Descent to the teacher's soft labels, which every holder computes first in a forward pass."""
+        from quickdrop_bench.federation.passes import logits
+
         forget = {i: z for i, z in context.forget_data().items() if len(z)}
         if not forget or not self.unlearn_rounds:
             return StageResult(context.state, Cost())
@@ -86,10 +92,12 @@ def soft_labelled(
         teacher: (n, C) logits of the global model by client.
         temperature: τ.
     """
+    from quickdrop_bench.data.labelled import LabelledSet
+
     some = next(iter(data.values()))
     soft = some.images.new_zeros(len(some.labels), next(iter(teacher.values())).shape[1])
     for client, z in data.items():
-        soft[z.rows] = torch.softmax(lowered(teacher[client], z.own_labels()) / temperature, 1)
+        soft[z.rows] = (lowered(teacher[client], z.own_labels()) / temperature).softmax(1)
     return {client: LabelledSet(z.images, soft, z.rows) for client, z in data.items()}
 
 

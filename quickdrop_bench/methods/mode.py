@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.data.labelled import LabelledSet, pool
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.federation.passes import logits
-from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.federation.phase import Phase
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["MoDe"]
 
@@ -41,9 +42,12 @@ class MoDe(Recovery, Relearning):
         unlearn_lr: η of guidance (released: 5e-4).
     """
 
+    title: ClassVar[str] = "MoDe"
+    color: ClassVar[str] = "#AA4499"
+    order: ClassVar[int] = 870
     levels: ClassVar[frozenset[str]] = frozenset({"class", "client"})
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "mixes the model with a fresh one, whose answers replace the forget set's labels"
+    summary: ClassVar[str] = "mixes in a fresh model, whose answers relabel the forget set"
     search: ClassVar[Search] = {
         "unlearning": {"momentum": (0.5, 0.7, 0.9, 0.95), "unlearn_lr": (0.01, 0.05, 0.2)},
         "recovery": RECOVERY_SEARCH,
@@ -71,6 +75,8 @@ class MoDe(Recovery, Relearning):
 
     def unlearn(self, context: Context) -> StageResult:
         """All rounds of guidance, those of degradation among them; nothing where nobody retains anything."""
+        from quickdrop_bench.federation.passes import logits
+
         forget, retain = (
             {i: z for i, z in parts.items() if len(z)} for parts in (context.forget_data(), context.retain_data())
         )
@@ -85,7 +91,7 @@ class MoDe(Recovery, Relearning):
             if k < self.degrade_rounds:
                 fresh = federation.run(fresh.state, retain, replace(degrade, rounds=k + 1), seed, start=fresh)
                 with clock.running():
-                    mixed = {n: torch.lerp(fresh.state[n], v, self.momentum) for n, v in guided.state.items()}
+                    mixed = {n: fresh.state[n].lerp(v, self.momentum) for n, v in guided.state.items()}
                 guided = replace(guided, state=mixed)
             if k < max(self.degrade_rounds, 1):  # afterwards θ_de, and so its labels, stay as they are
                 answers, cost = logits(federation, fresh.state, forget)
@@ -113,6 +119,8 @@ def guidance(
         retain: D without D_f by client; none is empty.
         answers: (n, C) logits on D_f by client.
     """
+    from quickdrop_bench.data.labelled import LabelledSet, pool
+
     labels = next(iter(retain.values())).labels.clone()
     for client, z in forget.items():
         labels[z.rows] = answers[client].argmax(1)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import Unsupported
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["Not"]
 
@@ -31,9 +34,12 @@ class Not(Recovery, Relearning):
             other methods (that code on CIFAR-10: 150).
     """
 
+    title: ClassVar[str] = "NoT"
+    color: ClassVar[str] = "#882255"
+    order: ClassVar[int] = 830
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data"})
-    summary: ClassVar[str] = "negates the first convolution's weights, recovery on the original rest"
+    summary: ClassVar[str] = "negates the first convolution's weights, then recovers"
     search: ClassVar[Search] = {"recovery": {"recover_rounds": (2, 5, 10), **RECOVERY_SEARCH}}
 
     recover_rounds: int = 10
@@ -58,4 +64,6 @@ class Not(Recovery, Relearning):
 
 def first_convolution(model: nn.Module) -> str | None:
     """Name of the first two-dimensional convolution of a model that lists its modules as they run."""
+    from torch import nn
+
     return next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)

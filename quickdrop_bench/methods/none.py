@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import Unsupported
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+
+if TYPE_CHECKING:
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["Nothing"]
 
@@ -18,6 +21,9 @@ __all__ = ["Nothing"]
 class Nothing:
     """Does nothing, at no cost: what every method has to do better than."""
 
+    title: ClassVar[str] = "Original model (control)"
+    color: ClassVar[str] = "#999999"
+    order: ClassVar[int] = 810
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     can_relearn: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.federation.history import last_part
-from quickdrop_bench.federation.local import Phase, Stepper
-from quickdrop_bench.functional.aggregation import State, difference, norm
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from quickdrop_bench.federation.local import Stepper
+    from quickdrop_bench.federation.phase import Phase
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context, StageResult
 
 __all__ = ["Pga"]
 
@@ -47,9 +49,12 @@ class Pga(Recovery, Relearning):
         ball: δ² is this share of the mean of ‖θ_ref − θ_rand‖² over ten initialisations; None has no ball.
     """
 
+    title: ClassVar[str] = "PGA"
+    color: ClassVar[str] = "#44AA99"
+    order: ClassVar[int] = 840
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "ascent on the forget set within a ball around the others' mean, recovery on the rest"
+    summary: ClassVar[str] = "ascent within a ball around the others' mean model"
     search: ClassVar[Search] = {"unlearning": ASCENT_SEARCH, "recovery": RECOVERY_SEARCH}
 
     unlearn_local_steps: int | None = None
@@ -79,6 +84,8 @@ class Pga(Recovery, Relearning):
         Raises:
             BadInput: ``stop_distance`` is set and no update of a leaving client was recorded.
         """
+        from quickdrop_bench.federation.history import last_part
+
         clock, part = Clock(context.federation.fabric.device), None
         if context.request.level == "client" and context.history is not None:
             part = last_part(context.history, context.request.targets)
@@ -93,6 +100,8 @@ class Pga(Recovery, Relearning):
 
     def start(self, state: State, part: tuple[State, float] | None) -> tuple[State, float]:
         """θ_ref, and the distance from it at which a client stops, from what a history has of the leavers."""
+        from quickdrop_bench.functional.aggregation import norm
+
         if part is None:
             return state, math.inf
         drift, share = part
@@ -102,6 +111,8 @@ class Pga(Recovery, Relearning):
 
     def radius(self, context: Context, center: State) -> float:
         """δ."""
+        from quickdrop_bench.functional.aggregation import difference, norm
+
         if self.ball is None:
             return math.inf
         inits = [context.federation.fresh_state(context.seed, "pga", "init", j) for j in range(INITS)]
@@ -109,6 +120,9 @@ class Pga(Recovery, Relearning):
 
     def projecting(self, center: State, radius: float, limit: float) -> Stepper:
         """Steps of clipped ascent with momentum that end in the ball, and for good once they are beyond the limit."""
+        import torch
+
+        from quickdrop_bench.functional.aggregation import difference, norm
 
         def begin(model: nn.Module) -> Callable[[], bool]:
             parameters = dict(model.named_parameters())
@@ -117,9 +131,10 @@ class Pga(Recovery, Relearning):
             @torch.no_grad()
             def step() -> bool:
                 if self.clip is not None:
-                    nn.utils.clip_grad_norm_(parameters.values(), self.clip)
+                    torch.nn.utils.clip_grad_norm_(parameters.values(), self.clip)
                 for name, p in parameters.items():
-                    velocity[name].mul_(self.unlearn_momentum).add_(_gradient(p))
+                    assert p.grad is not None
+                    velocity[name].mul_(self.unlearn_momentum).add_(p.grad)
                     p.add_(velocity[name], alpha=self.unlearn_lr)
                 distance = norm(difference(parameters, center))
                 if distance > radius:
@@ -138,8 +153,3 @@ class Pga(Recovery, Relearning):
             return Storage()
         clients = history.participants[max(history.participants)]
         return Storage(client_bytes=4 * len(clients) * sum(value.numel() for value in context.state.values()))
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

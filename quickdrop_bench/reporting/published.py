@@ -9,32 +9,28 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["Published", "beside", "published_dataset", "read_published"]
+__all__ = ["NOTHING_PUBLISHED", "Published", "beside", "is_fraction", "published_dataset", "read_published"]
 
 LIKE_MNIST = ("digits", "fashion-mnist")
 """Data sets that the paper does not use, nearest to its MNIST."""
 
 
-def read_published(path: Path, table: int | None) -> pd.DataFrame:
-    """The paper's numbers for one table, with accuracies as fractions."""
+def is_fraction(metric: str) -> bool:
+    """Whether the paper, as people do, writes it in percent."""
+    return metric.endswith("accuracy") or "_mia" in metric
+
+
+def read_published(path: Path, exhibit: str) -> pd.DataFrame:
+    """The paper's numbers for one table or figure, with accuracies and attack rates as fractions; none for a sweep."""
     frame = pd.read_csv(path, dtype={"table": str})
-    frame = frame[frame["table"] == str(table)].copy()
-    percent = frame["metric"].str.endswith("accuracy")
+    frame = frame[frame["table"] == exhibit.removeprefix("table")].copy()
+    percent = frame["metric"].map(is_fraction).astype(bool)
     frame.loc[percent, "value"] = frame.loc[percent, "value"] / 100
     return frame
 
 
 def published_dataset(frame: pd.DataFrame, dataset: str) -> str:
-    """The published data set to show beside ours.
-
-    Args:
-        frame: from :func:`read_published`.
-        dataset: our label, e.g. ``imagefolder:cifar10-jpeg``.
-
-    Returns:
-        The one that our label names (``cifar10``); for digits and fashion-mnist ``mnist``, if it is published; else
-        the first. Empty if nothing is published.
-    """
+    """The published data set to show beside ours."""
     names = [str(name) for name in frame["dataset"].unique()]
     for name in names:
         if re.search(rf"{re.escape(name)}(?!\d)", dataset):
@@ -51,10 +47,12 @@ class Published:
     Attributes:
         values: rows of :func:`read_published`.
         name: which part it is, e.g. ``cifar10``; with the distribution if ours is another one.
+        alike: whether it is of the same data set as ours.
     """
 
     values: pd.DataFrame
     name: str
+    alike: bool = True
 
     def value(self, method: str, stage: str, metric: str) -> float | None:
         """One number, in the unit of the rows; None if the paper does not give it."""
@@ -67,18 +65,16 @@ class Published:
         return dict(zip(keys, v["value"].astype(float), strict=True))
 
 
-def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
-    """Choose by data set and by kind of distribution (IID or not).
+NOTHING_PUBLISHED = Published(pd.DataFrame(columns=["method", "stage", "metric", "value"]), "")
 
-    Args:
-        frame: from :func:`read_published`.
-        dataset: our label.
-        distribution: ours, ``iid`` or ``dirichlet-<α>``.
-    """
+
+def beside(frame: pd.DataFrame, dataset: str, distribution: str) -> Published:
+    """Choose by data set and by kind of distribution (IID or not)."""
     name = published_dataset(frame, dataset)
     values = frame[frame["dataset"] == name]
     same_kind = values[(values["distribution"] == "iid") == (distribution == "iid")]
     values = same_kind if len(same_kind) else values
     theirs = next(iter(values["distribution"]), distribution)
     values = values[values["distribution"] == theirs]
-    return Published(values, name if theirs == distribution else f"{name}, {theirs}")
+    alike = bool(re.search(rf"(?<![\w-]){re.escape(name)}(?!\d)", dataset))
+    return Published(values, name if theirs == distribution else f"{name}, {theirs}", alike)

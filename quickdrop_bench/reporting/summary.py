@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.reporting.measured import against_oracle
+from quickdrop_bench.reporting.frame import compare
 from quickdrop_bench.reporting.published import Published, beside, read_published
 
 __all__ = ["headline", "summary"]
@@ -36,7 +36,7 @@ def summary(
     methods = {(row["stage"], row["metric"]): row["method"] for row in rows}
     if oracle and rows[0]["device"] == oracle[0]["device"]:
         own, its = ({row["metric"]: row["value"] for row in side if row["stage"] == "total"} for side in (rows, oracle))
-        values |= {("total", name): gap for name, gap in against_oracle(own, its).items() if math.isfinite(gap)}
+        values |= {("total", name): gap for name, gap in compare(own, its).items() if math.isfinite(gap)}
     published = _published(*(str(rows[0][key]) for key in ("artefact", "dataset", "distribution")), paper)
     for (stage, metric), value in values.items():
         method = methods.get((stage, metric), rows[0]["method"])
@@ -56,9 +56,9 @@ def summary(
 @cache
 def _published(artefact: str, dataset: str, distribution: str, paper: Path) -> Published | None:
     """The paper's numbers beside a setting; None for what is no table."""
-    if not (number := re.fullmatch(r"table(\d)", artefact)):
+    if not re.fullmatch(r"table\d", artefact):
         return None
-    return beside(read_published(paper, int(number[1])), dataset, distribution)
+    return beside(read_published(paper, artefact), dataset, distribution)
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:

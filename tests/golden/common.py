@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.reporting.tables import on_terminal, read_published, render
+from quickdrop_bench.reporting.frame import frame_of
+from quickdrop_bench.reporting.render import on_terminal, render
 
 HERE = Path(__file__).parent
 FORMATS = ("table.csv", "table.md", "table.tex")
@@ -22,10 +21,13 @@ Row = dict[str, Any]
 Stages = dict[str, dict[str, float]]
 
 
-def setting(number: int, **changes: object) -> Row:
-    base = {"artefact": f"table{number}", "dataset": "digits", "clients": 10, "distribution": "dirichlet-0.1"}
-    machine = {"device": "a CPU, 2 threads", "precision": "32-true"}
-    return {**base, "request": "class-9", "protocol": "preset", **machine, **changes}
+def setting(number: int | str, **changes: object) -> Row:
+    """The columns of a row that say what was measured; by default Table 2's, on digits."""
+    name = f"table{number}" if isinstance(number, int) else number
+    base = {"artefact": name, "dataset": "digits", "clients": 10, "distribution": "dirichlet-0.1"}
+    same = {"request": "class-9", "protocol": "preset", "changes": "", "setting": "aaa", "federation_hash": ""}
+    method = {"method_setting": "h1", "method_changes": ""}
+    return {**base, **same, **method, "device": "a CPU, 2 threads", "precision": "32-true", **changes}
 
 
 def run(identity: Row, method: str, seed: int, stages: Stages, **extra: object) -> Iterator[Row]:
@@ -53,7 +55,11 @@ def storage(server: int, clients: int) -> dict[str, float]:
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows))
+    """Rows as the reader gives them; none may be left out."""
+    known = list(rows)
+    found = frame_of(known)
+    assert len(found) == len(known)
+    return found
 
 
 def read_rows(number: int) -> pd.DataFrame:
@@ -61,33 +67,30 @@ def read_rows(number: int) -> pd.DataFrame:
     return frame(json.loads(line) for line in lines)
 
 
-def tables(number: int, unsupported: Collection[str] = ()) -> dict[str, str]:
-    published = read_published(paper_values(), number)
-    return render(read_rows(number), published, exhibit(f"table{number}"), unsupported)
+def tables(number: int) -> dict[str, str]:
+    return render(exhibit(f"table{number}"), read_rows(number))
 
 
 def expected(number: int, name: str) -> str:
     return (HERE / f"table{number}" / name).read_text(encoding="utf-8")
 
 
-def printed(parts: list[Table | str], width: int) -> str:
+def printed(parts: Iterable[RenderableType], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), highlight=False)
     console.print(*parts, sep="\n")
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def shown(number: int, width: int = 80, unsupported: Collection[str] = ()) -> str:
-    published = read_published(paper_values(), number)
-    parts = on_terminal(read_rows(number), published, exhibit(f"table{number}"), unsupported)
-    return printed(parts, width)
+def shown(number: int, width: int = 80, *, details: bool = False) -> str:
+    text = printed(on_terminal(exhibit(f"table{number}"), read_rows(number), HERE, width, details=details), width)
+    assert max(map(len, text.splitlines())) <= width
+    return text
 
 
-def write_rows(number: int, rows: Iterable[Row]) -> None:
+def write(number: int, rows: Iterable[Row]) -> None:
+    """The rows and what they make."""
     folder = HERE / f"table{number}"
     folder.mkdir(exist_ok=True)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_tables(number: int, texts: dict[str, str]) -> None:
-    for name, text in texts.items():
-        (HERE / f"table{number}" / name).write_text(text, encoding="utf-8")
+    for name, text in tables(number).items():
+        (folder / name).write_text(text, encoding="utf-8")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from quickdrop_bench.harness.exhibits import Column, exhibit
 from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.reporting.published import beside
-from quickdrop_bench.reporting.tables import derive, latest, on_terminal, read_published, render, setting_of
+from quickdrop_bench.reporting.frame import derive, frame_of, latest, read_rows, setting_of
+from quickdrop_bench.reporting.published import beside, read_published
+from quickdrop_bench.reporting.render import render
 from tests.golden import common
 
 
 def rows(*entries: tuple[str, int, str, str, float]) -> pd.DataFrame:
-    setting = {"dataset": "d", "clients": 10, "distribution": "iid", "request": "class-9", "spec_hash": "h"}
+    setting = common.setting(3, dataset="d", distribution="iid", spec_hash="h")
     names = ("method", "seed", "stage", "metric", "value")
-    return pd.DataFrame([{**setting, **dict(zip(names, entry, strict=True))} for entry in entries])
+    return common.frame({**setting, **dict(zip(names, entry, strict=True))} for entry in entries)
 
 
 def value(frame: pd.DataFrame, method: str, seed: int, metric: str) -> float:
@@ -88,7 +92,7 @@ def test_a_method_without_gradients_is_infinitely_faster() -> None:
     runs = [entry for seed in (1, 2) for entry in total("retrain-or", seed, 100, 1000, 0, 0.9)]
     runs += [entry for seed in (1, 2) for entry in total("noise", seed, 1, 0, 0, 0.9)]
     frame = rows(*runs).assign(device="a CPU", precision="32-true")
-    text = render(frame, read_published(paper_values(), 3), exhibit("table3"))["table.md"]
+    text = render(exhibit("table3"), frame)["table.md"]
     line = next(line for line in text.splitlines() if line.startswith("| noise"))
     assert [line.split("|")[k].strip() for k in (6, 8)] == ["∞×", "100.0× (100.0–100.0)"]
 
@@ -99,9 +103,17 @@ def test_protocols_are_not_compared() -> None:
     assert len(frame[(frame["method"] == "quickdrop") & (frame["metric"] == "speedup")]) == 0
 
 
-def test_rows_without_protocol_are_of_the_preset() -> None:
-    row = {"dataset": "d", "clients": 10, "distribution": "iid", "request": "class-9"}
-    assert setting_of(row) == setting_of({**row, "protocol": "preset"})
+def test_lines_that_are_torn_or_of_an_earlier_version_are_told(tmp_path: Path) -> None:
+    row = common.setting(2, method="sga-or", seed=1, spec_hash="h", stage="total", metric="seconds", value=1.5)
+    older = {name: value for name, value in row.items() if name != "method_setting"}
+    wrong = [{**row, "device": ["a", "list"]}, {**row, "value": "much"}, ["no row"]]
+    lines = [json.dumps(line) for line in (row, {**row, "value": 2.5}, older, *wrong)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "[" * 100_000, lines[0][:40]]))
+    frame, problem = read_rows(tmp_path / "rows.jsonl")
+    assert frame["value"].tolist() == [2.5]  # the last of a key
+    assert problem == "6 of 8 lines are torn or of an earlier version; they are kept and not shown"
+    assert frame_of([older]).empty
+    assert read_rows(tmp_path / "none.jsonl")[1] == ""
     assert setting_of(row) != setting_of({**row, "protocol": "tuned"})
 
 
@@ -135,11 +147,11 @@ def test_training_and_search_are_runs_of_their_own() -> None:
     ],
 )
 def test_published_numbers_beside_ours(table: int, dataset: str, distribution: str, name: str) -> None:
-    assert beside(read_published(paper_values(), table), dataset, distribution).name == name
+    assert beside(read_published(paper_values(), f"table{table}"), dataset, distribution).name == name
 
 
 def test_published_numbers_are_of_the_kind_of_distribution() -> None:
-    published = read_published(paper_values(), 4)
+    published = read_published(paper_values(), "table4")
     found = [
         beside(published, "cifar10", d).value("quickdrop", "total", "f_set_accuracy") for d in ("iid", "dirichlet-1")
     ]
@@ -166,11 +178,11 @@ def test_numbers_for_people(kind: str, number: float, spread: float | None, text
     assert Column("", "", "total", "x", kind).format(number, spread) == text
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
-def test_nothing_measured(number: int) -> None:
-    layout, published = exhibit(f"table{number}"), read_published(paper_values(), number)
-    assert render(pd.DataFrame(), published, layout)["table.md"].startswith(f"# Table {number}: ")
-    assert on_terminal(pd.DataFrame(), published, layout) == []
+@pytest.mark.parametrize(
+    ("dataset", "alike"), [("cifar10", True), ("imagefolder:cifar10-jpeg", True), ("mnist", False)]
+)
+def test_only_the_same_data_are_alike(dataset: str, alike: bool) -> None:
+    assert beside(read_published(paper_values(), "table2"), dataset, "iid").alike == alike
 
 
 def test_one_seed_of_two_is_said() -> None:
@@ -178,5 +190,5 @@ def test_one_seed_of_two_is_said() -> None:
     runs = [common.run(identity, "retrain-or", seed, {"total": common.cost(1, 1)}) for seed in (1, 2)]
     runs.append(common.run(identity, "sga-or", 1, {"total": common.cost(1, 1)}))
     frame = common.frame(row for one in runs for row in one)
-    text = render(frame, read_published(paper_values(), 3), exhibit("table3"))["table.md"]
+    text = render(exhibit("table3"), frame)["table.md"]
     assert "SGA-Or (1 of 2 seeds)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.setting import changes
-from quickdrop_bench.reporting.measured import complete, derive, latest
-from quickdrop_bench.reporting.pictures import published_figure
-from quickdrop_bench.reporting.points import panels
-from quickdrop_bench.reporting.sections import Section, sections
-from quickdrop_bench.reporting.slots import Cell
-from quickdrop_bench.reporting.tables import read_published, render
+from quickdrop_bench.reporting.figures.points import panels
+from quickdrop_bench.reporting.frame import Cell, derive, latest, named
+from quickdrop_bench.reporting.published import read_published
+from quickdrop_bench.reporting.render import measured_sections, render
+from quickdrop_bench.reporting.tables.measured import Section
+from quickdrop_bench.reporting.tables.shape import Table
 from tests.golden import common
 
 Row = common.Row
@@ -37,14 +38,13 @@ def runs(r_set: dict[str, list[float]], first: int = 1, **columns: object) -> It
 
 
 def tables_of(*rows: Row) -> list[Section]:
-    return sections(common.frame(rows), read_published(paper_values(), 2), exhibit("table2"))
+    return measured_sections(exhibit("table2"), common.frame(rows))
 
 
-def texts(section: Section) -> dict[str, dict[str, str]]:
+def texts(table: Table | None) -> dict[str, dict[str, str]]:
     """By line and header the cells of a table."""
-    sheet = section.sheet()
-    headers = [": ".join(filter(None, header)) for header in sheet.headers]
-    return {name: dict(zip(headers, cells, strict=True)) for name, *cells in sheet.body}
+    assert table is not None
+    return {name: dict(zip(table.titles[1:], cells, strict=True)) for name, *cells in table.body()}
 
 
 def test_settings_are_blocks_of_their_own() -> None:
@@ -54,10 +54,10 @@ def test_settings_are_blocks_of_their_own() -> None:
     assert first.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
     assert second.heading == f"{first.heading}, with rounds 2"
     gap = "Total: R-Set − oracle"
-    assert texts(first)["QuickDrop"][gap] == "+0.00 ± 0.00"
-    assert texts(second)["QuickDrop"][gap] == "+10.00"
-    assert "over 3 seeds (1, 2, 3)" in first.sheet().footnote
-    assert "over 1 seed (1)" in second.sheet().footnote
+    assert texts(first.table())["QuickDrop"][gap] == "+0.00 ± 0.00"
+    assert texts(second.table())["QuickDrop"][gap] == "+10.00"
+    assert "over 3 seeds (1, 2, 3)" in first.table().footnote
+    assert "over 1 seed (1)" in second.table().footnote
 
 
 def test_newer_rows_of_another_setting_supersede_nothing() -> None:
@@ -74,7 +74,7 @@ def test_hyper_parameters_are_lines_of_their_own() -> None:
     usual = runs({"retrain-or": [0.9, 0.9], "quickdrop": [0.8, 0.8]})
     changed = {"method_setting": "h2", "method_changes": "recover_lr 0.02"}
     (section,) = tables_of(*usual, *runs({"quickdrop": [0.1]}, **changed))
-    lines = texts(section)
+    lines = texts(section.table())
     assert lines["QuickDrop"]["Total: R-Set − oracle"] == "-10.00 ± 0.00"
     assert lines["QuickDrop (recover_lr 0.02; 1 of 2 seeds)"]["Total: R-Set − oracle"] == "-80.00"
 
@@ -82,32 +82,8 @@ def test_hyper_parameters_are_lines_of_their_own() -> None:
 def test_hyper_parameters_that_bear_one_name_show_their_hash() -> None:
     rows = common.frame([*runs({"quickdrop": [0.9]}), *runs({"quickdrop": [0.1]}, first=2, method_setting="h2")])
     names = {"quickdrop (setting h1)", "quickdrop (setting h2)"}
-    assert set(complete(rows)["method"]) == names
-    assert set(complete(complete(rows))["method"]) == names
-
-
-def old_rows(seed: int, rounds: int, r_set: float) -> Iterator[Row]:
-    own = common.setting(2, federation_hash=f"f-{seed}-{rounds}")
-    training = {"fl-training": {"rounds": rounds, **common.accuracy(1, r_set)}}
-    yield from common.run(own, "original", seed, training, spec_hash=f"o-{seed}-{rounds}")
-    total = {"total": common.accuracy(0.0, r_set)}
-    yield from common.run(own, "quickdrop", seed, total, spec_hash=f"q-{seed}-{rounds}")
-
-
-def test_rows_without_a_setting_are_told_apart_by_their_rounds() -> None:
-    (alone,) = tables_of(*old_rows(1, 30, 0.9), *old_rows(2, 30, 0.8))
-    assert alone.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
-    rows = [*old_rows(1, 30, 0.9), *old_rows(2, 30, 0.8), *old_rows(1, 2, 0.1)]
-    full, short = tables_of(*rows)
-    assert full.heading.endswith("with setting not recorded (rounds 30, precision 32-true)")
-    assert short.heading.endswith("with setting not recorded (rounds 2, precision 32-true)")
-
-
-def test_a_failed_training_of_older_rows_stays_beside_the_others() -> None:
-    lost = common.run(
-        common.setting(2, federation_hash="f-2"), "original", 2, {"fl-training": {"failed": 1.0}}, spec_hash="lost"
-    )
-    assert complete(common.frame([*old_rows(1, 30, 0.9), *lost]))["setting"].nunique() == 1
+    assert set(named(rows)["method"]) == names
+    assert set(named(named(rows))["method"]) == names
 
 
 def test_changes_in_words() -> None:
@@ -126,39 +102,39 @@ def test_one_disturbed_timing_does_not_move_the_speedup() -> None:
     """The ratios are 60, 36 and 40: their mean is 45.3, the ratio of the means 45.5, and the median 40."""
     rows = [*timed(1, 600, 10), *timed(2, 360, 10), *timed(3, 400, 10)]
     (section,) = tables_of(*rows)
-    line = texts(section)["QuickDrop"]
+    line = texts(section.table())["QuickDrop"]
     assert line["Total: Speedup (seconds)"] == "40.0× (36.0–60.0)"
     assert line["Total: Speedup (sample-gradients)"] == "40.0× (40.0–40.0)"
     headers = list(line)
     assert headers.index("Total: Speedup (sample-gradients)") < headers.index("Total: Speedup (seconds)")
-    assert "median (range) over seeds of the oracle's cost ÷ the method's" in section.sheet().footnote
+    assert "median (range) over seeds of the oracle's cost ÷ the method's" in section.table().footnote
 
 
 def test_ratios_are_those_of_one_seed() -> None:
     """Seconds fall on both sides from seed to seed: each ratio is 10, while the medians' ratio is 10 by chance only."""
     rows = [*timed(1, 100, 10), *timed(2, 50, 1), *timed(3, 10, 5)]
     (section,) = tables_of(*rows)
-    assert texts(section)["QuickDrop"]["Total: Speedup (seconds)"] == "10.0× (2.0–50.0)"
+    assert texts(section.table())["QuickDrop"]["Total: Speedup (seconds)"] == "10.0× (2.0–50.0)"
 
 
 def test_seconds_of_shared_cores_are_marked() -> None:
     rows = [*timed(1, 600, 10, shared_cores=1.0), *timed(2, 360, 10, shared_cores=0.0)]
     (section,) = tables_of(*rows)
-    lines = texts(section)
+    lines = texts(section.table())
     assert lines["Retrain-Or"]["Total: Time (s)"].endswith(" ‡")
     assert lines["QuickDrop"]["Total: Speedup (seconds)"].endswith("× (36.0–60.0) ‡")
     assert not lines["QuickDrop"]["Total: Time (s)"].endswith("‡")
     assert not lines["QuickDrop"]["Total: Speedup (sample-gradients)"].endswith("‡")
     assert "‡: other work had the cores for more than 15% of the time on seed 1; such seconds say too" in (
-        section.sheet().footnote
+        section.table().footnote
     )
-    table = render(common.frame(rows), read_published(paper_values(), 2), exhibit("table2"))
+    table = render(exhibit("table2"), common.frame(rows))
     assert r"$\ddagger$" in table["table.tex"]
 
 
 def test_without_shared_cores_nothing_is_said() -> None:
     (section,) = tables_of(*timed(1, 600, 10, shared_cores=0.0))
-    assert "‡" not in str(section.sheet())
+    assert "‡" not in str(section.table())
 
 
 def test_interval_of_student() -> None:
@@ -174,30 +150,29 @@ def test_differences_are_paired_by_seed() -> None:
     """Seeds differ by far more than methods do; QuickDrop is 1 and 3 points above the oracle, 2 below the control."""
     values = {"retrain-or": [0.50, 0.90], "random-subset": [0.53, 0.95], "quickdrop": [0.51, 0.93], "sga-or": [0.40]}
     (section,) = tables_of(*runs(values))
-    sheet = section.differences()
-    assert sheet is not None
-    assert sheet.heading.endswith("request class-9, differences paired over seeds")
-    assert [": ".join(filter(None, header)) for header in sheet.headers] == [
+    table = section.differences()
+    assert table is not None
+    assert table.heading.endswith("request class-9, differences paired over seeds")
+    lines = texts(table)
+    control = "− Random subset (control)"
+    assert list(lines["QuickDrop"]) == [
         "− Retrain-Or: F-Set",
         "− Retrain-Or: R-Set",
-        "− Random subset (control): F-Set",
-        "− Random subset (control): R-Set",
+        f"{control}: F-Set",
+        f"{control}: R-Set",
     ]
-    lines = {name: cells for name, *cells in sheet.body}
     # Half the interval of two values is 12.706 times half their distance.
-    assert lines["QuickDrop"][1] == "+2.00 [-10.71, +14.71]"
-    assert lines["QuickDrop"][3] == "-2.00 [-2.00, -2.00]"
-    assert lines["Random subset (control)"][1:] == ["+4.00 [-8.71, +16.71]", "—", "—"]
-    assert lines["SGA-Or (1 of 2 seeds)"][1] == "-10.00"
+    assert lines["QuickDrop"]["− Retrain-Or: R-Set"] == "+2.00 [-10.71, +14.71]"
+    assert lines["QuickDrop"][f"{control}: R-Set"] == "-2.00 [-2.00, -2.00]"
+    assert [*lines["Random subset (control)"].values()][1:] == ["+4.00 [-8.71, +16.71]", "—", "—"]
+    assert lines["SGA-Or (1 of 2 seeds)"]["− Retrain-Or: R-Set"] == "-10.00"
     assert list(lines) == ["SGA-Or (1 of 2 seeds)", "Random subset (control)", "QuickDrop"]
 
 
 def test_differences_stand_in_the_csv_file() -> None:
     rows = common.frame(runs({"retrain-or": [0.50, 0.90], "quickdrop": [0.51, 0.93]}))
-    texts = render(rows, read_published(paper_values(), 2), exhibit("table2"))
-    with open("table.csv", "w", encoding="utf-8") as file:
-        file.write(texts["table.csv"])
-    line = pd.read_csv("table.csv").set_index("method").loc["quickdrop"]
+    texts = render(exhibit("table2"), rows)
+    line = pd.read_csv(io.StringIO(texts["table.csv"])).set_index("method").loc["quickdrop"]
     assert line["total_r_set_gap_mean"] == pytest.approx(0.02)
     assert line["total_r_set_gap_low"] == pytest.approx(0.02 - 0.12706, abs=1e-5)
     assert line["total_r_set_gap_high"] == pytest.approx(0.02 + 0.12706, abs=1e-5)
@@ -246,7 +221,7 @@ def test_idle_helpers_are_no_sign_of_shared_cores() -> None:
 
 def test_figures_keep_settings_apart() -> None:
     rows = common.frame([*runs({"quickdrop": [0.9, 0.8]}), *runs({"quickdrop": [0.1]}, **SHORT)])
-    first, second = panels(rows, published_figure(paper_values(), 3))
+    first, second = panels(rows, read_published(paper_values(), "figure3"))
     assert second.label == f"{first.label}, with rounds 2"
     assert [len(slot.seeds("quickdrop")) for slot in (first, second)] == [2, 1]
 

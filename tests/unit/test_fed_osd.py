@@ -16,9 +16,8 @@ from quickdrop_bench.federation.passes import full_gradients, logits
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.projection import without_span
 from quickdrop_bench.methods.fed_osd import FedOsd, orthogonal_step, unlearning_loss
-from quickdrop_bench.models import ConvNet
 from tests.asked import asked
-from tests.by_hand import assert_close, descended, equal
+from tests.by_hand import assert_close, descended, equal, network
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -35,7 +34,7 @@ def vector(state: State, names: State) -> Tensor:
 def loss_and_gradient(
     state: State, data: LabelledSet, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[float, Tensor]:
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = network()
     model.load_state_dict(state)
     value = loss(model(data.images[data.rows]), data.labels[data.rows])
     gradients = dict(zip(state, torch.autograd.grad(value, list(model.parameters())), strict=True))

@@ -14,9 +14,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.methods.base import ClientData
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
-from quickdrop_bench.models import ConvNet
 from tests.asked import asked
-from tests.by_hand import assert_close, equal
+from tests.by_hand import assert_close, equal, network
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
@@ -51,7 +50,7 @@ def test_full_batches_by_hand(level: str, make_federation: Make, toy_clients: Cl
     result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(replace(context, clients=locked))
     total = {name: torch.zeros_like(value) for name, value in context.state.items()}
     for z in forget.values():
-        model = ConvNet(1, 8, 3, width=4, depth=2)
+        model = network()
         model.load_state_dict(context.state)
         images, labels = z.take(torch.arange(len(z)))
         teacher = model(images).detach()

@@ -14,21 +14,21 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.reporting.drawings import DRAWINGS
-from quickdrop_bench.reporting.gallery import write_sheet
-from quickdrop_bench.reporting.looks import HOLLOW, class_style, method_styles
-from quickdrop_bench.reporting.pictures import published_figure, write_figure
-from quickdrop_bench.reporting.points import numbers_markdown
+from quickdrop_bench.harness.exhibits import exhibit, exhibits
+from quickdrop_bench.reporting import render as module
+from quickdrop_bench.reporting.figures.points import numbers_table
+from quickdrop_bench.reporting.figures.style import ACCENT, label_ends, label_points, method_styles, signed
+from quickdrop_bench.reporting.figures.synthetic import write_sheet
+from quickdrop_bench.reporting.figures.tradeoff import tradeoff
+from quickdrop_bench.reporting.frame import derive, settings_in
+from quickdrop_bench.reporting.tables.writers import markdown
+from tests.golden import common
 
 Row = dict[str, Any]
-SETTING: Row = {
-    "dataset": "mnist", "clients": 10, "distribution": "dirichlet-0.1", "request": "class-2", "protocol": "preset",
-    "scale": 100, "fine_tuning": 0,
-}  # fmt: skip
-FIGURES = [2, 3, 4, 5, 6]
+SETTING = common.setting("figure", dataset="cifar10", request="class-2", scale=100, fine_tuning=0, spec_hash="h")
+FIGURES = [name for name in exhibits() if exhibit(name).kind == "figure"]
 
 
 def row(method: str, seed: int, stage: str, metric: str, value: float, **other: object) -> Row:
@@ -39,16 +39,14 @@ def failed(method: str, seed: int, **other: object) -> Row:
     return row(method, seed, "total", "failed", 1.0, **{"error": "MemoryError", **other})
 
 
-def draw(number: int | None, rows: Sequence[Row] | Iterator[Row]) -> tuple[Figure, pd.DataFrame]:
-    layout = exhibit("sweep" if number is None else f"figure{number}")
-    methods = layout.methods if number else ()
-    figure, numbers = DRAWINGS[layout.draw](pd.DataFrame([*rows]), published_figure(paper_values(), number), methods)
+def draw(name: str, rows: Sequence[Row] | Iterator[Row]) -> tuple[Figure, pd.DataFrame]:
+    figure, numbers = module.draw(exhibit(name), common.frame(rows))
     figure.canvas.draw()
     return figure, numbers
 
 
 def texts(figure: Figure) -> str:
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found = [text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts]
     found += [axes.get_title(place) for axes in figure.axes for place in ("left", "center")]
     found += [label.get_text() for axes in figure.axes for label in (*axes.get_yticklabels(), axes.xaxis.label)]
     parts = [figure, *figure.subfigs]
@@ -77,32 +75,32 @@ def one_request(seed: int, shift: float = 0.0, **other: object) -> Iterator[Row]
     yield from rounds(seed, "recovery", {0: [0.6, 0.75 + shift], 2: [0.0, 0.02]}, **other)
 
 
-def test_figure_2_shows_means_over_all_rounds() -> None:
-    figure, numbers = draw(2, [*one_request(1), *one_request(2, shift=0.1)])
+def test_figure_2_shows_means_over_all_rounds_and_one_accent() -> None:
+    figure, numbers = draw("figure2", [*one_request(1), *one_request(2, shift=0.1)])
     (axes,) = figure.axes
-    assert line(axes, "class 0")[0] == [-1, 0, 1, 2, 3]
-    assert line(axes, "class 0")[1] == pytest.approx([70, 85, 55, 60, 80])
+    assert line(axes, "class 0") == [[-1, 0, 1, 2, 3], pytest.approx([70, 85, 55, 60, 80])]
     kept, forgotten = (next(x for x in axes.lines if x.get_label() == f"class {c}") for c in (0, 2))
     assert forgotten.get_linewidth() > 2 * kept.get_linewidth()
+    assert forgotten.get_color() == ACCENT != kept.get_color()
     point = numbers[(numbers["class"] == 0) & (numbers["phase"] == "unlearning")].iloc[0]
     assert (point["method"], point["round"], point["seeds"]) == ("quickdrop", 1, 2)
     assert (point["mean"], point["std"]) == pytest.approx((0.55, 0.1 / 2**0.5))
     assert list(numbers["method"][numbers["phase"] == "fl-training"].unique()) == ["original"]
-    assert len(axes.patches) == 2  # blue and yellow
-    for part in ("rounds since the request", "unlearning", "recovery", "forgotten class", "class-2", "QuickDrop"):
+    for part in ("rounds since the request", "training", "unlearning", "recovery", "class 0", "class 2, forgotten"):
         assert part in texts(figure)
-    assert axes.get_ylabel() == "test accuracy (%)"
 
 
 def test_figure_2_holds_what_a_seed_that_ended_earlier_reached() -> None:
     longer = rounds(2, "recovery", {0: [0.1, 0.2, 0.4]})
-    _, numbers = draw(2, [*rounds(1, "recovery", {0: [0.6]}), *longer, *rounds(3, "recovery", {0: [0.2, np.nan]})])
+    _, numbers = draw(
+        "figure2", [*rounds(1, "recovery", {0: [0.6]}), *longer, *rounds(3, "recovery", {0: [0.2, np.nan]})]
+    )
     assert numbers["mean"].tolist() == pytest.approx([0.3, 0.4, 0.5])
     assert numbers["seeds"].tolist() == [3, 2, 2]  # what diverged is not held
 
 
 def test_one_seed_has_no_band() -> None:
-    figure, numbers = draw(2, one_request(1))
+    figure, numbers = draw("figure2", one_request(1))
     bands = [collection.get_paths() for collection in figure.axes[0].collections]
     assert all(not paths or np.isnan(paths[0].vertices).all() or not len(paths[0].vertices) for paths in bands)
     assert numbers["std"].isna().all()
@@ -110,13 +108,13 @@ def test_one_seed_has_no_band() -> None:
 
 def test_every_setting_has_its_own_panels_and_a_method_that_was_run_once_is_in_all() -> None:
     other = {"dataset": "imagefolder:$x_1$", "protocol": "tuned"}
-    figure, _ = draw(2, [*one_request(1), *one_request(1, **other)])
+    figure, _ = draw("figure2", [*one_request(1), *one_request(1, **other)])
     assert [part.get_suptitle() for part in figure.subfigs] == [
-        "mnist, 10 clients, dirichlet-0.1, class-2",
-        "imagefolder:$x_1$, 10 clients, dirichlet-0.1, class-2, protocol tuned",
+        "cifar10, 10 clients, dirichlet-0.1, request class-2",
+        "imagefolder:$x_1$, 10 clients, dirichlet-0.1, request class-2, protocol tuned",
     ]
     scales = [row("quickdrop", 1, "total", "f_set_mia", 0.2, scale=s) for s in (1, 10)]
-    figure, numbers = draw(3, [row("retrain-or", 1, "total", "f_set_mia", 0.3, scale=1), *scales])
+    figure, numbers = draw("figure3", [row("retrain-or", 1, "total", "f_set_mia", 0.3, scale=1), *scales])
     assert [part.get_suptitle()[-6:] for part in figure.subfigs] == [" s = 1", "s = 10"]
     assert numbers["method"].value_counts().to_dict() == {"retrain-or": 24, "quickdrop": 24}
     assert numbers["reference"][numbers["metric"] == "f_set_mia"].tolist() == [0.3] * 4
@@ -142,21 +140,19 @@ def test_figure_3_refers_to_the_oracle() -> None:
         failed("quickdrop", 2),
         failed("fu-mp", 1),
     ]
-    figure, numbers = draw(3, rows)
+    figure, numbers = draw("figure3", rows)
     entropy, loss = figure.axes
-    widths = [[bar.get_width() for bar in bars] for bars in entropy.containers if hasattr(bars, "patches")]
-    assert widths[0] == pytest.approx([80, 25, np.nan, 40], nan_ok=True)
-    assert [b.get_height() for b in loss.patches]
+    assert line(entropy, "F-Set, training images")[0] == pytest.approx([80, 25, np.nan, 40], nan_ok=True)
+    assert line(entropy, "F-Set, test images")[0] == pytest.approx([50, 30, np.nan, 30], nan_ok=True)
+    assert line(entropy, "R-Set, test images")[0] == pytest.approx([50, 40, np.nan, 45], nan_ok=True)
     assert line(entropy, "Retrain-Or, F-Set")[0] == pytest.approx([25, 25])
     assert line(loss, "Retrain-Or, R-Set")[0] == pytest.approx([70, 70])
-    paper = next(x for x in entropy.lines if x.get_label() == "paper (cifar10), R-Set")
-    assert paper.get_xdata() == pytest.approx([77.25, 71.62])
-    assert paper.get_markerfacecolor() == HOLLOW["markerfacecolor"] == "none"
-    on_test = [x.get_xdata() for x in entropy.lines if x.get_label() == "test images of the same classes"]
-    assert on_test[0] == pytest.approx([50, 30, np.nan, 30], nan_ok=True)
-    assert on_test[1] == pytest.approx([50, 40, np.nan, 45], nan_ok=True)
+    paper = next(x for x in entropy.lines if x.get_label() == "paper, R-Set")
+    assert paper.get_xdata()[[1, 3]] == pytest.approx([77.25, 71.62])
     advantages = [text.get_text() for text in entropy.texts if text.get_text()[0] in "+-"]
     assert advantages == ["+30", "-5", "+10", "+20", "+20", "+5"]
+    oracle = numbers[(numbers["method"] == "retrain-or") & (numbers["metric"] == "f_set_mia")].iloc[0]
+    assert (oracle["low"], oracle["high"]) == (0.2, 0.3)
     shown = texts(figure).splitlines()
     for part in (
         "before the request",
@@ -186,32 +182,36 @@ def sequence(*lengths: int) -> Iterator[Row]:
             yield from rounds(1, phase, courses, request=request)
 
 
-def test_figure_4_starts_a_request_every_five_rounds() -> None:
-    figure, numbers = draw(4, sequence(2, 2, 0))
-    panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == ["1. class 2", "2. class 0", "3. class 1"]
-    limit, before, after = panels[1].lines
-    assert limit.get_ydata() == [5, 5]
-    assert before.get_xdata().tolist() == [0, 1, 2, 3, 5]
-    assert before.get_ydata() == pytest.approx([90, 50, 80, 80, 80])
-    assert after.get_xdata().tolist() == [5, 6, 7, 8, 10, 11, 15]
-    assert after.get_ydata() == pytest.approx([80, *[1] * 6])
+def heat(axes: Axes) -> list[np.ndarray]:
+    """The blocks of accuracies, classes × rounds, in percent."""
+    return [np.asarray(mesh.get_array()) for mesh in axes.collections if hasattr(mesh, "get_coordinates")]
+
+
+def test_figure_4_is_a_block_of_rounds_per_request() -> None:
+    figure, numbers = draw("figure4", sequence(2, 2, 0))
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["before", "2", "0", "1"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["2", "0", "1"]
+    before, first, second, third = heat(axes)
+    assert before.ravel() == pytest.approx([90, 90, 90])
+    assert first == pytest.approx(np.array([[1, 1, 1], [50, 80, 80], [50, 80, 80]]))
+    assert second == pytest.approx(np.array([[1, 1, 1], [1, 1, 1], [50, 80, 80]]))
+    assert third.shape == (3, 1)
+    framed = [patch.get_xy() for patch in axes.patches]
+    assert framed == [(1, 0), (4, 1), (7, 2)]
+    assert "1 is the last class: no data are retained that could take its place" in axes.get_xlabel()
     ends = numbers.pivot_table(index="step", columns="class", values="mean")
     assert ends.to_numpy() == pytest.approx(np.array([[0.9] * 3, [0.8, 0.8, 0.01], [0.01, 0.8, 0.01], [0.01] * 3]))
     assert numbers.groupby("step")["forgotten"].sum().tolist() == [0, 1, 2, 3]
-    assert "forgetting 2, 0, 1" in texts(figure)
 
 
-def test_figure_4_gives_longer_requests_more_room_and_shows_gaps() -> None:
-    figure, _ = draw(4, sequence(8))
-    assert figure.axes[0].lines[-1].get_xdata()[-1] == 9
+def test_figure_4_shows_gaps_and_failures() -> None:
     rows = [r for r in sequence(2, 2, 2) if r["request"] != "class-2>class-0"]
-    figure, numbers = draw(4, [*rows, failed("quickdrop", 7, request="class-2>class-0>class-1")])
-    after = figure.axes[0].lines[2]
-    assert np.isnan(after.get_ydata()[after.get_xdata() == 5]).any()
+    figure, numbers = draw("figure4", [*rows, failed("quickdrop", 7, request="class-2>class-0>class-1")])
+    assert np.isnan(heat(figure.axes[0])[2].astype(float)).all()
     assert sorted(numbers["step"].unique()) == [0, 1, 3]
     assert "(class-0 not run; class-1 failed: 1 of 2, MemoryError)" in texts(figure).replace("2,\n", "2, ")
-    assert any(own.get_marker() == "x" and own.get_xdata()[0] == 10 for own in figure.axes[0].lines)
+    assert {"not run", "×"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
 def run(method: str, seed: int, r_set: float, seconds: float = 4.0, **other: object) -> Iterator[Row]:
@@ -228,24 +228,28 @@ def test_figure_5_shows_gain_and_cost() -> None:
             rows += run("quickdrop", seed, accuracy + 0.01 * seed, fine_tuning=steps)
             rows.append(row("original", seed, "fl-training", "original_gradients", 1000.0, fine_tuning=steps))
             rows.append(row("original", seed, "fine-tuning", "original_gradients", 5.0 * steps, fine_tuning=steps))
-    figure, numbers = draw(5, rows)
+    figure, numbers = draw("figure5", rows)
     left, right = figure.axes
-    assert line(left, "QuickDrop") == [[0, 50, 200], pytest.approx([71.5, 73.5, 75.5])]
+    assert line(left, "QuickDrop") == [[0, 1, 2], pytest.approx([71.5, 73.5, 75.5])]
     assert line(left, "Retrain-Or")[1] == pytest.approx([76, 76])  # a level
-    assert line(left, "paper (cifar10)") == [[0, 200], pytest.approx([70.48, 74.55])]
+    assert line(left, "paper (cifar10)") == [[0, 2], pytest.approx([70.48, 74.55])]
     assert [bar.get_height() for bar in right.patches] == [1000, 1000, 1000, 0, 250, 1000]
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "50", "200"]
     assert [bar.get_y() for bar in right.patches[3:]] == [1000, 1000, 1000]
     assert "(mini-batches, mean per client)" in right.get_ylabel()
     at_200 = numbers[(numbers["fine_tuning"] == 200) & (numbers["method"] == "quickdrop")].iloc[0]
     assert at_200[["mean", "std", "published"]].tolist() == pytest.approx([0.755, 0.01 / 2**0.5, 0.7455])
 
 
-def test_published_points_far_from_ours_stand_at_the_edge_with_their_numbers() -> None:
-    figure, numbers = draw(5, [*run("quickdrop", 1, 0.98), *run("quickdrop", 1, 0.99, fine_tuning=2)])
-    assert {"70.48%", "74.55% at F = 200"} <= set(texts(figure).splitlines())
-    assert figure.axes[0].get_ylim()[0] > 90
+def test_published_points_have_places_of_their_own_and_of_other_data_none() -> None:
+    figure, numbers = draw("figure5", [*run("quickdrop", 1, 0.98), *run("quickdrop", 1, 0.99, fine_tuning=2)])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "2", "200"]
+    assert line(figure.axes[0], "paper (cifar10)") == [[0, 2], pytest.approx([70.48, 74.55])]
     alone = numbers[numbers["fine_tuning"] == 200].iloc[0]
     assert (alone["seeds"], alone["runs"], alone["published"]) == (0, 0, pytest.approx(0.7455))
+    figure, _ = draw("figure5", run("quickdrop", 1, 0.98, dataset="mnist"))
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0"]
+    assert "paper" not in texts(figure)
 
 
 def scales() -> Iterator[Row]:
@@ -257,33 +261,37 @@ def scales() -> Iterator[Row]:
 
 
 def test_figure_6_shows_accuracy_and_seconds_over_the_scale() -> None:
-    figure, numbers = draw(6, [*scales(), failed("quickdrop", 3, scale=100)])
+    figure, numbers = draw("figure6", [*scales(), failed("quickdrop", 3, scale=100)])
     left, right = figure.axes
-    assert line(left, "QuickDrop (failed: 1 of 7)") == [[1, 10, 1000], pytest.approx([72.99, 72.9, 63])]
+    assert line(left, "QuickDrop (failed: 1 of 7)") == [[0, 1, 3], pytest.approx([72.99, 72.9, 63])]
     assert line(left, "SGA-Or")[1] == pytest.approx([74, 74])
-    assert line(left, "paper (cifar10)") == [[1, 100, 1000], pytest.approx([72.67, 70.48, 54.69])]
+    assert line(left, "paper (cifar10)") == [[0, 2, 3], pytest.approx([72.67, 70.48, 54.69])]
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["1", "10", "100", "1000"]
     assert left.get_ylim()[0] < 54.69
-    assert (left.get_xscale(), right.get_xscale(), right.get_yscale()) == ("log", "log", "log")
-    unlearning, recovery = (own for own in right.lines if len(own.get_xdata()) == 3)
+    assert right.get_yscale() == "log"
+    recovery, unlearning = (own for own in right.lines if len(own.get_xdata()) == 3)
+    assert (recovery.get_linestyle(), unlearning.get_linestyle()) == ("-", "--")
+    ours = next(own for own in left.lines if str(own.get_label()).startswith("QuickDrop"))
+    look = method_styles(["quickdrop"])["quickdrop"]
+    assert {(o.get_color(), o.get_marker()) for o in (ours, recovery, unlearning)} == {(look.color, look.marker)}
     assert unlearning.get_ydata() == pytest.approx([15, 1.5, 0.015])
     assert recovery.get_ydata() == pytest.approx([45, 4.5, 0.045])
     assert right.get_ylabel() == "compute summed over clients (s)"
-    assert any(own.get_marker() == "x" and own.get_xdata()[0] == 100 for own in left.lines)
+    assert any(own.get_marker() == "x" and own.get_xdata()[0] == 2 for own in left.lines)
     assert {"QuickDrop (failed: 1 of 7)", "Random subset (control; not run)"} <= set(texts(figure).splitlines())
     assert set(numbers["stage"]) == {"total", "unlearning", "recovery"}
 
 
 def test_figure_6_of_a_single_scale_or_an_unknown_one() -> None:
-    figure, _ = draw(6, run("quickdrop", 1, 0.7))
-    assert line(figure.axes[0], "QuickDrop") == [[100], [pytest.approx(70)]]
-    old = pd.DataFrame(run("quickdrop", 1, 0.7)).drop(columns=["scale", "fine_tuning"])
-    figure, numbers = draw(6, old.to_dict(orient="records"))
+    figure, _ = draw("figure6", run("quickdrop", 1, 0.7))
+    assert line(figure.axes[0], "QuickDrop") == [[1], [pytest.approx(70)]]  # 1, 100 and 1000 have places
+    unknown = [{k: v for k, v in r.items() if k not in ("scale", "fine_tuning")} for r in run("quickdrop", 1, 0.7)]
+    figure, numbers = draw("figure6", unknown)
     assert line(figure.axes[0], "QuickDrop")[1] == pytest.approx([70, 70])  # a level
-    assert line(figure.axes[0], "paper (cifar10)")[0] == [1, 100]
+    assert line(figure.axes[0], "paper (cifar10)")[0] == [0, 1, 2]
     assert len(numbers[numbers["seeds"] > 0]) == 3
-    trained = {"method": "original", "stage": "fl-training", "metric": "original_gradients", "value": 7.0}
-    figure, _ = draw(5, [*old.to_dict(orient="records"), *(old.head(1).assign(**trained)).to_dict(orient="records")])
+    trained = {**unknown[0], "method": "original", "stage": "fl-training", "metric": "original_gradients", "value": 7.0}
+    figure, _ = draw("figure5", [*unknown, trained])
     assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["—"]
 
 
@@ -291,8 +299,8 @@ CHOICES: dict[str, tuple[Row, list[str], int]] = {
     "scale": ({"scale": [1, 10], "clients": [5, 10]}, ["1", "10"], 2),
     "fine_tuning": ({"fine_tuning": [0, 20]}, ["0", "20"], 1),
     "distribution": ({"distribution": ["iid", "dirichlet-10", "dirichlet-0.5"]}, ["0.5", "10", "iid"], 1),
-    "clients": ({"clients": [20, 5], "dataset": ["mnist", "digits"]}, ["5", "20"], 2),
-    "dataset": ({"dataset": ["mnist", "digits"]}, ["digits", "mnist"], 1),
+    "clients": ({"clients": [20, 5], "dataset": ["svhn", "digits"]}, ["5", "20"], 2),
+    "dataset": ({"dataset": ["svhn", "digits"]}, ["digits", "svhn"], 1),
     "nothing": ({}, ["100"], 1),
 }
 
@@ -300,7 +308,7 @@ CHOICES: dict[str, tuple[Row, list[str], int]] = {
 @pytest.mark.parametrize(("varied", "ticks", "panels"), CHOICES.values(), ids=CHOICES.keys())
 def test_a_sweep_finds_its_axis(varied: dict[str, list[Any]], ticks: list[str], panels: int) -> None:
     grid = [{}] if not varied else [dict(zip(varied, values, strict=True)) for values in _product(varied)]
-    figure, numbers = draw(None, [r for cell in grid for r in run("quickdrop", 1, 0.7, **cell)])
+    figure, numbers = draw("sweep", [r for cell in grid for r in run("quickdrop", 1, 0.7, **cell)])
     assert len(figure.axes) == 3 * panels
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ticks
     assert len(line(figure.axes[0], "QuickDrop")[0]) == len(ticks)
@@ -317,72 +325,111 @@ def _product(varied: dict[str, list[Any]]) -> list[tuple[Any, ...]]:
     )
 
 
-@pytest.mark.parametrize("number", [*FIGURES, None])
-def test_without_runs_the_panels_say_so(number: int | None) -> None:
-    figure, numbers = draw(number, [])
+@pytest.mark.parametrize("name", FIGURES)
+def test_without_runs_the_panels_say_so(name: str) -> None:
+    figure, numbers = draw(name, [])
     assert "not run" in texts(figure)
     assert numbers.empty
     assert {"dataset", "method", "metric", "mean", "std", "seeds", "published"} <= set(numbers)
-    assert numbers_markdown(numbers) == ""
 
 
-@pytest.mark.parametrize("number", [*FIGURES, None])
-def test_failures_are_told(number: int | None) -> None:
-    figure, _ = draw(number, [failed("quickdrop", 1), failed("quickdrop", 2)])
+@pytest.mark.parametrize("name", FIGURES)
+def test_failures_are_told(name: str) -> None:
+    figure, _ = draw(name, [failed("quickdrop", 1), failed("quickdrop", 2)])
     assert "failed" in texts(figure)
     assert "2 of 2" in texts(figure)
-    figure, _ = draw(number, [row("original", seed, "fl-training", "failed", 1.0) for seed in (1, 2)])
+    figure, _ = draw(name, [row("original", seed, "fl-training", "failed", 1.0) for seed in (1, 2)])
     assert "training failed: 2 of 2" in texts(figure)
-    figure, _ = draw(number, [*run("quickdrop", 1, 0.1), row("quickdrop", 1, "total", "diverged", 1.0)])
+    figure, _ = draw(name, [*run("quickdrop", 1, 0.1), row("quickdrop", 1, "total", "diverged", 1.0)])
     assert "diverged: 1 of 1" in texts(figure)
 
 
-@pytest.mark.parametrize(("number", "label"), [(2, "test accuracy (%)"), (6, "compute summed over clients (s)")])
-def test_the_same_rows_give_the_same_files(tmp_path: Path, number: int, label: str) -> None:
-    rows = pd.DataFrame([*one_request(1, dataset="a $b_c$ & d"), *scales()])
-    layout, published = exhibit(f"figure{number}"), published_figure(paper_values(), number)
-    draw = DRAWINGS[layout.draw]
-    first, second = (write_figure(tmp_path / name, layout, draw, rows, published) for name in ("a", "b"))
+@pytest.mark.parametrize(("name", "label"), [("figure2", "test accuracy (%)"), ("figure6", "scale s")])
+def test_the_same_rows_give_the_same_files(tmp_path: Path, name: str, label: str) -> None:
+    rows, own = common.frame([*one_request(1, dataset="a $b_c$ & d"), *scales()]), exhibit(name)
+    first, second = (module.write_exhibit(tmp_path / copy, own, rows) for copy in ("a", "b"))
     assert [path.name for path in first] == ["figure.svg", "figure.png", "figure.csv"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     svg = ElementTree.parse(first[0])  # noqa: S314 - we wrote it
     found = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert label in found
-    assert f"Figure {number}: {layout.title}" in found
-    assert "a $b_c$ & d, 10 clients, dirichlet-0.1, class-2" in found
-    assert len(pd.read_csv(first[2])) == len(draw(rows, published, layout.methods)[1])
+    assert {label, own.heading, "a $b_c$ & d, 10 clients, dirichlet-0.1, request class-2"} <= set(found)
+    assert len(pd.read_csv(first[2])) == len(module.draw(own, rows)[1])
 
 
 def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
     code = (
-        "import sys, matplotlib, pandas; before = matplotlib.rcParams.copy()\n"
-        "from pathlib import Path; from quickdrop_bench.reporting import gallery, looks, pictures, trends\n"
-        "layout = pictures.Exhibit('sweep', 'figure', None, 'x', ())\n"
-        "empty = pandas.DataFrame()\n"
-        "pictures.write_figure(Path(sys.argv[1]), layout, trends.sweep_figure, empty, empty)\n"
-        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
-        "assert all(before[name] == matplotlib.rcParams[name] for name in looks.STYLE)"
+        "import sys, matplotlib, pandas\n"
+        "from pathlib import Path; from quickdrop_bench.harness.exhibits import exhibit\n"
+        "from quickdrop_bench.reporting.render import style, write_exhibit\n"
+        "before = matplotlib.rcParams.copy()\n"
+        "write_exhibit(Path(sys.argv[1]), exhibit('sweep'), pandas.DataFrame())\n"
+        "with style(): pass\n"
+        "assert all(before[k] == v for k, v in matplotlib.rcParams.items() if k != 'backend')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-def test_numbers_as_markdown() -> None:
-    _, numbers = draw(6, scales())
-    text = numbers_markdown(numbers)
-    assert text.startswith("## dataset: mnist, clients: 10, distribution: dirichlet-0.1, request: class-2")
+def test_numbers_as_a_table() -> None:
+    _, numbers = draw("figure6", scales())
+    text = markdown(numbers_table(numbers))
+    assert text.startswith("## dataset: cifar10, clients: 10, distribution: dirichlet-0.1, request: class-2")
     assert any("72.99 ± 1.41%" in each and each.rstrip(" |").endswith("72.67%") for each in text.splitlines())
     assert "22.50 ± 10.61" not in text
     assert "45.00 ± 21.21" in text
 
 
 def test_looks_differ_without_colour() -> None:
-    methods = ["original", "retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop", "a", "b"]
+    methods = ["retrain-or", "federaser", "s2u", "sga-or", "fu-mp", "random-subset", "quickdrop", "a", "b"]
+    methods += ["quickdrop (ascent reflection)"]
     looks = method_styles(methods)
     assert len({(look.marker, look.line) for look in looks.values()}) == len(methods)
-    assert len({look.color for look in method_styles(methods[:8]).values()}) == 8
-    classes = [class_style(label) for label in range(40)]
-    assert len({(look.color, look.line) for look in classes}) == 40
-    assert len({look.marker for look in classes[:10]}) == len({look.color for look in classes[:10]}) == 10
+    assert len({look.color for look in method_styles(methods[:7]).values()}) == 7
+    assert looks["quickdrop"].color == looks["quickdrop (ascent reflection)"].color
+
+
+def test_names_do_not_overlap() -> None:
+    axes = Figure(figsize=(7, 2.7)).subplots()
+    axes.set(ylim=(0, 100))
+    label_ends(axes, [(99 + 0.1 * k, f"class {k}", "black") for k in range(10)])
+    axes.figure.canvas.draw()
+    places = [text.xyann[1] for text in axes.texts]
+    assert min(np.diff(places)) * axes.bbox.height >= Text.get_window_extent(axes.texts[0]).height
+    assert min(places) >= 0
+    assert max(places) <= 1
+    axes = Figure(figsize=(7, 3)).subplots()
+    axes.plot([0, 10], [0, 10], "none")
+    points = [(5, 5, "one", "black"), (5.1, 5.1, "another", "black"), (9.9, 9.9, "at the edge", "black")]
+    label_points(axes, points)
+    axes.figure.canvas.draw()
+    found = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for k, a in enumerate(found) for b in found[:k])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in found)
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.4, "0"), (0.4, "0"), (0.6, "+1"), (-12.0, "-12")])
+def test_nothing_is_minus_zero(value: float, text: str) -> None:
+    assert signed(value) == text
+
+
+def test_the_trade_off_has_the_gap_over_the_cost() -> None:
+    rows = [
+        r
+        for method, r_set, cost in (("retrain-or", 0.9, 999), ("quickdrop", 0.85, 9))
+        for seed in (1, 2)
+        for r in common.run(
+            common.setting(2),
+            method,
+            seed,
+            {"total": common.accuracy(0, r_set + 0.01 * seed) | common.cost(1, cost, sample_forwards=3)},
+        )
+    ]
+    (setting,) = settings_in(derive(common.frame(rows)))
+    figure = tradeoff(setting, ["retrain-or", "quickdrop"])
+    assert figure is not None
+    marks = [(float(x), float(y)) for own in figure.axes[0].containers for x, y in [own.lines[0].get_xydata()[0]]]
+    assert marks == [(1000, 0), (10, pytest.approx(-5))]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["Retrain-Or", "QuickDrop"]
+    assert tradeoff(setting, ["retrain-or"]) is None
 
 
 @pytest.mark.parametrize("shape", [(12, 4, 5, 3), (3, 4, 5), (1, 4, 5, 1), (0, 4, 5, 3)])

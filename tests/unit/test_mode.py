@@ -11,9 +11,8 @@ from quickdrop_bench.data.labelled import LabelledSet, pool
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.mode import MoDe
-from quickdrop_bench.models import ConvNet
 from tests.asked import asked
-from tests.by_hand import assert_close, descended, equal
+from tests.by_hand import assert_close, descended, equal, network
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -46,7 +45,7 @@ def test_two_rounds_by_hand(level: str, make_federation: Make, toy_clients: Clie
     forget, retain = ({i: z for i, z in s.items() if len(z)} for s in (context.forget_data(), context.retain_data()))
     method = MoDe(unlearn_rounds=2, degrade_rounds=1, momentum=0.6, degrade_lr=0.3, unlearn_lr=0.1)
     fresh = mean_of(context.federation.fresh_state(1, "mode", "init"), retain, 2, 0.3)
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = network()
     model.load_state_dict(fresh)
     images, labels = toy_clients[0].images, toy_clients[0].labels.clone()
     for z in forget.values():

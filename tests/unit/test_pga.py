@@ -18,9 +18,8 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.base import ClientData, Context
 from quickdrop_bench.methods.pga import Pga
 from quickdrop_bench.methods.sga import Sga
-from quickdrop_bench.models import ConvNet
 from tests.asked import asked, recorded
-from tests.by_hand import assert_close, equal, minus
+from tests.by_hand import assert_close, equal, minus, network
 from tests.conftest import Guarded
 
 Clients = dict[int, LabelledSet]
@@ -82,7 +81,7 @@ def test_steps_by_hand(context: Context, toy_clients: Clients) -> None:
     locked = {i: ClientData(*[Guarded(d, set(range(45)) - set(range(24, 36)))] * 3) for i, d in toy_clients.items()}
     method = Pga(unlearn_lr=0.1, unlearn_local_steps=3, clip=0.5, ball=None, unlearn_stop_loss=None)
     result = method.unlearn(replace(context, clients=locked))
-    model = ConvNet(1, 8, 3, width=4, depth=2)
+    model = network()
     model.load_state_dict(context.state)
     images, labels = toy_clients[1].take(torch.arange(12))
     velocity = 0.0

@@ -15,13 +15,14 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
-from quickdrop_bench.reporting.tables import SETTING, write_trials
+from quickdrop_bench.reporting.frame import SETTING
+from quickdrop_bench.reporting.trials import write_trials
 
 Make = Callable[..., Federation]
 OUTCOMES = {

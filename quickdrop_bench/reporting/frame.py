@@ -1,0 +1,373 @@
+"""The one reader of rows: which count, what follows from them, and the numbers of a setting, cell by cell."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy.stats import t
+
+from quickdrop_bench.core.files import read_bytes
+from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, registered, request_name
+from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, Published
+from quickdrop_bench.store.rows import KEY, LARGEST, is_row
+
+__all__ = [
+    "EQUIVALENTS",
+    "SEARCH",
+    "SETTING",
+    "TRAINING",
+    "Cell",
+    "Setting",
+    "compare",
+    "derive",
+    "frame_of",
+    "latest",
+    "named",
+    "read_rows",
+    "setting_of",
+    "settings_in",
+    "without_training",
+]
+
+SETTING = ["dataset", "clients", "distribution", "request", "protocol", "changes", "setting"]
+"""The columns that say what was measured, whatever the method and seed; only rows that share them are averaged.
+
+``setting`` is a hash of all that the others do not say; ``changes`` tells in words what differs from the preset."""
+
+TEXTS = (
+    *("protocol", "changes", "setting", "method_setting", "method_changes"),
+    *("federation_hash", "device", "precision"),
+)
+"""Columns that a row has beside those of its key, as text; lines of earlier versions lack some."""
+
+TRAINING = "fl-training"
+SEARCH = "search"
+"""Stage of the rows that say what choosing a method's settings cost."""
+
+EQUIVALENTS = (
+    ("sample_gradients", 1.0, math.nan),
+    ("second_order_sample_gradients", 1.0, 0.0),
+    ("sample_forwards", 1 / 3, 0.0),
+)
+"""What adds up to gradient equivalents: metric, weight, and what a run that leaves it out did."""
+
+NONE = pd.Series(dtype=float)
+
+
+def frame_of(rows: Iterable[object]) -> pd.DataFrame:
+    """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out."""
+    known = [row for row in rows if _is_readable(row)]
+    frame = pd.DataFrame(known, columns=None if known else [*KEY, "value", *TEXTS])
+    return frame.assign(value=pd.to_numeric(frame["value"], errors="coerce").astype(float))
+
+
+def _is_readable(row: Any) -> bool:
+    return is_row(row) and all(isinstance(row.get(name), str) for name in TEXTS)
+
+
+def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
+    """The last row of each key in a file, and one sentence, without full stop, on what could not be read."""
+    try:
+        there = os.path.lexists(path)
+        lines = read_bytes(path, LARGEST).decode("utf-8", errors="replace").splitlines() if there else []
+    except OSError as error:
+        return frame_of([]), f"cannot be read ({error.strerror})"
+    frame = frame_of(map(_parsed, lines))
+    left = len(lines) - len(frame)
+    problem = f"{left} of {len(lines)} lines are torn or of an earlier version; they are kept and not shown"
+    if frame.empty:
+        return frame, problem if left else ""
+    keys = [name for name in dict.fromkeys((*KEY, *SETTING, "phase", "round")) if name in frame]
+    return frame.drop_duplicates(keys, keep="last").reset_index(drop=True), problem if left else ""
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of :data:`SETTING` in one row, as read from a JSON line."""
+    return tuple(row.get(name) for name in SETTING)
+
+
+def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
+    """Of rows measured under several specs, those of the newest per setting, method and seed.
+
+    Only the newest federation of a setting and seed counts, so that no method is shown beside one of another
+    federation. Training, the search for settings and the request itself are runs of their own.
+
+    Args:
+        rows: from :func:`frame_of`.
+        apart: further columns that tell settings apart, for figures that show several of their values.
+    """
+    if rows.empty:
+        return rows
+    setting = [rows[name] for name in SETTING]
+    setting += [rows[name].fillna(-1) for name in apart if name in rows]
+    newest = rows.groupby([*setting, "seed"])["federation_hash"].transform("last")
+    rows, setting = (
+        rows[rows["federation_hash"] == newest],
+        [column[rows["federation_hash"] == newest] for column in setting],
+    )
+    part = rows["stage"].where(rows["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
+    newest = rows.groupby([*setting, "method", "method_setting", "seed", part])["spec_hash"].transform("last")
+    return rows[rows["spec_hash"] == newest]
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in which a method with other hyper-parameters than the preset's is a method of its own.
+
+    It says so behind its name. Settings, or hyper-parameters, that would bear one name get their hash beside it.
+    """
+    if rows.empty:
+        return rows
+    rows = rows.assign(changes=_told_apart(rows, SETTING[:-1], "setting"))
+    changes = _told_apart(rows, [*SETTING, "method", "method_changes"], "method_setting")
+    return rows.assign(
+        method=rows["method"].where(changes == "", rows["method"] + " (" + changes + ")"), method_changes=""
+    )
+
+
+def _told_apart(rows: pd.DataFrame, within: Sequence[str], key: str) -> pd.Series:
+    """The last of some columns, with the value of another where that is not the same in all rows."""
+    text = rows[within[-1]]
+    several = rows.assign(**{key: rows[key].replace("", None)}).groupby(list(within))[key].transform("nunique") > 1
+    return text.where(~several | (rows[key] == ""), text.where(text == "", text + ", ") + "setting " + rows[key])
+
+
+def without_training(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of requests and of the original model: what training cost a method does not mean that the method was run."""
+    return rows[(rows["stage"] != TRAINING) | (rows["method"] == ORIGINAL)]
+
+
+def derive(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name methods, and add what follows, each against another's run of the same setting, seed and device.
+
+    Returns:
+        The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``speedup`` (oracle's
+        seconds ÷ the method's), ``speedup_sample_gradients`` (the same with first- plus second-order sample-gradients
+        plus a third of the forward-only passes, as backward takes about two thirds of a pass), ``f_set_gap`` and
+        ``r_set_gap`` (the method's accuracy − the oracle's), ``f_set_gap_control`` and ``r_set_gap_control`` (− the
+        control's).
+    """
+    rows = named(rows)
+    total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)] if len(rows) else rows
+    if total.empty:
+        return rows
+    keys = [*SETTING, "seed", "device", "method"]
+    runs = total.pivot_table(index=keys, columns="metric", values="value", aggfunc="last").reset_index()
+    records: list[dict[Any, Any]] = runs.to_dict("records")
+    oracle, control = (_references(records, name) for name in (ORACLE, CONTROL))
+    new = []
+    for run in records:
+        found = {"storage_bytes": _storage(run), **compare(run, _reference_of(run, oracle))}
+        gaps = compare(run, _reference_of(run, control))
+        found |= {f"{name}_control": gap for name, gap in gaps.items() if name.endswith("gap")}
+        known = {name: run[name] for name in (*SETTING, "seed", "method")} | {"stage": "total"}
+        new += [{**known, "metric": name, "value": value} for name, value in found.items() if not math.isnan(value)]
+    return pd.concat([rows, pd.DataFrame(new)], ignore_index=True) if new else rows
+
+
+def _storage(run: Mapping[Any, Any]) -> float:
+    """Bytes on server and clients, for runs that state them."""
+    kept = [_number(run, f"storage_{where}_bytes") for where in ("server", "client")]
+    return math.nan if all(map(math.isnan, kept)) else sum(value for value in kept if not math.isnan(value))
+
+
+def _place(run: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in (*SETTING, "seed", "device"))  # seconds of two devices have no ratio
+
+
+def _differs(run: Mapping[Any, Any]) -> str:
+    return str(run["method"]).removeprefix(registered(run["method"]))
+
+
+def _references(runs: Sequence[Mapping[Any, Any]], reference: str) -> dict[Any, Mapping[Any, Any]]:
+    """A method's runs by place and what differs from the preset; under None the first, if there, with its values."""
+    found: dict[Any, Mapping[Any, Any]] = {}
+    for run in sorted((r for r in runs if registered(r["method"]) == reference), key=lambda r: str(r["method"])):
+        found[_place(run), _differs(run)] = run
+        found.setdefault((_place(run), None), run)
+    return found
+
+
+def _reference_of(run: Mapping[Any, Any], known: Mapping[Any, Mapping[Any, Any]]) -> Mapping[Any, Any]:
+    """Of a reference in several settings the one that differs from the preset as the run does, or else the first."""
+    return known.get((_place(run), _differs(run))) or known.get((_place(run), None), {})
+
+
+def compare(own: Mapping[Any, Any], reference: Mapping[Any, Any]) -> dict[str, float]:
+    """One run's speed-ups and gaps, see :func:`derive`; NaN where one of the numbers is missing.
+
+    Args:
+        own: the run's metrics at stage ``total``.
+        reference: those of the oracle's, or the control's, run.
+    """
+    seconds, gradients = _number(own, "seconds"), _equivalents(own)
+    return {
+        "speedup": _ratio(_number(reference, "seconds"), seconds),
+        "speedup_sample_gradients": _ratio(_equivalents(reference), gradients),
+        "f_set_gap": _number(own, "f_set_accuracy") - _number(reference, "f_set_accuracy"),
+        "r_set_gap": _number(own, "r_set_accuracy") - _number(reference, "r_set_accuracy"),
+    }
+
+
+def _equivalents(run: Mapping[Any, Any]) -> float:
+    return sum(weight * _number(run, name, rare) for name, weight, rare in EQUIVALENTS)
+
+
+def _number(metrics: Mapping[Any, Any], name: str, missing: float = math.nan) -> float:
+    value = metrics.get(name)
+    return missing if value is None or math.isnan(value) else float(value)
+
+
+def _ratio(above: float, below: float) -> float:
+    if below:
+        return above / below
+    return math.inf if above > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number over seeds, in the unit of the rows.
+
+    Attributes:
+        mean, std: NaN where there is none.
+        seeds: how many it is the mean of.
+        median, low, high: the middle value, the smallest and the largest; NaN where there is none.
+    """
+
+    mean: float
+    std: float
+    seeds: int
+    median: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of(cls, values: pd.Series) -> Cell:
+        """Of one value per seed."""
+        n, nan = len(values), math.nan
+        spread = n > 1 and bool(values.abs().lt(math.inf).all())
+        mean, std = float(values.mean()) if n else nan, float(values.std()) if spread else nan
+        return cls(mean, std, n, float(values.median()), float(values.min()), float(values.max()))
+
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean by Student's t; NaN of fewer than two seeds."""
+        half = float(t.ppf(0.975, self.seeds - 1)) * self.std / math.sqrt(self.seeds) if self.seeds > 1 else math.nan
+        return self.mean - half, self.mean + half
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Everything measured in one setting, and the published numbers that belong beside it.
+
+    Attributes:
+        rows: of one setting, derived metrics included.
+        published: the part of the published table or figure.
+        label: what tells it from the settings beside it.
+        unsupported: methods that cannot serve its request.
+    """
+
+    rows: pd.DataFrame
+    published: Published = NOTHING_PUBLISHED
+    label: str = ""
+    unsupported: Collection[str] = ()
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """The values of :data:`SETTING`."""
+        return {name: self.rows[name].iloc[0] for name in SETTING}
+
+    @cached_property
+    def in_words(self) -> dict[str, Any]:
+        """The same with the request as people read it."""
+        return self.columns | {"request": request_name(self.rows)}
+
+    def values(self, method: str, stage: str, metric: str) -> pd.Series:
+        """One value per seed."""
+        return self._values.get((method, stage, metric), NONE)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], pd.Series]:
+        keys = ["method", "stage", "metric"]
+        last = self.rows.dropna(subset="value").drop_duplicates([*keys, "seed"], keep="last")
+        return {tuple(map(str, key)): values for key, values in last.groupby(keys)["value"]}
+
+    def cell(self, method: str, stage: str, metric: str) -> Cell:
+        """Mean, deviation and range over seeds."""
+        return Cell.of(self.values(method, stage, metric))
+
+    def shared(self, method: str, stage: str) -> list[int]:
+        """Seeds on which other work had the cores of a stage."""
+        return sorted(self._shared.get((method, stage), []))
+
+    @cached_property
+    def _shared(self) -> dict[tuple[str, ...], list[int]]:
+        r = self.rows[(self.rows["metric"] == "shared_cores") & (self.rows["value"] > 0)]
+        return {tuple(map(str, key)): [*seeds.unique()] for key, seeds in r.groupby(["method", "stage"])["seed"]}
+
+    def paper(self, method: str, stage: str, metric: str) -> float | None:
+        """The published number, if there is one."""
+        return self.published.value(registered(method), stage, metric)
+
+    def methods(self) -> list[str]:
+        """Those with rows, without the original model, in order of measurement."""
+        return [method for method in self.rows["method"].unique() if method != ORIGINAL]
+
+    def seeds(self, method: str | None = None) -> list[int]:
+        """Seeds on which a method, or any, was measured; the search for settings is no measurement."""
+        return self._seeds.get(method, [])
+
+    @cached_property
+    def _seeds(self) -> dict[str | None, list[int]]:
+        """By method; under None those of all."""
+        r = self.rows[self.rows["stage"] != SEARCH]
+        found: dict[str | None, list[int]] = {None: sorted(r["seed"].unique())}
+        found.update((str(method), sorted(seeds.unique())) for method, seeds in r.groupby("method")["seed"])
+        return found
+
+    def count(self, method: str, metric: str, stage: str = "total") -> int:
+        """Runs that ``diverged``, ``failed`` or, in a stage, ``collapsed``."""
+        return int(self.values(method, stage, metric).sum())
+
+    def status(self, method: str) -> str:
+        """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""
+        if runs := len(self.seeds(method)):
+            return "failed" if self.count(method, "failed") == runs else "measured"
+        return "unsupported" if registered(method) in self.unsupported else "not run"
+
+    def marks(self, method: str) -> list[str]:
+        """What a reader must know beside the method's name."""
+        if self.status(method) in ("unsupported", "not run"):
+            return ["not run"] if self.status(method) == "not run" else []
+        runs, marks = len(self.seeds(method)), []
+        if count := self.count(method, "diverged"):
+            marks.append(f"diverged: {count} of {runs}")
+        if count := self.count(method, "failed"):
+            marks.append(", ".join([f"failed: {count} of {runs}", *self.errors(method)]))
+        if runs < len(self.seeds()):
+            marks.append(f"{runs} of {len(self.seeds())} seeds")
+        return marks
+
+    def errors(self, method: str) -> list[str]:
+        """Kinds of errors that ended runs, without their messages."""
+        r = self.rows.reindex(columns=["method", "metric", "error"])
+        texts = r[(r["method"] == method) & (r["metric"] == "failed")]["error"].dropna()
+        return sorted({str(text).split(":")[0] for text in texts})
+
+
+def settings_in(rows: pd.DataFrame) -> list[Setting]:
+    """Each setting of some rows, in order of measurement."""
+    return [Setting(group) for _, group in rows.groupby(SETTING, sort=False)] if len(rows) else []

@@ -1,0 +1,230 @@
+"""One page over all rows of a results folder: the finding, tables, figures, gaps, and where the numbers come from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from quickdrop_bench.core.files import write_text
+from quickdrop_bench.harness.exhibits import Exhibit, exhibit, exhibits
+from quickdrop_bench.harness.presets import presets
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.reporting.figures.style import style
+from quickdrop_bench.reporting.figures.tradeoff import tradeoff
+from quickdrop_bench.reporting.frame import Setting
+from quickdrop_bench.reporting.html.contents import Found, find, missing, provenance
+from quickdrop_bench.reporting.names import dataset_name
+from quickdrop_bench.reporting.render import measured_sections
+from quickdrop_bench.reporting.tables.capabilities import capability_tables
+from quickdrop_bench.reporting.tables.comparison import comparison_table, comparison_tables, finding
+from quickdrop_bench.reporting.tables.measured import Section
+from quickdrop_bench.reporting.tables.notes import papers
+from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
+
+__all__ = ["render_report", "write_report"]
+
+TITLE = "Federated unlearning: benchmark results"
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What the page opens with for a data set: heading, sentence, picture (may be empty) and summary."""
+
+    heading: str
+    finding: str
+    uri: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Block:
+    """One setting of a table: the summary, if it stands nowhere else, and what folds out."""
+
+    caption: str
+    summaries: Sequence[Table]
+    details: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A table or figure under its heading; per picture its caption, itself (or None) and a text in its place."""
+
+    anchor: str
+    heading: str
+    blocks: Sequence[Block] = ()
+    pictures: Sequence[tuple[str, Any, str]] = ()
+
+
+def write_report(path: Path, html: str) -> None:
+    """Write what :func:`render_report` returned."""
+    write_text(path, html)
+
+
+def render_report(results_dir: Path, generated: date, title: str = TITLE) -> str:
+    """The page: one file that needs no network and no script.
+
+    Args:
+        results_dir: see :func:`~quickdrop_bench.reporting.html.contents.find`; it may be empty.
+        generated: the day that the page names.
+        title: its heading.
+
+    Returns:
+        HTML; the same rows, pictures and day give the same text.
+    """
+    known = {name: exhibit(name) for name in exhibits()}
+    found = find(results_dir, list(known))
+    rows = [f.rows for f in found if len(f.rows)]
+    everything = pd.concat(rows) if rows else pd.DataFrame(columns=["spec_hash", "federation_hash"])
+    parts = [(f, section) for f in found for section in _sections(f, known)]
+    leads = _lead_settings(parts)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(turned=turned, head=head)
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        generated=generated.isoformat(),
+        counts={
+            "rows": len(everything),
+            "runs": everything["spec_hash"].nunique(),
+            "federations": everything["federation_hash"].nunique(),
+        },
+        problems=[f for f in found if f.problem],
+        leads=[_lead(f, section, setting) for f, section, setting in leads],
+        tables=list(_tables(found, parts, known, [setting for *_, setting in leads])),
+        figures=list(_figures(found, known)),
+        missing=missing(found, known, presets()),
+        provenance=provenance(found),
+    )
+
+
+def _sections(found: Found, known: Mapping[str, Exhibit]) -> list[Section]:
+    own = known.get(found.exhibit)
+    return measured_sections(own, found.newest) if own and own.kind == "table" else []
+
+
+def _lead_settings(parts: Sequence[tuple[Found, Section]]) -> list[tuple[Found, Section, Setting]]:
+    """Of Table 2's settings with the preset's values, that with most seeds for each data set."""
+    settings = [(f, s, setting) for f, s in parts if s.exhibit.name == "table2" for setting in s.settings]
+    best: dict[str, tuple[Found, Section, Setting]] = {}
+    for f, s, setting in settings:
+        name = str(setting.columns["dataset"])
+        more = name not in best or len(setting.seeds()) > len(best[name][2].seeds())
+        if setting.columns["protocol"] == "preset" and more and finding(setting):
+            best[name] = (f, s, setting)
+    order = presets()  # the quickest first: what says most leads
+    return sorted(best.values(), key=lambda lead: -order.index(lead[0].preset) if lead[0].preset in order else 0)
+
+
+def _lead(found: Found, section: Section, setting: Setting) -> Lead:
+    methods = [method for method, _ in section.lines]
+    with style():
+        figure = tradeoff(setting, methods)
+        text = io.StringIO()
+        if figure:
+            figure.savefig(text, format="svg", metadata={"Date": None})
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue().encode()).decode('ascii')}" if figure else ""
+    table = comparison_table(setting, methods)
+    return Lead(f"{dataset_name(str(setting.columns['dataset']))} ({found.folder})", finding(setting), uri, table)
+
+
+def _tables(
+    found: Sequence[Found],
+    parts: Sequence[tuple[Found, Section]],
+    known: Mapping[str, Exhibit],
+    leads: Sequence[Setting],
+) -> Iterator[Chapter]:
+    for name, own in known.items():
+        if own.kind == "capabilities":
+            blocks = list(_capabilities(found, own))
+        else:
+            blocks = [_block(f, section, leads) for f, section in parts if section.exhibit.name == name]
+        if blocks:
+            yield Chapter(name, own.heading, blocks=blocks)
+
+
+def _block(found: Found, section: Section, leads: Sequence[Setting]) -> Block:
+    full, differences = section.table(), section.differences()
+    caption = " — ".join(filter(None, (f"Table {section.exhibit.number} · {found.folder}", section.heading)))
+    details = [replace(full, heading=caption, notes=[*full.notes, papers(section.settings)])]
+    if section.exhibit.per == "dataset":
+        return Block(caption, details, [])
+    shown = any(setting in leads for setting in section.settings)
+    details += [differences] if differences else []
+    return Block(caption, [] if shown else comparison_tables(section), details)
+
+
+def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:
+    """From rows of its own, and where there are none from those of Table 2."""
+    groups = {f.group for f in found if f.exhibit == own.name and len(f.rows)}
+    for f in found:
+        if len(f.rows) and (f.exhibit == own.name or (f.exhibit == "table2" and f.group not in groups)):
+            for table in capability_tables(own, f.newest, METHODS):
+                lines = [
+                    replace(line, entries=[e if e.difference else Entry(e.text) for e in line.entries])
+                    for line in table.lines
+                ]
+                note = "" if f.exhibit == own.name else f"made from the rows of {f.folder}: class requests alone"
+                caption = f"Table {own.number} · {f.folder} — {table.heading}"
+                notes = ["the paper's mark stands where it differs", *table.notes, note]
+                yield Block(caption, [replace(table, heading=caption, lines=lines, notes=notes)], [])
+
+
+def _figures(found: Sequence[Found], known: Mapping[str, Exhibit]) -> Iterator[Chapter]:
+    """Pictures by exhibit, each once; rows whose figure was not drawn say so."""
+    seen: set[str] = set()
+    for k, name in enumerate(dict.fromkeys((*known, *(f.exhibit for f in found)))):
+        own = known.get(name)
+        heading = own.heading if own and own.kind == "figure" else f"Pictures of {name}"
+        pictures: list[tuple[str, Any, str]] = []
+        for f in (f for f in found if f.exhibit == name):
+            new = [picture for picture in f.pictures if picture.uri not in seen]
+            seen |= {picture.uri for picture in new}
+            pictures += [(_picture_caption(f, picture.name), picture, heading) for picture in new]
+            if own and own.kind == "figure" and len(f.rows) and not f.pictures:
+                pictures.append((f.folder, None, "rows are here, but no figure.svg: the figure was not drawn"))
+        if pictures:
+            yield Chapter(f"pictures-{k}", heading, pictures=pictures)
+
+
+def _picture_caption(found: Found, name: str) -> str:
+    """Where it lies, and of which data sets."""
+    last = found.folder.rpartition("/")[2]
+    labels = found.rows["dataset"].unique() if len(found.rows) else [last] if dataset_name(last) != last else []
+    return " — ".join(filter(None, (f"{found.folder}/{name}", "; ".join(dataset_name(str(label)) for label in labels))))
+
+
+def turned(table: Table) -> Table:
+    """Lines as columns: a table of many columns and few lines fits a page so."""
+    titles = [line.name for line in table.lines]
+    lines = (
+        [Line(title, [line.entries[k] for line in table.lines]) for k, title in enumerate(table.titles[1:])]
+        if table.lines
+        else []
+    )
+    return Table(table.heading, "", [(title,) for title in titles], lines, table.notes)
+
+
+def head(table: Table) -> list[list[tuple[str, int]]]:
+    """Lines of headers: texts, and how many columns each spans; lines that are empty throughout are left out."""
+    levels = len(table.headers[0]) if table.headers else 0
+    lines = []
+    for level in range(levels):
+        if any(parts[level] for parts in table.headers):
+            groups = groupby(table.headers, key=lambda parts: parts[: level + 1]) if level + 1 < levels else ()
+            spans = [(key[-1], len(list(columns))) for key, columns in groups]
+            lines.append(spans or [(parts[-1], 1) for parts in table.headers])
+    return lines

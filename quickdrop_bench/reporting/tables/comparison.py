@@ -1,0 +1,170 @@
+"""What people ask first, one line a method: what it keeps, how far it is from the oracle, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.reporting.frame import EQUIVALENTS, TRAINING, Cell, Setting
+from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
+from quickdrop_bench.reporting.tables.measured import Section, badges
+from quickdrop_bench.reporting.tables.notes import facts, papers_left_out, shared_note
+from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
+from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
+
+__all__ = ["comparison_table", "comparison_tables", "cost_cell", "finding"]
+
+FORGOTTEN = 0.05
+"""A method whose F-Set is farther from the oracle's is not called best, whatever it keeps."""
+
+F_SET = Column("", "F-Set", "total", "f_set_accuracy", "percent")
+R_SET = Column("", "R-Set", "total", "r_set_accuracy", "percent")
+GAP = Column("", "Gap to oracle", "total", "r_set_gap", "points")
+F_GAP = Column("", "", "total", "f_set_gap", "points")
+VERSUS_CONTROL = Column("", "", "total", "r_set_gap_control", "points")
+COST = Column("", "Gradients", "total", "gradients", "count")
+SPEEDUP = Column("", "Speed-up", "total", "speedup_sample_gradients", "ratio")
+SECONDS = Column("", "Time (s)", "total", "seconds", "seconds")
+IN_SECONDS = Column("", "Speed-up (seconds)", "total", "speedup", "ratio")
+UPLOAD = Column("", "Upload", "total", "upload_bytes", "bytes")
+STORAGE = Column("", "Storage", "total", "storage_bytes", "bytes")
+RELEARNED = tuple(
+    Column("", f"Relearned {letter}-Set", "relearning", f"{letter.lower()}_set_accuracy", "percent") for letter in "FR"
+)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A column of the summary, and whether more (1) or less (-1) of it is better; 0 has no best."""
+
+    column: Column
+    better: int = 0
+
+
+FIRST = (_Shown(F_SET), _Shown(R_SET, 1), _Shown(GAP), _Shown(COST, -1), _Shown(SPEEDUP, 1))
+THEN = (_Shown(SECONDS, -1), _Shown(IN_SECONDS, 1), _Shown(UPLOAD, -1), _Shown(STORAGE, -1))
+
+
+def cost_cell(setting: Setting, method: str) -> Cell:
+    """Sample-gradients of a request, second-order ones included; a forward pass counts a third."""
+    first, *others = EQUIVALENTS
+    total = setting.values(method, "total", first[0]).reset_index(drop=True)
+    for name, weight, _ in others:
+        more = setting.values(method, "total", name).reset_index(drop=True)
+        total = total.add(weight * more, fill_value=0)
+    return Cell.of(total)
+
+
+def comparison_tables(section: Section) -> list[Table]:
+    """The comparison of methods in each setting of a table; a table about one method as it is."""
+    if section.exhibit.per == "dataset":
+        return [section.table(alike=True)]
+    lines = [(setting, [m for m, own in section.lines if setting in own]) for setting in section.settings]
+    return [comparison_table(setting, methods, relearned=section.exhibit.relearn) for setting, methods in lines]
+
+
+def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
+    """One line per method that was run; the oracle is no candidate for the best."""
+    shown = [*FIRST[:3], *(_Shown(column) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
+    there = [method for method in methods if setting.seeds(method)]
+    candidates = [method for method in there if _is_candidate(setting, method)]
+    columns = {one.column.header: _entries(setting, there, one, candidates) for one in shown}
+    if setting.published.alike and setting.published.name:
+        # The paper gives accuracies after the last stage as those of recovery, where there is one.
+        for column in (F_SET, R_SET):
+            papers = {m: _from_paper(setting, m, column) for m in there}
+            columns[f"{column.header} (paper)"] = {m: Entry(text) for m, text in papers.items()}
+    headers = [h for h, found in columns.items() if any(entry.text not in ("", EMPTY) for entry in found.values())]
+    lines = [
+        Line(method_title(m), [columns[h][m] for h in headers], setting.marks(m), badges=badges(m, [setting]))
+        for m in there
+    ]
+    heading = setting_name(setting.in_words)
+    return Table(heading, "Method", [(header,) for header in headers], lines, _notes(setting, there, methods))
+
+
+def _is_candidate(setting: Setting, method: str) -> bool:
+    """Whether it forgot as the oracle did, and nothing went wrong."""
+    gap = setting.cell(method, "total", F_GAP.metric).mean
+    wrong = any(setting.count(method, what) for what in ("failed", "diverged", "collapsed"))
+    return registered(method) != ORACLE and not wrong and not abs(gap) > FORGOTTEN
+
+
+def _entries(setting: Setting, methods: Sequence[str], one: _Shown, candidates: Sequence[str]) -> dict[str, Entry]:
+    cells = {m: cost_cell(setting, m) if one.column is COST else cell_of(setting, m, one.column) for m in methods}
+    entries = {m: Entry(_text(setting, m, one.column, cell)) for m, cell in cells.items()}
+    values = {m: one.better * _middle(cells[m], one.column) for m in candidates if cells[m].seeds and one.better}
+    if len({entries[m].text for m in values}) > 1:
+        best = max(values, key=lambda m: values[m])
+        for m in values:
+            if entries[m].text == entries[best].text:
+                entries[m] = replace(entries[m], best=True)
+    return entries
+
+
+def _middle(cell: Cell, column: Column) -> float:
+    return cell.median if column.kind == "ratio" else cell.mean
+
+
+def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
+    """A number with as many digits as a glance takes; deviations of accuracies and gaps alone."""
+    if not cell.seeds or (column is GAP and registered(method) == ORACLE):
+        return EMPTY
+    spread = cell.std if cell.seeds > 1 else math.nan
+    if column.kind in ("percent", "points"):
+        sign_, unit = ("+", "") if column.kind == "points" else ("", "%")
+        mean = f"{round(100 * cell.mean, 1) + 0.0:{sign_}.1f}"  # + 0.0: no -0.0
+        text = f"{mean} ±{100 * spread:.1f}{unit}" if spread == spread else f"{mean}{unit}"
+        mark = column.kind == "percent" and setting.count(method, "collapsed", column.stage)
+        return text + (f" {COLLAPSED}" if mark else "")
+    return column.format(_middle(cell, column)) + sign(setting, method, column)
+
+
+def _from_paper(setting: Setting, method: str, column: Column) -> str:
+    stages = ("total", "recovery", "unlearning")
+    known = (setting.paper(method, stage, column.metric) for stage in stages)
+    return next((f"{100 * value:.1f}%" for value in known if value is not None), "")
+
+
+def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """Where the numbers come from, and what is not in the table."""
+    absent = [method_title(m) for m in methods if m not in there and setting.status(m) == "not run"]
+    unable = [method_title(m) for m in methods if m not in there and setting.status(m) == "unsupported"]
+    times = [SECONDS, IN_SECONDS]
+    return [
+        *facts([replace(setting, label="")]),
+        "gap: R-Set − the oracle's, in percentage points; gradients: of single images, a forward pass counts a third; "
+        "speed-up: the oracle's gradients ÷ the method's, median over seeds",
+        f"bold: best of those whose F-Set is within {100 * FORGOTTEN:g} points of the oracle's",
+        shared_note([setting], there, times) if any(sign(setting, m, c) for m in there for c in times) else "",
+        f"{COLLAPSED}: collapsed in at least one run" if any(setting.count(m, "collapsed") for m in there) else "",
+        f"not run: {', '.join(absent)}" if absent else "",
+        f"cannot serve such a request: {', '.join(unable)}" if unable else "",
+        papers_left_out([setting]),
+    ]
+
+
+def finding(setting: Setting, method: str = "quickdrop") -> str:
+    """What a method keeps and costs beside the oracle and its control, in two sentences; empty if it was not run."""
+    gap, speed = cell_of(setting, method, GAP), cell_of(setting, method, SPEEDUP)
+    if not gap.seeds or not speed.seeds:
+        return ""
+    before = setting.cell(ORIGINAL, TRAINING, F_SET.metric).mean
+    after = cell_of(setting, method, F_SET).mean
+    fall = "" if math.isnan(before) else f"; the F-Set falls from {before:.1%} to {after:.1%}"
+    share = f" at 1/{speed.median:.0f} of its sample-gradients" if speed.median >= 1.5 else ""
+    first = f"{method_title(method)} ends {_signed(gap)} points from {method_title(ORACLE)} on the R-Set{share}{fall}"
+    control = cell_of(setting, method, VERSUS_CONTROL)
+    if not control.seeds:
+        return f"{first}."
+    low, high = control.interval()
+    verdict = "more than chance explains" if low > 0 or high < 0 else "no more than chance explains"
+    return f"{first}. Its R-Set is {_signed(control)} points from that of the untouched random subset: {verdict}."
+
+
+def _signed(cell: Cell) -> str:
+    low, high = cell.interval()
+    ends = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if cell.seeds > 1 else ""
+    return f"{round(100 * cell.mean, 1) + 0.0:+.1f}{ends}"

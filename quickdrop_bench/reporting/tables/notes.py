@@ -1,0 +1,104 @@
+"""The sentences below a table: where its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from quickdrop_bench.harness.exhibits import Column
+from quickdrop_bench.reporting.frame import SEARCH, TRAINING, Setting
+from quickdrop_bench.reporting.names import ORIGINAL, method_title
+from quickdrop_bench.reporting.tables.shape import EMPTY
+from quickdrop_bench.reporting.tables.texts import COLLAPSED, SHARED, cell_of, cell_text, signed_text
+
+__all__ = ["COLLAPSE", "INTERVALS", "LEGEND", "PAIRED", "RATIOS", "facts", "papers", "papers_left_out", "shared_note"]
+
+LEGEND = (
+    f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
+)
+COLLAPSE = (
+    f"{COLLAPSED}: collapsed in at least one run: no better on the retained classes than one answer for every image, "
+    "or weights grown more than tenfold"
+)
+RATIOS = "speedups: median (range) over seeds of the oracle's cost ÷ the method's, on the same seed"
+PAIRED = f"differences in percentage points after the last stage, seed by seed; {EMPTY}: nothing to compare with"
+INTERVALS = "mean over seeds with its 95% interval (Student's t), which holds 0 where chance alone may explain it"
+
+
+def facts(settings: Sequence[Setting], original: bool = True) -> list[str]:
+    """Seeds, original model (if wanted), search and machine, as sentences without full stop."""
+    notes = (
+        _each(settings, "mean ± standard deviation over {}", _seeds),
+        _each(settings, "original model before the request: {}", _original) if original else "",
+        _each(settings, "search, stated apart: {}", _search),
+        _each(settings, "measured on {}", _machine),
+    )
+    return [note for note in notes if note]
+
+
+def shared_note(settings: Sequence[Setting], methods: Sequence[str], columns: Sequence[Column]) -> str:
+    """On which seeds a stage that the table shows had to share its cores."""
+
+    def fact(setting: Setting) -> str:
+        stages = {column.stage for column in columns}
+        return _counted({seed for m in methods for stage in stages for seed in setting.shared(m, stage)})
+
+    sentence = (
+        f"{SHARED.strip()}: other work had the cores for more than 15% of the time on {{}}; such seconds say too much"
+    )
+    return _each(settings, sentence, fact)
+
+
+def papers(settings: Sequence[Setting]) -> str:
+    """Which of the paper's numbers are shown, with a warning where they are of other data; without full stop."""
+    texts = []
+    for setting in settings:
+        dataset, name = str(setting.columns["dataset"]), setting.published.name
+        other = "" if setting.published.alike else f", which is not {dataset}: the differences say little"
+        texts += [f"the paper's numbers are of {name}{other}"] if name else []
+    return "; ".join(dict.fromkeys(texts))
+
+
+def papers_left_out(settings: Sequence[Setting]) -> str:
+    """Which of the paper's numbers are not shown, as they are of other data."""
+    names = {
+        setting.published.name: None for setting in settings if setting.published.name and not setting.published.alike
+    }
+    return f"the paper's numbers are of {'; '.join(names)}, other data, and stand in table.md" if names else ""
+
+
+def _each(settings: Sequence[Setting], sentence: str, fact: Callable[[Setting], str]) -> str:
+    """A sentence about every setting, said once where it is the same; empty if there is nothing to say."""
+    found = [(setting.label, fact(setting)) for setting in settings]
+    if len({text for _, text in found}) == 1:
+        return sentence.format(found[0][1]) if found[0][1] else ""
+    return sentence.format("; ".join(f"{label}: {text}" for label, text in found if text))
+
+
+def _counted(seeds: set[int]) -> str:
+    return f"seed{'s'[: len(seeds) != 1]} {', '.join(map(str, sorted(seeds)))}" if seeds else ""
+
+
+def _seeds(setting: Setting) -> str:
+    seeds = setting.seeds()
+    return f"{len(seeds)} seed{'s'[: len(seeds) != 1]} ({', '.join(map(str, seeds))})"
+
+
+def _original(setting: Setting) -> str:
+    if not setting.seeds(ORIGINAL):
+        return ""
+    columns = [Column("", f"{s}-Set", TRAINING, f"{s.lower()}_set_accuracy", "percent") for s in "FR"]
+    return ", ".join(f"{column.header} {signed_text(setting, ORIGINAL, column)}" for column in columns)
+
+
+def _search(setting: Setting) -> str:
+    """What choosing each method's settings cost."""
+    searched = setting.rows[setting.rows["stage"] == SEARCH]["method"].unique()
+    seconds = Column("", "", SEARCH, "seconds", "seconds")
+    passes = Column("", "", SEARCH, "sample_gradients", "count")
+    costs = [(m, *(cell_text(cell_of(setting, m, column), column) for column in (seconds, passes))) for m in searched]
+    return "; ".join(f"{method_title(m)} {time} s, {count} sample-gradients" for m, time, count in costs)
+
+
+def _machine(setting: Setting) -> str:
+    device, precision = (sorted(setting.rows[name].dropna().unique()) for name in ("device", "precision"))
+    return f"{'; '.join(device)} in {', '.join(precision)}"

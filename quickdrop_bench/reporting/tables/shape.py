@@ -1,0 +1,112 @@
+"""The shape that every table has, whatever it is written as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quickdrop_bench.reporting.names import marked
+
+__all__ = ["EMPTY", "Entry", "Line", "Table", "plain_table"]
+
+EMPTY = "—"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell.
+
+    Attributes:
+        text: ours.
+        paper: the published one; empty where there is none.
+        difference: of the two.
+        best: whether it is the best of its column.
+    """
+
+    text: str
+    paper: str = ""
+    difference: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.
+
+    Attributes:
+        title: of the method, data set or whatever it is about.
+        entries: its cells.
+        marks: what a reader must know beside the title.
+        paper: which published numbers stand beside ours; may be empty.
+        badges: kind (``good``, ``bad`` or ``none``) and text of what is shown beside the title where there is colour.
+        idle: whether there is nothing to show in it.
+    """
+
+    title: str
+    entries: Sequence[Entry]
+    marks: Sequence[str] = ()
+    paper: str = ""
+    badges: Sequence[tuple[str, str]] = ()
+    idle: bool = False
+
+    @property
+    def name(self) -> str:
+        """The title with the marks."""
+        return marked(self.title, self.marks)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written.
+
+    Attributes:
+        heading: what it is about; may be empty.
+        corner: header of the first column.
+        headers: per further column its headers from the top down, e.g. (``IID``, ``Recovery``, ``F-Set``); empty ones
+            are left out.
+        lines: from top to bottom.
+        notes: sentences to stand below, without full stop.
+        numbers: the same for machines, a record per line.
+        packages: what LaTeX needs.
+    """
+
+    heading: str
+    corner: str
+    headers: Sequence[tuple[str, ...]]
+    lines: Sequence[Line]
+    notes: Sequence[str] = ()
+    numbers: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    packages: str = "booktabs,graphicx"
+
+    @property
+    def titles(self) -> list[str]:
+        """One header per column, the corner first."""
+        return [self.corner, *(": ".join(filter(None, parts)) for parts in self.headers)]
+
+    @property
+    def footnote(self) -> str:
+        """The notes as one text."""
+        return " ".join(f"{note[0].upper()}{note[1:]}." for note in self.notes if note)
+
+    def body(self) -> Iterator[list[str]]:
+        """Cells, line by line; the paper's numbers have a line of their own, which begins with two spaces."""
+        for line in self.lines:
+            yield [line.name, *(entry.text for entry in line.entries)]
+            if any(entry.paper for entry in line.entries):
+                name = f"  paper ({line.paper})" if line.paper else "  paper"
+                yield [name, *(entry.paper or EMPTY for entry in line.entries)]
+
+    def used(self) -> Table:
+        """The same without columns in which every cell is empty."""
+        keep = [
+            k for k in range(len(self.headers)) if any(line.entries[k].text not in ("", EMPTY) for line in self.lines)
+        ]
+        lines = [replace(line, entries=[line.entries[k] for k in keep]) for line in self.lines]
+        return replace(self, headers=[self.headers[k] for k in keep], lines=lines)
+
+
+def plain_table(heading: str, header: Sequence[str], body: Sequence[Sequence[str]], note: str = "") -> Table:
+    """A table of texts alone."""
+    lines = [Line(title, list(map(Entry, texts))) for title, *texts in body]
+    return Table(heading, header[0], [(text,) for text in header[1:]], lines, [note])
