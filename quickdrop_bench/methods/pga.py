@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pga"]
 
-INITS = 10
-"""Random networks whose distance from θ_ref gives the ball its radius (released code)."""
-
 
 @METHODS.register("pga")
 @dataclass(frozen=True)
@@ -40,11 +37,10 @@ class Pga(Recovery, Relearning):
     Attributes:
         unlearn_local_steps: most steps of ascent; None takes the training's T (released code: up to five passes).
         unlearn_lr: η (released code: 0.01).
-        unlearn_momentum: m in [0, 1).
-        unlearn_stop_loss: a client stops before the step whose batch has a mean loss above this; None never does. The
-            paper stops at 12% accuracy, the loss of guessing among ten classes.
-        stop_distance: κ > 0; a client stops once ‖θ − θ_ref‖ > κ·‖θ_ref − θ_ℓ‖, for which a client's update must be
-            recorded; None never does. The released code stops at ‖θ − θ_ℓ‖² > 2.2, whatever the size of the model.
+        unlearn_momentum: m in [0, 0.999].
+        unlearn_stop_loss: most mean loss of a batch before a step (paper: guessing, 12% accuracy); None sets no bound.
+        stop_distance: κ > 0; a client stops once ‖θ − θ_ref‖ > κ·‖θ_ref − θ_ℓ‖, which needs its recorded update; None
+            never does (released code: ‖θ − θ_ℓ‖² > 2.2, whatever the size of the model).
         clip: most that the norm of a gradient may be; None does not clip.
         ball: δ² is this share of the mean of ‖θ_ref − θ_rand‖² over ten initialisations; None has no ball.
     """
@@ -67,8 +63,7 @@ class Pga(Recovery, Relearning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.unlearn_momentum < 1:
-            raise BadInput("pga.unlearn_momentum", self.unlearn_momentum, "a number at least 0 and below 1 is needed")
+        positive("pga.unlearn_momentum", self.unlearn_momentum, at_least=0, at_most=0.999)
         for name in ("stop_distance", "clip", "ball"):
             if getattr(self, name) is not None:
                 positive(f"pga.{name}", getattr(self, name))
@@ -115,8 +110,8 @@ class Pga(Recovery, Relearning):
 
         if self.ball is None:
             return math.inf
-        inits = [context.federation.fresh_state(context.seed, "pga", "init", j) for j in range(INITS)]
-        return math.sqrt(self.ball * sum(norm(difference(center, init)) ** 2 for init in inits) / INITS)
+        inits = [context.federation.fresh_state(context.seed, "pga", "init", j) for j in range(10)]
+        return math.sqrt(self.ball * sum(norm(difference(center, init)) ** 2 for init in inits) / len(inits))
 
     def projecting(self, center: State, radius: float, limit: float) -> Stepper:
         """Steps of clipped ascent with momentum that end in the ball, and for good once they are beyond the limit."""
