@@ -14,7 +14,7 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep paper report speed
+.PHONY: help install run sweep paper report speed
 .PHONY: test test-slow test-long check format clean
 
 help: ## show this help
@@ -47,6 +47,9 @@ sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,1
 paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a GPU; goes on where it was interrupted
 	@for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
 		echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) || exit $$?; done
+
+run: install ## any command: ARGS='unlearn latest --class 9'
+	@$(RUN) $(ARGS)
 
 report: install ## one HTML page over all rows
 	@$(RUN) report $(ARGS)

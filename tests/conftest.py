@@ -19,7 +19,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models import Model
+from quickdrop_bench.models.convnet import ConvNet
 
 os.environ["WANDB_MODE"] = "disabled"
 Run = Callable[..., tuple[int, str, str]]
@@ -116,10 +117,11 @@ def make_federation() -> Callable[..., Federation]:
         callbacks: list[object] | None = None,
         faults: Faults | None = None,
         static: bool | None = None,
+        architecture: Model | None = None,
         **model: object,
     ) -> Federation:
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision, callbacks=callbacks)
-        net = ConvNet(1, 8, 3, **{"width": 4, "depth": 2, **model})
+        net = (architecture or ConvNet(**{"width": 4, "depth": 2, **model})).build(1, 8, 3)
         return Federation(fabric, net, Distillation(1, 0.1, 0.5, 256), faults, static=static)
 
     return make

@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "Drawn",
     "artifact_damage",
     "artifact_damages",
+    "largest_file",
     "make_pictures",
     "picture_damage",
     "picture_damages",
@@ -107,6 +109,17 @@ def make_pictures(root: Path) -> None:
             for k in range(count):
                 pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{k}.png")
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond this: the system's own refusal, in the place of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def seal(folder: Path) -> None:

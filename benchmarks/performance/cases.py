@@ -34,13 +34,13 @@ from quickdrop_bench.distillation.in_situ import (
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional import layers
 from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "speed"
 BATCH, CLASSES = 256, 10
@@ -66,10 +66,10 @@ def fabric_of(precision: str = "32-true") -> Fabric:
     return fabric
 
 
-def paper_model(width: int = 128, channels: int = 3, side: int = 32, depth: int = 3) -> ConvNet:
+def paper_model(width: int = 128, channels: int = 3, side: int = 32, depth: int = 3) -> nn.Module:
     """The ConvNet, from one seed."""
     torch.manual_seed(0)
-    return ConvNet(channels, side, CLASSES, width, depth)
+    return ConvNet(width, depth).build(channels, side, CLASSES)
 
 
 def as_written(model: nn.Module) -> nn.Module:

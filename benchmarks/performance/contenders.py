@@ -46,7 +46,7 @@ def quickdrop(work: Workload, workers: int) -> Run:
 
     from quickdrop_bench.core.allocator import keep_freed_memory
     from quickdrop_bench.federation.federation import Federation
-    from quickdrop_bench.federation.local import Phase
+    from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.federation.ranks import ClientParallel
 
     keep_freed_memory()

@@ -18,11 +18,11 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, initial_synthetic_set
-from quickdrop_bench.federation.federation import Federation, PhaseResult
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 
 SETTINGS = Distillation(image_steps=1, image_lr=0.1, image_momentum=0.5, batch_size=16)
 SHARES = (0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02)
@@ -45,7 +45,7 @@ def trained(
     dtype = torch.float64 if precision == "64-true" else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = ConvNet(3, 32, 10, width=width)
+        model = ConvNet(width=width).build(3, 32, 10)
     federation = Federation(fabric, model.to(dtype), SETTINGS, static=static)
     state = federation.read()
     own = replace(data, images=data.images.to(dtype))

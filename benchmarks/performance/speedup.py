@@ -21,8 +21,7 @@ import torch
 from cases import DISTINCT, fabric_of, noise, paper_model
 from workload import split_by_class
 
-from quickdrop_bench.cli.options import federation_spec, methods_of
-from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.cli.resolve import federation_spec, methods_of, options_of
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.files import write_text

@@ -18,7 +18,8 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.partition import partition
-from quickdrop_bench.models import ConvNet, draw_parameters
+from quickdrop_bench.functional.initial import draw_parameters
+from quickdrop_bench.models.convnet import ConvNet
 
 SEED, CLIENTS, PHASE = 1, 10, "fl-training"
 
@@ -74,11 +75,11 @@ def client_data(work: Workload) -> dict[int, LabelledSet]:
     return split_by_class(image_data(work).train, CLIENTS)
 
 
-def new_model(work: Workload) -> ConvNet:
+def new_model(work: Workload) -> nn.Module:
     """The ConvNet with its initial parameters."""
     data = image_data(work)
     channels, side, _ = data.image_shape
-    model = ConvNet(channels, side, len(data.class_names), work.width, work.depth)
+    model = ConvNet(work.width, work.depth).build(channels, side, len(data.class_names))
     draw_parameters(model, derive_seed(SEED))
     return model
 
@@ -86,11 +87,11 @@ def new_model(work: Workload) -> ConvNet:
 _OWN = threading.local()
 
 
-def working_model(work: Workload) -> ConvNet:
+def working_model(work: Workload) -> nn.Module:
     """A model that a thread keeps for its clients, one after the other."""
     if not hasattr(_OWN, "model"):
         _OWN.model = new_model(work)
-    model: ConvNet = _OWN.model
+    model: nn.Module = _OWN.model
     return model
 
 

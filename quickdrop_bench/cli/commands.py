@@ -1,49 +1,195 @@
-"""The commands by name, without the libraries that it takes seconds to import."""
+"""One function per command. What computes is imported by those that need it: it takes seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
 
-from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
 
-from quickdrop_bench import __version__
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.resolve import CommandLine, federation_spec, seeds_of
+from quickdrop_bench.cli.unused import check_experiments, check_federation, check_partition
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import check_replaceable, write_text
+from quickdrop_bench.core.starting import importing
+from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.presets import preset_files, presets
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.models import MODELS
 
-__all__ = ["OVERVIEW", "PROGRAM", "SUMMARIES", "overview", "top_parser"]
+__all__ = ["ANSWERS", "CHANGES", "FUNCTIONS", "SERVES"]
 
-PROGRAM = "quickdrop-bench"
+WIDE = 120
+"""Columns of a terminal on which lists show all that they know."""
 
-OVERVIEW = ("-h", "--help", "--version")
-"""First arguments that are answered at once."""
 
-SUMMARIES = {
-    "table": "measure and render a table of the paper",
-    "figure": "measure and draw a figure of the paper",
-    "sweep": "measure and draw over scales, alphas, clients, data sets",
-    "train": "train a federation and save its artifacts",
-    "unlearn": "forget a class or a client on a trained federation",
-    "relearn": "learn again what was forgotten",
-    "evaluate": "accuracies of a trained federation's model",
-    "show": "what a trained federation is, and what it forgot",
-    "export": "write a model as safetensors, TorchScript or ONNX",
-    "distribution": "show who holds which classes",
-    "report": "write one HTML page over all rows",
-    "dashboard": "write a W&B workspace with panels for all runs",
-    "methods": "list the unlearning methods",
-    "datasets": "list the data sets",
-    "presets": "list the presets",
+def measured(line: CommandLine) -> int:
+    """Measure what is missing of a table, a figure or a sweep, and render it."""
+    name = exhibit(line.section).name
+    args = line.options(name)
+    found = list(cells(name, line))
+    check_experiments(name, line, args, [experiment for experiment, _ in found])
+    with importing():
+        from quickdrop_bench.cli.runner import produce
+
+    return produce(name, args, line, found)
+
+
+def federation(line: CommandLine) -> int:
+    """Train federations and save their artifacts, or show who holds what without training."""
+    args = line.options()
+    check = check_federation if line.command == "train" else check_partition
+    check(line, args, [args.dataset])
+    _ = federation_spec(args), seeds_of(args)
+    with importing():
+        from quickdrop_bench.cli import training
+
+    return training.train(args) if line.command == "train" else training.distribution(args)
+
+
+def served(line: CommandLine) -> int:
+    """Look at a trained federation, or serve a request on it."""
+    with importing():
+        from quickdrop_bench.cli import serving
+        from quickdrop_bench.federation.ranks import find_rank
+
+    find_rank()
+    return serving.COMMANDS[line.command](line.over({}), line)
+
+
+def report(line: CommandLine) -> int:
+    """Write one HTML page over all rows."""
+    args = line.over({})
+    if not os.path.isdir(args.results_dir):
+        raise BadInput("--results-dir", args.results_dir, "there is no such folder; run a table or figure first")
+    with importing():
+        from quickdrop_bench.reporting.html.page import render_report, write_report
+
+    page = render_report(args.results_dir, datetime.now(UTC).date())
+    path = args.output or args.results_dir / "report.html"
+    try:
+        check_replaceable(path)
+        write_report(path, page)
+    except OSError as error:
+        option = "--output" if args.output else "--results-dir"
+        raise BadInput(option, path, f"it cannot be written ({error.strerror})") from error
+    print(path)
+    return 0
+
+
+def dashboard(line: CommandLine) -> int:
+    """Write the definition of a W&B workspace, and save it on W&B if asked to."""
+    args = line.over({})
+    with importing():
+        from quickdrop_bench.tracking.dashboard import definition, publish
+        from quickdrop_bench.tracking.wandb_logger import project_of
+
+    project = project_of(args)
+    entity = args.wandb_entity or os.environ.get("WANDB_ENTITY", "")
+    if args.publish and not entity:
+        raise BadInput("--publish", "needs --wandb-entity", "name the user or team that the project belongs to")
+    try:
+        check_replaceable(args.output)
+        write_text(args.output, definition(entity, project))
+    except OSError as error:
+        raise BadInput("--output", args.output, f"it cannot be written ({error.strerror})") from error
+    print(args.output)
+    if args.publish:
+        print(publish(entity, project))
+    return 0
+
+
+def list_methods(line: CommandLine) -> int:
+    """List the methods; at length with what they can do and need, and the package that each comes from."""
+    lines = [
+        (
+            name,
+            method.summary,
+            ", ".join(sorted(method.levels)),
+            "yes" if method.can_relearn else "no",
+            ", ".join(sorted(method.needs)),
+            method.__module__.partition(".")[0],
+        )
+        for name, method in ((name, METHODS[name]) for name in METHODS)
+    ]
+    header = ("method", "what it does", "requests", "relearns", "needs at request time", "from")
+    return _print_list(line, header, lines)
+
+
+def list_metrics(line: CommandLine) -> int:
+    """List the metrics; at length with their numbers in rows and the stages after which they are measured."""
+    with importing():
+        from quickdrop_bench.evaluation.metric import METRICS
+
+    found = ((name, METRICS[name]) for name in METRICS)
+    lines = [(name, m.summary, ", ".join(m.gives), ", ".join(sorted(m.stages))) for name, m in found]
+    return _print_list(line, ("metric", "what it is", "in rows", "measured at"), lines)
+
+
+def list_models(line: CommandLine) -> int:
+    """List the models; at length with the options that they have."""
+    found = ((name, MODELS[name]) for name in MODELS)
+    lines = [(name, m.summary, ", ".join(f"--{f.name}" for f in fields(m))) for name, m in found]  # type: ignore[arg-type]
+    return _print_list(line, ("model", "what it is", "options"), lines)
+
+
+def list_datasets(line: CommandLine) -> int:
+    """List the data sets."""
+    return _print_list(line, ("data set", "what it is"), [(name, DATASETS[name].summary) for name in DATASETS])
+
+
+def list_presets(line: CommandLine) -> int:
+    """List the presets and their files."""
+    lines = []
+    for name in presets():
+        path = preset_files(name, None)[0]
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        special = sorted(p.stem.split(".", 1)[1] for p in path.parent.glob(f"{name}.*.yaml"))
+        lines.append((name, first, ", ".join(special)))
+    return _print_list(line, ("preset", "what it is", "own settings for"), lines)
+
+
+def _print_list(line: CommandLine, header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
+    """The first two columns, or all of them where they are asked for or fit; on a narrow terminal line by line."""
+    console = Console(highlight=False)
+    details, wide = line.over({}).details, console.width >= WIDE
+    shown = len(header) if details or wide else 2
+    if details and not wide:
+        for name, *others in lines:
+            console.print(
+                name, *(f"  {h}: {value}" for h, value in zip(header[1:], others, strict=True) if value), sep="\n"
+            )
+        return 0
+    listing = Table(*header[:shown], box=None, pad_edge=False)
+    for entry in lines:
+        listing.add_row(*entry[:shown])
+    console.print(listing)
+    return 0
+
+
+FUNCTIONS: dict[str, Callable[[CommandLine], int]] = {
+    **dict.fromkeys(("table", "figure", "sweep"), measured),
+    "train": federation,
+    **dict.fromkeys(("unlearn", "relearn", "evaluate", "show", "export"), served),
+    "distribution": federation,
+    "report": report,
+    "dashboard": dashboard,
+    "methods": list_methods,
+    "metrics": list_metrics,
+    "models": list_models,
+    "datasets": list_datasets,
+    "presets": list_presets,
 }
 
+CHANGES = ("unlearn", "relearn")
+"""Commands that change a trained federation."""
 
-def top_parser(kind: type[ArgumentParser] = ArgumentParser) -> ArgumentParser:
-    """The program's parser, without its commands."""
-    description = "Benchmarks of federated unlearning."
-    return kind(prog=PROGRAM, description=description, version=__version__, allow_abbrev=False)
+SERVES = tuple(name for name, function in FUNCTIONS.items() if function is served)
 
-
-def overview(argv: Sequence[str]) -> None:
-    """Print what ``--help`` or ``--version`` asks for, and exit."""
-    parser = top_parser()
-    commands = parser.add_subcommands(required=True, dest="command")
-    for name, text in SUMMARIES.items():
-        commands.add_subcommand(name, ArgumentParser(description=text), help=text)
-    parser.parse_args(list(argv))
+ANSWERS = ("show", "evaluate", "methods", "metrics", "models", "datasets", "presets")
+"""Commands that do nothing but print."""

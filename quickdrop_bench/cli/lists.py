@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-
-from jsonargparse import Namespace
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.class_names import class_index
-from quickdrop_bench.data.requests import UnlearningRequest
 
-__all__ = ["check_once", "classes_of", "numbers_of", "requests_of", "split"]
+__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "split"]
 
 
 def split(option: str, text: object) -> list[str]:
@@ -28,6 +26,21 @@ def check_once(option: str, text: object, values: Collection[object]) -> None:
     """Raise :class:`BadInput` unless the values of a list differ."""
     if len(set(values)) < len(values):
         raise BadInput(option, text, "each must be given once")
+
+
+def numbers(option: str, text: object, *, whole: bool = False) -> list[float]:
+    """A list of numbers ≥ 0 to be swept, as the user types it, ``1,10``; ``whole`` ones are integers.
+
+    Raises:
+        BadInput: it is empty or no such list, or a number is given twice.
+    """
+    parts = split(option, text)
+    pattern, kind = (r"\d{1,9}", "whole numbers") if whole else (r"\d+(\.\d+)?(e-?\d+)?", "numbers")
+    if not parts or not all(re.fullmatch(pattern, part) for part in parts):
+        raise BadInput(option, text, f"{kind} are needed, as 1,10,100")
+    values = [int(part) if whole else float(part) for part in parts]
+    check_once(option, text, values)
+    return values
 
 
 def numbers_of(option: str, text: object) -> tuple[int, ...]:
@@ -49,23 +62,3 @@ def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int,
     classes = tuple(class_index(part, names, note) for part in split("--class", text))
     check_once("--class", text, classes)
     return classes
-
-
-def requests_of(
-    args: Namespace, level: str, names: Sequence[str], typed: Collection[str] = ("--class",)
-) -> tuple[UnlearningRequest, ...]:
-    """What is to be forgotten, one after the other.
-
-    Args:
-        args: the command's options.
-        level: ``class`` or ``client``.
-        names: of the classes.
-        typed: the options on the command line; a class that does not exist is called the default if it comes from
-            nowhere else.
-    """
-    text = args.forget_class if level == "class" else args.forget_client
-    note = "" if {"--class", "--config"} & set(typed) else " (the default)"
-    targets = classes_of(text, names, note) if level == "class" else numbers_of("--client", text)
-    if not targets:
-        raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
-    return tuple(UnlearningRequest(level, (target,)) for target in targets)

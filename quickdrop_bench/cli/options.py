@@ -1,387 +1,246 @@
-"""Options: from the command line and presets to frozen dataclasses."""
+"""The commands and their options, as data."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Sequence
-from dataclasses import fields
+import re
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, fields
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-import torch
-from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-
-from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.core.launcher import mark_children, started
-from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.federation.ranks import ClientParallel, is_first
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.harness.presets import presets
-from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec, Rules
-from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec
+from quickdrop_bench.methods import METHODS
 
-__all__ = [
-    "AXES",
-    "add_common_options",
-    "add_dashboard_options",
-    "add_evaluate_options",
-    "add_export_options",
-    "add_figure_options",
-    "add_no_options",
-    "add_report_options",
-    "add_request_options",
-    "add_run_name",
-    "add_run_options",
-    "add_show_options",
-    "add_sweep_options",
-    "add_table_options",
-    "add_train_options",
-    "federation_spec",
-    "make_fabric",
-    "methods_of",
-    "processes_of",
-    "rules_of",
-    "seeds_of",
-]
+__all__ = ["AXES", "COMMANDS", "FEDERATION", "PRECISIONS", "PROGRAM", "Command", "Option", "declared", "spelled"]
 
-AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune": "fine_tunes"}
-"""Options of a federation that can be swept, and the option that lists their values."""
-
-CLASS_HELP = "class to forget, by name or, where no class is named by a number, by position from 0"
-"""A number is a name wherever classes are named by numbers."""
-
-log = logging.getLogger(__name__)
+PROGRAM = "quickdrop-bench"
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
-
-def _add_fields(parser: ArgumentParser, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
-    """One option per field of a frozen dataclass."""
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        if field.name in skip:
-            continue
-        name = f"--{prefix}{field.name}".replace("_", "-")
-        text = field.metadata.get("help", f"see {cls.__name__}")
-        if hints[field.name] is bool and field.default is False:
-            parser.add_argument(name, action="store_true", help=text)
-        else:
-            parser.add_argument(
-                name, type=hints[field.name], default=field.default, help=f"{text} (default: %(default)s)"
-            )
+AXES = {"scale": "scales", "alpha": "alphas", "clients": "clients", "fine_tune": "fine_tunes"}
+"""Fields of a federation that can be swept, and the option that lists their values."""
 
 
-def add_common_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
-    """Preset, data, seeds, results folder and the federation, but for the fields to skip."""
-    parser.add_argument("--config", action="config", help="YAML file with options; later ones win")
-    parser.add_argument("--preset", type=str, default="quick", help=f"one of {', '.join(presets())}")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
-    parser.add_argument("--seeds", type=int | str, default="5", help="seeds as 1,2,3, or how many; 7, is the seed 7")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where rows and tables go")
-    _add_fields(parser, FederationSpec, "", skip)
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line and key of configuration files.
 
-
-def add_run_options(parser: ArgumentParser, skip: tuple[str, ...] = ()) -> None:
-    """What commands that train need beside the common options."""
-    add_common_options(parser, skip)
-    parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations go")
-    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or cuda, as Fabric calls them")
-    started = "default: 1, or what torchrun or srun started"
-    devices = f"devices per machine, with a process each that simulates its share of the clients ({started})"
-    parser.add_argument("--devices", type=int | None, default=None, help=devices)
-    parser.add_argument("--num-nodes", type=int | None, default=None, help=f"machines ({started})")
-    parser.add_argument("--precision", type=str, default="32-true", help=f"one of {', '.join(PRECISIONS)}")
-    parser.add_argument(
-        "--tf32", action="store_true", help="on a GPU: let float32 products round to TF32, which is faster"
-    )
-    _add_wandb_options(parser, "auto")
-    parser.add_argument("--wandb-images", action="store_true", help="upload synthetic images too; they may reveal data")
-
-
-def _add_wandb_options(parser: ArgumentParser, mode: str) -> None:
-    modes = "auto (online where an API key is configured), online, offline or disabled"
-    parser.add_argument("--wandb", type=str, default=mode, help=f"log runs to W&B: {modes} (default: {mode})")
-    parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
-    parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team (default: your own)")
-
-
-def add_train_options(parser: ArgumentParser) -> None:
-    """What training needs."""
-    add_run_options(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with what was begun; refuse to begin anew")
-
-
-def _method_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--methods", type=str, default="", help="methods to run, as a,b (default: the table's)")
-    parser.add_argument(
-        "--class", dest="forget_class", type=str | int, default="9", help=f"{CLASS_HELP}; 9,3 one by one"
-    )
-    parser.add_argument(
-        "--client", dest="forget_client", type=int | str, default="0", help="client to forget, in tables about clients"
-    )
-    parser.add_argument("--protocol", type=str, default="preset", help=f"{', '.join(PROTOCOLS)}, or several as a,b")
-    parser.add_argument(
-        "--patience", type=int | None, default=None, help="end descents after this many rounds without progress"
-    )
-    parser.add_argument("--force", action="store_true", help="measure again what was measured already")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds and cells at a time, each in a process of its own")
-    for name in METHODS:
-        _add_fields(parser, METHODS[name], f"{name}.")
-
-
-def add_table_options(parser: ArgumentParser) -> None:
-    """What commands that run methods need as well."""
-    parser.add_argument("number", type=int, help="number of the table in the paper")
-    add_run_options(parser)
-    _method_options(parser)
-
-
-def add_sweep_options(parser: ArgumentParser) -> None:
-    """What commands that run methods on several federations need."""
-    add_run_options(parser, skip=("clients",))
-    _method_options(parser)
-    parser.add_argument("--scales", type=str | None, default=None, help="scales s to sweep, as 1,10,100")
-    parser.add_argument("--alphas", type=str | None, default=None, help="concentrations α to sweep, as 0.1,1")
-    parser.add_argument("--clients", type=int | str, default=10, help="number of clients N, or several as 10,20")
-    parser.add_argument("--fine-tunes", type=str | None, default=None, help="fine-tuning F to sweep, as 0,10,20")
-    parser.add_argument("--datasets", type=str | None, default=None, help="data sets to sweep, as digits,mnist")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan with an estimate of time, and stop")
-
-
-def add_figure_options(parser: ArgumentParser) -> None:
-    """What commands that draw a figure need as well."""
-    parser.add_argument("number", type=int, help="number of the figure in the paper")
-    add_sweep_options(parser)
-
-
-def add_run_name(parser: ArgumentParser) -> None:
-    """Which trained federation is meant, and what its commands share."""
-    parser.add_argument("run", type=str, help="folder of a trained federation, or its name or the beginning of it")
-    parser.add_argument("--artifacts-dir", type=Path, default=Path("artifacts"), help="where trained federations are")
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-
-
-def add_show_options(parser: ArgumentParser) -> None:
-    """What looking at a trained federation needs."""
-    add_run_name(parser)
-    parser.add_argument("--recover-log", action="store_true", help="rebuild a lost requests.jsonl from the versions")
-
-
-def add_evaluate_options(parser: ArgumentParser) -> None:
-    """What evaluating a trained federation needs."""
-    add_run_name(parser)
-    parser.add_argument("--version", type=int | None, default=None, help="model version (default: the current one)")
-    _add_machine_options(parser)
-
-
-def add_export_options(parser: ArgumentParser) -> None:
-    """Which model goes where, and in which form."""
-    add_run_name(parser)
-    parser.add_argument("--version", type=int | None, default=None, help="model version (default: the current one)")
-    parser.add_argument("--format", type=str, default="safetensors", help="safetensors, torchscript or onnx")
-    parser.add_argument("--output", type=Path | None, default=None, help="file to write (default: in the run's folder)")
-
-
-def add_request_options(parser: ArgumentParser) -> None:
-    """What a request on a trained federation needs."""
-    add_run_name(parser)
-    parser.add_argument("--preset", type=str | None, default=None, help="of the settings (default: the training's)")
-    parser.add_argument(
-        "--class", dest="forget_class", type=str | int, default="", help=f"{CLASS_HELP}; 9,3 one by one"
-    )
-    parser.add_argument("--client", dest="forget_client", type=int | str, default="", help="client; 3,5 one by one")
-    parser.add_argument("--method", type=str, default="quickdrop", help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--absent", type=int | str, default="", help="clients that cannot take part now, as 1,4")
-    parser.add_argument(
-        "--from-version",
-        type=int | None,
-        default=None,
-        help="go back to this version, where newer ones are damaged (default: the current one)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show participants and cost, and stop")
-    _add_machine_options(parser)
-    _add_wandb_options(parser, "disabled")
-    for name in METHODS:
-        _add_fields(parser, METHODS[name], f"{name}.")
-
-
-def add_dashboard_options(parser: ArgumentParser) -> None:
-    """Whose dashboard, and where it goes."""
-    parser.add_argument("--wandb-project", type=str | None, default=None, help="W&B project (default: quickdrop-bench)")
-    parser.add_argument("--wandb-entity", type=str | None, default=None, help="W&B user or team; needed to publish")
-    parser.add_argument("--output", type=Path, default=Path("dashboard.json"), help="file for the definition")
-    parser.add_argument("--publish", action="store_true", help="save it on W&B too; needs a key and a network")
-
-
-def _add_machine_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder with the data sets")
-    parser.add_argument("--accelerator", type=str, default="cpu", help="auto, cpu or cuda, as Fabric calls them")
-    precisions = f"one of {', '.join(PRECISIONS)} (default: the training's)"
-    parser.add_argument("--precision", type=str | None, default=None, help=precisions)
-
-
-def add_no_options(parser: ArgumentParser) -> None:
-    """For commands that only list something."""
-
-
-def add_report_options(parser: ArgumentParser) -> None:
-    """Where rows are and where the page goes."""
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder with the rows")
-    parser.add_argument("--output", type=Path | None, default=None, help="default: report.html in the results folder")
-
-
-def seeds_of(args: Namespace) -> tuple[int, ...]:
-    """``--seeds`` as numbers; a lone number n means 1 to n, and ``n,`` the seed n."""
-    text = str(args.seeds)
-    try:
-        numbers = [int(part) for part in text.removesuffix(",").split(",")]
-    except ValueError:
-        raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
-    if "," not in text:
-        positive("--seeds", numbers[0], at_least=1, at_most=10_000)
-        return tuple(range(1, numbers[0] + 1))
-    if len(set(numbers)) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < 2**63:
-        raise BadInput("--seeds", text, "every seed must be at least 0, below 2^63 and given once")
-    return tuple(numbers)
-
-
-def federation_spec(args: Namespace) -> FederationSpec:
-    """The federation that the options describe."""
-    _ = DATASETS[args.dataset]
-    return FederationSpec(**{f.name: getattr(args, f.name) for f in fields(FederationSpec)})
-
-
-def rules_of(args: Namespace, *, relearn: bool, each_round: bool) -> Rules:
-    """How methods are run."""
-    return Rules(args.protocol, args.patience, relearn, each_round)
-
-
-def methods_of(args: Namespace) -> dict[str, Method]:
-    """Hyper-parameters of every registered method, from the options ``--<method>.<field>``."""
-    built = {}
-    for name in METHODS:
-        values = args[name.replace("-", "_")]
-        if not isinstance(values, Namespace):
-            raise BadInput(f"--{name}", values, f"settings of a method are named, as --{name}.field or in a section")
-        try:
-            built[name] = METHODS[name](**vars(values))
-        except BadInput as error:
-            field = error.option.rsplit(".", 1)[-1].replace("_", "-")
-            raise BadInput(f"--{name}.{field}", error.value, error.allowed) from error
-    return built
-
-
-def make_fabric(
-    args: Namespace, callbacks: Sequence[Any] = (), loggers: Sequence[Logger] = (), *, alone: bool = False
-) -> Fabric:
-    """A launched Fabric, with a process for each of ``--devices`` on each of ``--num-nodes`` where these are given.
-
-    Args:
-        args: with ``accelerator``, ``precision`` and, if there may be several processes, ``devices, num_nodes``.
-        callbacks: of the first process; the others get none.
-        loggers: likewise.
-        alone: one process, whatever the options say.
-
-    Raises:
-        BadInput: the accelerator, the number of devices or the precision cannot be had.
+    Attributes:
+        name: as it is typed, e.g. ``--data-dir``; without dashes the command's argument.
+        type: of its value; a ``bool`` that is False by default is a flag.
+        default: where neither a preset nor the user says anything.
+        help: one line.
+        key: in files and in code; by default as it is typed.
     """
-    if args.precision not in PRECISIONS:
-        raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
-    known = ("auto", "cpu", "cuda", "gpu", "mps")
-    if args.accelerator not in known:
-        raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
-    if args.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no CUDA device was found here; use cpu or auto")
-    if args.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("--accelerator", args.accelerator, "no MPS device was found here; use cpu or auto")
-    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
-        raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
-    devices, nodes = (1, 1) if alone else processes_of(args)
-    _set_arithmetic(args)
-    for name in [name for name in os.environ if name.startswith("LT_")]:
-        del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
-    several = devices * nodes > 1
-    if several:
-        mark_children()
-    try:
-        fabric = Fabric(
-            accelerator=args.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=ClientParallel() if several else "auto",
-            precision=args.precision,
-            # Without a launcher, one process is on its own and several are started here, inside a SLURM job as well.
-            plugins=None if several and started() else LightningEnvironment(),
-            callbacks=list(callbacks) if is_first() else [],
-            loggers=list(loggers) if is_first() else [],
-        )
-        fabric.launch()
-    except (ValueError, RuntimeError) as error:
-        raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
-    if fabric.device.type == "cuda":
-        # The host only plans, on some thousand numbers; threads that wait for each other make that 4 times slower.
-        torch.set_num_threads(1)
-    if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
-        _warn_of_slow_bfloat16()
-    return fabric
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name.removeprefix("--").replace("-", "_"))
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is typed without a value."""
+        return self.type is bool and self.default is False
+
+    def check(self, value: Any) -> None:
+        """Raise :class:`BadInput` for what the parser lets pass: nothing for a value, another value for a flag."""
+        if value is None and self.default is not None and NoneType not in get_args(self.type):
+            raise BadInput(self.name, "null", "a value is needed")
+        if self.is_flag and not isinstance(value, bool):
+            raise BadInput(self.name, value, "true or false is needed")
 
 
-def _set_arithmetic(args: Namespace) -> None:
-    """float32 means float32 unless ``--tf32`` allows otherwise, and of cuDNN's kernels those that repeat their bits.
-
-    Kernels that the compiler fused may sum in another order on another machine.
-    """
-    tf32 = bool(args.get("tf32"))
-    if tf32 and not on_gpu(args):
-        raise BadInput("--tf32", "true", "it needs a CUDA device, and this command computes on a CPU")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.deterministic = True
-
-
-def on_gpu(args: Namespace) -> bool:
-    """Whether a command computes on a CUDA device."""
-    return args.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-
-
-def arithmetic(args: Namespace) -> str:
-    """What decides the rounding of a federation: its precision, the kind of device, and TF32.
-
-    Federations that differ in it never share a folder or a speed-up.
-    """
-    place = " on CUDA" if on_gpu(args) else " on MPS" if args.accelerator == "mps" else ""
-    return str(args.precision) + place + (" with TF32" if args.get("tf32") else "")
+def spelled(key: str) -> str:
+    """A key as the option that a user types."""
+    return next((o.name for o in _RENAMED if o.key == key), f"--{key.replace('_', '-')}")
 
 
 @cache
-def _warn_of_slow_bfloat16() -> None:
-    """Once a process, on a CPU of the x86 kind that has to imitate it."""
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        log.warning("--precision bf16-mixed: without AVX-512 a CPU is many times slower in it than in 32-true")
+def _of_fields(cls: type, prefix: str = "") -> tuple[Option, ...]:
+    """An option per field of a dataclass; what it does stands beside the field or in the class's docstring."""
+    hints, described = get_type_hints(cls), _described(cls)
+
+    def option(field: Field[Any]) -> Option:
+        text = field.metadata.get("help") or described.get(field.name, f"see {cls.__name__}")
+        name, key = f"--{prefix}{field.name}".replace("_", "-"), f"{prefix}{field.name}".replace("-", "_")
+        return Option(name, hints[field.name], field.default, text, key)
+
+    return tuple(option(field) for field in fields(cls))
 
 
-def processes_of(args: Namespace) -> tuple[int, int]:
-    """``--devices`` and ``--num-nodes``; one each for commands that have no such options.
+def _described(cls: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of each attribute, on one line."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
 
-    Raises:
-        BadInput: so many cannot be had, or torchrun or SLURM started another number of processes.
+
+_CLASS = "class to forget, by name, or by position from 0 where no name is a number; 9,3 one by one"
+"""A number is a name wherever classes are named by numbers."""
+
+FEDERATION = _of_fields(FederationSpec)
+"""What decides a federation and its training."""
+
+SHARED = (
+    Option("--preset", str | None, None, f"one of {', '.join(presets())} (default: paper with a GPU, else quick)"),
+    Option("--data-dir", Path, Path("data"), "folder with the data sets"),
+    Option("--seeds", int | str, "5", "seeds as 1,2,3, or how many; 7, is the seed 7"),
+    Option("--results-dir", Path, Path("results"), "where rows and tables go"),
+)
+_STARTED = "(default: 1, or what torchrun or srun started)"
+WANDB = (
+    Option("--wandb", str, "auto", "log to W&B: auto (online with an API key), online, offline or disabled"),
+    Option("--wandb-project", str | None, None, "W&B project (default: quickdrop-bench)"),
+    Option("--wandb-entity", str | None, None, "W&B user or team (default: your own)"),
+)
+MACHINE = (
+    Option("--artifacts-dir", Path, Path("artifacts"), "where trained federations go"),
+    Option("--accelerator", str, "auto", "auto, cpu or cuda, as Fabric calls them"),
+    Option("--devices", int | None, None, f"processes per machine that share the clients {_STARTED}"),
+    Option("--num-nodes", int | None, None, f"machines {_STARTED}"),
+    Option("--precision", str, "32-true", f"one of {', '.join(PRECISIONS)}"),
+    Option("--tf32", bool, False, "on a GPU: let float32 products round to TF32, which is faster"),
+    *WANDB,
+    Option("--wandb-images", bool, False, "upload synthetic images too; they may reveal data"),
+)
+RUNS = (
+    Option("--methods", str, "", "methods to run, as a,b (default: the table's)"),
+    Option("--class", str, "9", _CLASS, "forget_class"),
+    Option("--client", str, "0", "client to forget, in tables about clients", "forget_client"),
+    Option("--protocol", str, "preset", f"{', '.join(PROTOCOLS)}, or several as a,b"),
+    Option("--patience", int | None, None, "end descents after this many rounds without progress"),
+    Option("--force", bool, False, "measure again what was measured already"),
+    Option("--jobs", int, 1, "seeds and cells at a time, each in a process of its own"),
+)
+SWEPT = (
+    Option("--scales", str | None, None, "scales s to sweep, as 1,10,100"),
+    Option("--alphas", str | None, None, "concentrations α to sweep, as 0.1,1"),
+    Option("--clients", int | str, 10, "number of clients N, or several as 10,20"),
+    Option("--fine-tunes", str | None, None, "fine-tuning F to sweep, as 0,10"),
+    Option("--datasets", str | None, None, "data sets to sweep, as digits,mnist"),
+    Option("--models", str | None, None, "models to sweep, as convnet,lenet5"),
+    Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
+)
+NAMED = (
+    Option("run", str, None, "a trained federation: latest, its folder, its name or the beginning of it"),
+    Option("--artifacts-dir", Path, Path("artifacts"), "where trained federations are"),
+    Option("--json", bool, False, "print JSON, for scripts"),
+)
+VERSION = Option("--version", int | None, None, "model version (default: the current one)")
+SERVED_ON = (
+    Option("--data-dir", Path, Path("data"), "folder with the data sets"),
+    Option("--accelerator", str, "cpu", "auto, cpu or cuda, as Fabric calls them"),
+    Option("--precision", str | None, None, f"one of {', '.join(PRECISIONS)} (default: the training's)"),
+)
+REQUEST = (
+    *NAMED,
+    Option("--preset", str | None, None, "of the methods' settings (default: the training's)"),
+    Option("--class", str, "", _CLASS, "forget_class"),
+    Option("--client", str, "", "client to forget; 3,5 one by one", "forget_client"),
+    Option("--method", str, "quickdrop", "an unlearning method, see the command 'methods'"),
+    Option("--absent", int | str, "", "clients that cannot take part now, as 1,4"),
+    Option("--from-version", int | None, None, "go back to this version, where newer ones are damaged"),
+    Option("--dry-run", bool, False, "show participants and cost, and stop"),
+    *SERVED_ON,
+    Option("--wandb", str, "disabled", WANDB[0].help),
+    *WANDB[1:],
+)
+NUMBER = Option("number", int, None, "of the table or figure in the paper")
+DETAILS = Option("--details", bool, False, "say more")
+_RENAMED = RUNS[1:3]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command is and takes.
+
+    Attributes:
+        summary: one line.
+        options: its own.
+        methods: whether it takes the settings of all methods too.
     """
-    there_are = started()
-    per_node, everywhere = there_are or (1, 1)
-    devices, nodes = args.get("devices"), args.get("num_nodes")
-    devices = per_node if devices is None else devices
-    nodes = everywhere // per_node if nodes is None else nodes
-    there = torch.cuda.device_count() if on_gpu(args) else os.cpu_count() or 1
-    positive("--devices", devices, at_least=1, at_most=there)
-    positive("--num-nodes", nodes, at_least=1)
-    if args.accelerator == "mps" and devices > 1:
-        raise BadInput("--devices", devices, "there is one MPS device")
-    if nodes > 1 and not there_are:
-        raise BadInput("--num-nodes", nodes, "several machines are started by torchrun or srun, which were not used")
-    if there_are and devices * nodes != everywhere:
-        allowed = f"with --num-nodes {nodes}, these have to be the {everywhere} processes that were started"
-        raise BadInput("--devices", devices, allowed)
-    return devices, nodes
+
+    summary: str
+    options: tuple[Option, ...]
+    methods: bool = False
+
+    @property
+    def has_preset(self) -> bool:
+        """Whether a preset sets its options; commands on a trained federation take the methods' settings alone."""
+        return SHARED[0] in self.options
+
+
+_TRAINS = (*SHARED, *FEDERATION, *MACHINE)
+_SWEEPS = (*SHARED, *(o for o in FEDERATION if o.name != "--clients"), *MACHINE, *RUNS, *SWEPT)
+
+COMMANDS = {
+    "table": Command("measure and render a table of the paper", (NUMBER, *_TRAINS, *RUNS, DETAILS), methods=True),
+    "figure": Command("measure and draw a figure of the paper", (NUMBER, *_SWEEPS, DETAILS), methods=True),
+    "sweep": Command("measure and draw over scales, alphas, clients, data sets, models", _SWEEPS, methods=True),
+    "train": Command(
+        "train a federation and save its artifacts",
+        (*_TRAINS, Option("--resume", bool, False, "go on with what was begun; refuse to begin anew")),
+    ),
+    "unlearn": Command("forget a class or a client on a trained federation", REQUEST, methods=True),
+    "relearn": Command("learn again what was forgotten", REQUEST, methods=True),
+    "evaluate": Command("accuracies of a trained federation's model", (*NAMED, VERSION, *SERVED_ON)),
+    "show": Command(
+        "what a trained federation is, and what it forgot",
+        (*NAMED, Option("--recover-log", bool, False, "rebuild a lost requests.jsonl from the versions")),
+    ),
+    "export": Command(
+        "write a model as safetensors, TorchScript or ONNX",
+        (
+            *NAMED,
+            VERSION,
+            Option("--format", str, "safetensors", "safetensors, torchscript or onnx"),
+            Option("--output", Path | None, None, "file to write (default: in the run's folder)"),
+        ),
+    ),
+    "distribution": Command("show who holds which classes", (*SHARED, *FEDERATION)),
+    "report": Command(
+        "write one HTML page over all rows",
+        (
+            Option("--results-dir", Path, Path("results"), "folder with the rows"),
+            Option("--output", Path | None, None, "default: report.html in the results folder"),
+        ),
+    ),
+    "dashboard": Command(
+        "write a W&B workspace with panels for all runs",
+        (
+            *WANDB[1:],
+            Option("--output", Path, Path("dashboard.json"), "file for the definition"),
+            Option("--publish", bool, False, "save it on W&B too; needs a key and a network"),
+        ),
+    ),
+    "methods": Command("list the unlearning methods", (DETAILS,)),
+    "metrics": Command("list the metrics", (DETAILS,)),
+    "models": Command("list the models", (DETAILS,)),
+    "datasets": Command("list the data sets", (DETAILS,)),
+    "presets": Command("list the presets", (DETAILS,)),
+}
+
+
+def declared(command: str) -> dict[str, Option]:
+    """All options of a command by key, those of methods as ``quickdrop.unlearn_lr``."""
+    own = COMMANDS[command]
+    return {option.key: option for option in (*own.options, *(of_methods() if own.methods else ()))}
+
+
+def of_methods() -> Iterator[Option]:
+    """The settings of all methods."""
+    for name in METHODS:
+        yield from _of_fields(METHODS[name], f"{name}.")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.callbacks import Run
+from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
+from quickdrop_bench.harness.estimate import Part, PlannedCell
 
-__all__ = ["ProgressDisplay", "RoundAccuracy"]
+__all__ = ["ProgressDisplay", "RoundAccuracy", "Work", "duration"]
 
 EVALUATION_SHARE = 0.1
 """Rounds are evaluated as often as this share of the elapsed time allows, and never inside a timed stage."""
+
+WHOLE_RUNS = ("fl-training", "retraining")
+"""Phases whose rounds are all that a run does."""
 
 
 class RoundAccuracy:
@@ -48,11 +54,56 @@ class RoundAccuracy:
         return self._known[1]
 
 
-def _failures(info: RoundInfo) -> str:
-    """How many clients failed in a round, e.g. `` · 2 dropped, 1 late``; nothing if none did."""
-    counts = {"dropped": info.dropped, "late": info.late, "rejected": info.rejected}
-    found = ", ".join(f"{len(clients)} {what}" for what, clients in counts.items() if clients)
-    return f" · {found}" if found else ""
+@dataclass
+class Work:
+    """All trainings and requests of a command, and how far it is.
+
+    Attributes:
+        steps: about how many local steps each takes.
+        number: how many were begun.
+    """
+
+    steps: Mapping[Part, float]
+    number: int = 0
+    _begun: set[Part] = field(default_factory=set)
+    _current: Part | None = None
+    _done: float = 0.0
+    _since: float = 0.0
+
+    @classmethod
+    def of(cls, planned: Iterable[PlannedCell]) -> Work:
+        """What is missing of some cells."""
+        return cls({part: steps for cell in planned for part, steps in cell.steps.items()})
+
+    def begin(self, run: RequestInfo) -> None:
+        """The next training or request; what was begun before it has ended."""
+        self._since = self._since or time.monotonic()
+        self._done += self.steps.get(self._current, 0.0) if self._current else 0.0
+        part = run.columns["federation_hash"], run.name, "" if run.kind == TRAINING else run.columns["request"]
+        self._current = part if part in self.steps and part not in self._begun else None
+        if self._current:
+            self._begun.add(self._current)
+            self.number += 1
+
+    def __str__(self) -> str:
+        """Which one this is; nothing for one that does not count, as a federation that is only loaded."""
+        return f"run {self.number}/{len(self.steps)} · " if self._current else ""
+
+    def left(self, share: float = 0.0) -> float | None:
+        """Seconds for all that is left, at the pace so far; None before there is any.
+
+        Args:
+            share: of the current run that is done.
+        """
+        done = self._done + share * (self.steps[self._current] if self._current else 0.0)
+        return (time.monotonic() - self._since) * (sum(self.steps.values()) - done) / done if done else None
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class ProgressDisplay:
@@ -60,77 +111,87 @@ class ProgressDisplay:
 
     Args:
         accuracy: of the state that a round ended with, where it was evaluated.
+        work: all that the command does.
         console: where to; a terminal gets a live bar.
     """
 
-    def __init__(self, accuracy: RoundAccuracy, console: Console | None = None) -> None:
-        self._accuracy = accuracy
+    def __init__(self, accuracy: RoundAccuracy, work: Work, console: Console | None = None) -> None:
+        self._accuracy, self._work = accuracy, work
         self._console = console or Console(stderr=True)
-        self._live = self._console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
+        facts = TextColumn("{task.fields[facts]}")
+        self._bar = Progress(*columns, facts, console=self._console, transient=True)
         self._task = self._bar.add_task("", total=None, facts="", visible=False)
-        self._run = ""
-        self._phase: tuple[str, str] | None = None
-        self._phase_began = time.monotonic()
-        self._phase_first_round = 0
-        self._last_accuracy = ""
+        self._run, self._requests = "", list[UnlearningRequest]()
+        self._label, self._last_accuracy = "", ""
 
     def __enter__(self) -> ProgressDisplay:
-        if self._live:
+        if self._console.is_terminal:
             self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
+        if self._console.is_terminal:
             self._bar.stop()
 
-    def on_run_start(self, run: Run) -> None:
+    def on_run_start(self, run: RequestInfo) -> None:
         """Announce the run that the next rounds belong to; called by Fabric."""
-        self._run = f"seed {run.seed} · {run.name}"
-        self._phase, self._phase_began = None, time.monotonic()
+        self._work.begin(run)
+        self._announce(run)
 
-    def on_search_start(self, run: Run) -> None:
+    def on_search_start(self, run: RequestInfo) -> None:
         """Announce the method that settings are searched for; called by Fabric."""
-        self.on_run_start(run)
+        self._announce(run)
+
+    def _announce(self, run: RequestInfo) -> None:
+        self._requests = []
+        if run.kind != TRAINING:
+            self._requests = [UnlearningRequest.parse(text) for text in run.columns["request"].split(">")]
+        self._run, self._label = f"{self._work}seed {run.seed} · {run.name}", ""
+        if run.requests > 1 and run.kind != TRAINING:
+            name = run.columns.get("request_name", run.columns["request"]).split(">")[-1]
+            self._run += f" · {name} ({run.step + 1} of {run.requests})"
 
     def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
         """Show a round; called by Fabric."""
-        is_whole_run = info.phase.name in ("fl-training", "retraining")
-        label = self._run if is_whole_run else f"{self._run} · {info.phase.name}"
-        if self._phase != (self._run, info.phase.name):
-            self._phase, self._phase_first_round, self._last_accuracy = (self._run, info.phase.name), info.round, ""
-            self._bar.reset(self._task, total=info.phase.rounds, description=label, visible=True)
-        last = info.round + 1 == info.phase.rounds
+        whole = info.phase.name in WHOLE_RUNS
+        self._open(self._run if whole else f"{self._run} · {info.phase.name}", info.phase.rounds)
         if (accuracy := self._accuracy(federation, info)) is not None:
-            self._last_accuracy = f" · accuracy {accuracy.without(()):.3f}"
-        facts = f"loss {info.loss:.3f}{self._last_accuracy}{_failures(info)}"
-        if self._live:
-            self._bar.update(self._task, completed=info.round + 1, facts=facts)
-            return
-        done = info.round + 1 - self._phase_first_round
-        left = (time.monotonic() - self._phase_began) / done * (info.phase.rounds - info.round - 1)
-        line = f"{label} · round {info.round + 1}/{info.phase.rounds} · {facts} · {left:.0f} s left"
-        self._console.print(line, highlight=False, soft_wrap=True)
-        if last:
-            self._phase_began = time.monotonic()
+            self._last_accuracy = self._accuracies(accuracy)
+        done = info.round + 1
+        left = self._work.left(done / info.phase.rounds if whole else 0.0)
+        shown = [f"loss {info.loss:.3f}", self._last_accuracy, _failures(info)]
+        shown += [] if left is None else [f"{duration(left)} left in all"]
+        self._show("round ", done, info.phase.rounds, " · ".join(filter(None, shown)))
 
     def on_initialisation_end(self, done: int, of: int, distance: float) -> None:
         """Show an initialisation of fine-tuning; called by Fabric."""
-        label, facts = f"{self._run} · fine-tuning", f"matching distance {distance:.1f}"
-        if self._phase != (self._run, "fine-tuning"):
-            self._phase = (self._run, "fine-tuning")
+        self._open(f"{self._run} · fine-tuning", of)
+        self._show("", done, of, f"matching distance {distance:.1f}")
+
+    def _accuracies(self, found: ClassAccuracy) -> str:
+        """On a request's F-Set and R-Set; a client's F-Set are training images, on which no round is tested."""
+        if not self._requests:
+            return f"accuracy {found.without(()):.3f}"
+        about = forgotten_classes(self._requests[-1:])
+        f_set = f"F-Set {found.over(about):.3f} · " if about else ""
+        return f"{f_set}R-Set {found.without(forgotten_classes(self._requests)):.3f}"
+
+    def _open(self, label: str, of: int) -> None:
+        if self._label != label:
+            self._label, self._last_accuracy = label, ""
             self._bar.reset(self._task, total=of, description=label, visible=True)
-        if self._live:
+
+    def _show(self, unit: str, done: int, of: int, facts: str) -> None:
+        if self._console.is_terminal:
             self._bar.update(self._task, completed=done, facts=facts)
         else:
-            self._console.print(f"{label} · {done}/{of} · {facts}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._label} · {unit}{done}/{of} · {facts}", highlight=False, soft_wrap=True)
+
+
+def _failures(info: RoundInfo) -> str:
+    """How many clients failed in a round, e.g. ``2 dropped, 1 late``; nothing if none did."""
+    counts = {"dropped": info.dropped, "late": info.late, "rejected": info.rejected}
+    return ", ".join(f"{len(clients)} {what}" for what, clients in counts.items() if clients)

@@ -1,84 +1,47 @@
-"""The parser: command lines, presets and ``--config`` files to options."""
+"""One parse of the command line, and a pure merge of what it says with presets into options."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import sys
-from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.cli.commands import SUMMARIES, top_parser
-from quickdrop_bench.cli.options import (
-    add_common_options,
-    add_dashboard_options,
-    add_evaluate_options,
-    add_export_options,
-    add_figure_options,
-    add_no_options,
-    add_report_options,
-    add_request_options,
-    add_show_options,
-    add_sweep_options,
-    add_table_options,
-    add_train_options,
-)
-from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import file_size
+from quickdrop_bench.cli.options import COMMANDS, PROGRAM, Option, declared, of_methods
+from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.presets import preset_values, presets
-from quickdrop_bench.harness.spec import LETTERS
-from quickdrop_bench.methods import METHODS
+from quickdrop_bench.harness.spec import LETTERS, FederationSpec
+from quickdrop_bench.methods import METHODS, Method
 
-__all__ = ["COMMANDS", "method_defaults", "options_of", "parse"]
+__all__ = [
+    "CommandLine",
+    "arithmetic",
+    "federation_spec",
+    "has_cuda",
+    "method_defaults",
+    "methods_of",
+    "on_gpu",
+    "options_of",
+    "parse",
+    "seeds_of",
+]
 
-COMMANDS: dict[str, Callable[[ArgumentParser], None]] = {
-    "table": add_table_options,
-    "figure": add_figure_options,
-    "sweep": add_sweep_options,
-    "train": add_train_options,
-    "unlearn": add_request_options,
-    "relearn": add_request_options,
-    "evaluate": add_evaluate_options,
-    "show": add_show_options,
-    "export": add_export_options,
-    "distribution": add_common_options,
-    "report": add_report_options,
-    "dashboard": add_dashboard_options,
-    "methods": add_no_options,
-    "datasets": add_no_options,
-    "presets": add_no_options,
-}
-"""What adds the options of a command."""
+Values = Mapping[str, Any]
+"""Options by key, those of methods as ``quickdrop.unlearn_lr``."""
 
-WITH_METHODS = (add_table_options, add_figure_options, add_sweep_options)
-WITHOUT_PRESET = (
-    add_no_options,
-    add_report_options,
-    add_dashboard_options,
-    add_request_options,
-    add_evaluate_options,
-    add_show_options,
-    add_export_options,
-)
-FLAGS = (
-    "--iid",
-    "--force",
-    "--dry-run",
-    "--wandb-images",
-    "--json",
-    "--publish",
-    "--resume",
-    "--tf32",
-    "--recover-log",
-)
-"""Options without a value."""
+_SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
+"""How ``--help`` calls values."""
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
 
 class Parser(ArgumentParser):
@@ -98,195 +61,308 @@ def _as_bad_input(message: str) -> BadInput:
         return BadInput(f"--{key.replace('_', '-')}", value, allowed)
     if found := re.search(r'key "([\w.]+)": (.*)$', message):
         return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
-    if found := re.search(r"(?:Problems parsing|Unexpected) config: (.*)$", message):
-        return BadInput("--config", "is not usable", found[1])
-    if found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-        return BadInput("command", found[1], f"use one of {found[2]}".replace("'", ""))
+    if found := re.search(r"argument (--[\w.-]+): is given twice$", message):
+        return BadInput(found[1], "is given twice", "several are written as 9,3")
     return BadInput("command line", "not understood", message)
 
 
-def parse(argv: Sequence[str], artefact: str | None = None, defaults: Mapping[str, Any] | None = None) -> Namespace:
-    """Parse a command line; the preset sets the defaults that options and ``--config`` files override.
+class _Once(argparse.Action):
+    """What a second one would take the place of."""
 
-    Args:
-        argv: the arguments.
-        artefact: whose section of the preset counts; None takes the artefact that the command line names.
-        defaults: in place of the preset's, for commands that have none.
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if namespace.get(self.dest) is not None:
+            raise argparse.ArgumentError(self, "is given twice")
+        setattr(namespace, self.dest, values)
+
+
+class _MethodsHelp(argparse.Action):
+    """Print the settings of the methods, which ``--help`` leaves out."""
+
+    def __call__(self, parser: Any, *args: Any) -> NoReturn:
+        shown = Parser(
+            prog=parser.prog, usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter
+        )
+        for option in of_methods():
+            _add(shown, option)
+        shown.print_help()
+        sys.exit(0)
+
+
+def _add(parser: ArgumentParser, option: Option, *, hidden: bool = False) -> None:
+    """Declare an option to the parser."""
+    default = "" if option.default in (None, "") or option.is_flag else f" (default: {option.default})"
+    text = argparse.SUPPRESS if hidden else f"{option.help}{default}".replace("%", "%%")
+    if not option.name.startswith("--"):
+        parser.add_argument(option.name, type=option.type, help=text)
+    elif option.is_flag:
+        parser.add_argument(option.name, action="store_true", help=text)
+    else:
+        once: Any = {"action": _Once} if option.key.startswith("forget_") else {}
+        kind = get_args(option.type) or (option.type,)
+        shown = _SHOWN.get(kind[0], "TEXT") if len(kind) == 1 or kind[1] is NoneType else "A,B"
+        parser.add_argument(option.name, dest=option.key, type=option.type, help=text, metavar=shown, **once)
+
+
+def _parser(command: str) -> Parser:
+    own = COMMANDS[command]
+    named = [option.name.upper() for option in own.options if not option.name.startswith("--")]
+    parser = Parser(
+        prog=f"{PROGRAM} {command}",
+        usage=" ".join(["%(prog)s", *named, "[OPTIONS]"]),
+        description=own.summary,
+        allow_abbrev=False,
+        print_config=None,  # it would print what was typed alone
+        formatter_class=argparse.HelpFormatter,
+    )
+    for option in own.options:
+        _add(parser, option)
+    if own.has_preset:
+        parser.add_argument(
+            "--config", type=str, action="append", help="YAML file with options; what is typed stands above it"
+        )
+        parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
+    if own.methods:
+        parser.add_argument(
+            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of methods, and stop"
+        )
+        for option in of_methods():
+            _add(parser, option, hidden=True)
+    return parser
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a user asked for.
+
+    Attributes:
+        command: its name.
+        typed: what stands on the command line.
+        files: what ``--config`` files say; later files win.
+        preset: the one that is meant; None for commands that have none.
+        prints_config: whether the options are to be printed, and nothing done.
     """
-    parser = top_parser(Parser)
-    chosen: str | None = None
-    section: str | None = None
-    used: Parser | None = None
-    commands = parser.add_subcommands(required=True, dest="command")
-    for name, options in COMMANDS.items():
-        text = SUMMARIES[name]
-        sub = Parser(description=text, allow_abbrev=False)
-        if argv and argv[0] == name:  # building the options of all commands takes seconds
-            options(sub)
-            sub.set_defaults(dict(defaults or {}))
-            used = sub
-        if argv and argv[0] == name and options not in WITHOUT_PRESET:
-            with_methods = options in WITH_METHODS
-            section = artefact or (_named_artefact(argv) if with_methods else None)
-            by_preset = with_methods and _peek(argv, "--protocol") not in LETTERS
-            preset = _preset_defaults(argv, section or "", with_methods=by_preset)
-            chosen = preset["preset"]
-            sub.set_defaults(preset)
-            for path in _values(argv, "--config"):
-                _check_config(path)
-        commands.add_subcommand(name, sub, help=text)
-    args = parser.parse_args(list(argv))
-    if chosen is not None and args[args.command].preset != chosen:
-        raise BadInput("--config", "with the key preset", "give --preset on the command line, before the file is read")
-    if used is not None:
-        _check_values(used, args[args.command])
-        _expand_home(args[args.command])
-        if any(_ignores_bound(values) for values in vars(args[args.command]).values()):
-            typed = parser.parse_args(list(argv), defaults=False)
-            _drop_bounds(args[args.command], typed[args.command])
-    own = f"{args.command}{args[args.command].get('number', '')}"
-    if artefact is None and chosen is not None and section not in (None, own):
-        return parse([*argv, "--preset", chosen], own)  # the number is in a file, or written as 0x2
-    return args
+
+    command: str
+    typed: Values
+    files: Values
+    preset: str | None
+    prints_config: bool = False
+
+    def options(self, section: str = "", above: Values | None = None, *, own: bool = True) -> Namespace:
+        """The options that count.
+
+        Args:
+            section: of the preset's files that stands above their other settings, e.g. ``table4``.
+            above: values that stand above all others.
+            own: whether what the user says counts.
+        """
+        said = {**(self.files if own else {}), **(self.typed if own else {}), **(above or {})}
+        if self.preset is None:
+            return self.over({}, said)
+        dataset = said.get("dataset") or self._from_preset(None, section).get("dataset")
+        below = self._from_preset(dataset, section)
+        if said.get("protocol") in LETTERS:
+            below = {key: value for key, value in below.items() if "." not in key}
+        return self.over(below, said)
+
+    @property
+    def section(self) -> str:
+        """Of the preset's files that the command is about, e.g. ``table4`` or ``sweep``."""
+        return f"{self.command}{self.typed.get('number', '')}"
+
+    def as_file(self) -> dict[str, Any]:
+        """The options that count, as a configuration file has them."""
+        found: dict[str, Any] = {}
+        options = self.options(self.section)
+        for key in (key for key, option in declared(self.command).items() if option.name.startswith("--")):
+            method, _, name = key.rpartition(".")
+            value = str(options[key]) if isinstance(options[key], Path) else options[key]
+            (found.setdefault(method, {}) if method else found)[name] = value
+        return found
+
+    def _from_preset(self, dataset: str | None, section: str) -> Values:
+        assert self.preset is not None
+        return _of_preset(self.preset, dataset, section, methods=COMMANDS[self.command].methods)
+
+    def over(self, below: Values, said: Values | None = None) -> Namespace:
+        """The options: those given by default, then some values, then what the user says.
+
+        Args:
+            below: values that stand above the options' defaults.
+            said: in place of what the user says.
+        """
+        said = {**self.files, **self.typed} if said is None else said
+        known = declared(self.command)
+        preset = {"preset": self.preset} if self.preset else {}
+        defaults = {key: option.default for key, option in known.items()}
+        values: dict[str, Any] = {**defaults, **below, **said, **preset}
+        # A preset's bound gives way to reflection; one that the user gives stays, and the method refuses it.
+        for key in [key for key in values if key.endswith(".unlearn_stop_loss") and key not in said]:
+            if values[key.replace("unlearn_stop_loss", "ascent")] == "reflection":
+                values[key] = None
+        options = Namespace()
+        for key, value in values.items():
+            options[key] = _at_home(known[key], value) if isinstance(value, Path) else value
+        return options
 
 
-def _repeated(node: yaml.Node | None) -> str | None:
-    """A key that a mapping has twice, at any depth; YAML's readers take the last value."""
-    if not isinstance(node, yaml.CollectionNode):
-        return None
-    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        return str(twice[0])
-    inner = [value for _, value in node.value] if keys else node.value
-    return next(filter(None, map(_repeated, inner)), None)
+def parse(argv: Sequence[str]) -> CommandLine:
+    """Read a command line and the files that it names.
+
+    Raises:
+        BadInput: an option is unknown, or its value has another type.
+    """
+    command, *rest = argv or [""]
+    if command not in COMMANDS:
+        raise BadInput("command", command or "is missing", f"use one of {', '.join(COMMANDS)}")
+    parser = _parser(command)
+    typed = dict(vars(parser.parse_args(rest, defaults=False).as_flat()))
+    paths, prints = typed.pop("config", ()), typed.pop("print_config", False)
+    files: dict[str, Any] = {}
+    for path in paths:
+        files |= _read(parser, declared(command), path)
+    preset = None
+    if COMMANDS[command].has_preset:
+        preset = typed.get("preset") or files.get("preset") or _default_preset()
+    return CommandLine(command, typed, files, preset, prints)
 
 
-def _check_config(name: str) -> None:
-    """Raise :class:`BadInput` unless a configuration file can be read, each of its keys once."""
+def _read(parser: Parser, known: Mapping[str, Option], name: str) -> dict[str, Any]:
+    """The options in a configuration file.
+
+    Raises:
+        BadInput: it cannot be read, or says something that is no option of the command.
+    """
     try:
-        path = Path(name).expanduser()
-        file_size(path)  # what can be read only once, as a pipe, would be empty for the parser
-        text = path.read_text(encoding="utf-8")
-        values, repeated = yaml.safe_load(text), _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = _UniqueKeys(Path(name).expanduser().read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise BadInput("--config", name, f"it cannot be read ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RuntimeError) as error:
         raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({error})") from error
-    if not isinstance(values, dict):
+    if not isinstance(content, dict):
         raise BadInput("--config", name, "it holds no options, as rounds: 2")
-    if repeated:
-        raise BadInput("--config", name, f"the key {repeated} is given twice, and only one value can count")
-    if "config" in values:
-        raise BadInput("--config", name, "it names another file, and only the command line does")
+    values = _flat({str(key): value for key, value in content.items()}, methods=True)
+    for key in values:
+        if key not in known or not known[key].name.startswith("--"):
+            raise BadInput("--config", name, f"this command has no option {key} that a file could set")
+    parsed = parser.parse_object({**values, "number": 0} if "number" in known else values, defaults=False)
+    found = {key: value for key, value in vars(parsed.as_flat()).items() if key in values}
+    for key, value in found.items():
+        known[key].check(value)
+    return found
 
 
-def _check_values(parser: ArgumentParser, options: Namespace) -> None:
-    """Raise :class:`BadInput` where the parser lets pass nothing for a value, or another value for a flag."""
-    for action in parser._actions:
-        value = options.get(action.dest)
-        name = action.option_strings[0] if action.option_strings else action.dest.upper()
-        kinds = get_args(getattr(action, "_typehint", None))
-        if value is None and action.default not in (None, SUPPRESS) and NoneType not in kinds:
-            raise BadInput(name, "null", "a value is needed")
-        if action.nargs == 0 and action.default is False and not isinstance(value, bool):
-            raise BadInput(name, value, "true or false is needed")
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which only one value could count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, each of whose keys stands in it once."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-def _expand_home(options: Namespace) -> None:
-    """``~`` in paths, which shells leave alone in ``--option=~/x``, and files always."""
-    for name, value in vars(options).items():
-        if isinstance(value, Path):
-            try:
-                options[name] = value.expanduser()
-            except RuntimeError as error:
-                raise BadInput(f"--{name.replace('_', '-')}", value, "there is no such user's home") from error
+def _flat(values: Values, *, methods: bool) -> dict[str, Any]:
+    """Options, and settings of methods as ``<method>.<field>``; other sections are left out."""
+    sections = {name.replace("-", "_") for name in METHODS}
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for section in (section for section in values if methods and isinstance(values[section], dict)):
+        if section in sections:
+            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
+    return flat
 
 
-def _ignores_bound(values: object) -> bool:
-    """Whether these are a method's settings with a bound of gradient ascent beside reflection."""
-    reflects = isinstance(values, Namespace) and values.get("ascent") == "reflection"
-    return reflects and values.get("unlearn_stop_loss") is not None  # type: ignore[attr-defined]
+def _of_preset(preset: str, dataset: str | None, section: str, *, methods: bool) -> dict[str, Any]:
+    """What a preset's files say; see :func:`~quickdrop_bench.harness.presets.preset_values`."""
+    found: dict[str, Any] = {}
+    for values in preset_values(preset, dataset, section):
+        found |= _flat(values, methods=methods)
+    return found
 
 
-def _drop_bounds(options: Namespace, typed: Namespace) -> None:
-    """Take away a preset's bound that reflection ignores; one that was typed stays, and the method refuses it."""
-    for name, values in vars(options).items():
-        if _ignores_bound(values) and typed.get(f"{name}.unlearn_stop_loss") is None:
-            values.unlearn_stop_loss = None
+def has_cuda() -> bool:
+    """Whether there is a CUDA device; torch, which takes seconds to import, is asked only where there is a driver."""
+    if "torch" not in sys.modules and sys.platform != "win32" and not any(map(os.path.exists, _DRIVERS)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
-def options_of(argv: Sequence[str], section: str) -> Namespace:
-    """The options of a command line's command, with another section of the preset."""
-    args: Namespace = parse(argv, section)
-    options: Namespace = args[args.command]
-    return options
+def on_gpu(args: Namespace) -> bool:
+    """Whether a command computes on a CUDA device."""
+    return args.accelerator in ("auto", "cuda", "gpu") and has_cuda()
 
 
-def _named_artefact(argv: Sequence[str]) -> str:
-    """The artefact of a command line, before the real parser reads it: its number is no option's value."""
-    if argv[0] == "sweep":
-        return "sweep"
-    for before, part in pairwise(argv):
-        if part.isascii() and part.isdecimal() and (not before.startswith("--") or "=" in before or before in FLAGS):
-            return f"{argv[0]}{int(part)}"
-    return ""
+def arithmetic(args: Namespace) -> str:
+    """What decides the rounding of a federation: its precision, the kind of device, and TF32.
 
-
-def _preset_defaults(argv: Sequence[str], artefact: str, *, with_methods: bool) -> dict[str, Any]:
-    """The values of the preset's files.
-
-    Args:
-        argv: the command line.
-        artefact: whose section in the files counts, e.g. ``table4``.
-        with_methods: whether the command takes settings of methods from the preset.
+    Federations that differ in it never share a folder or a speed-up.
     """
-    preset = _peek(argv, "--preset")
-    if preset is None:
-        preset = "paper" if torch.cuda.is_available() else "quick"
-        if not {"-h", "--help"} & set(argv):
-            others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
-            print(f"preset {preset} (others: {others})", file=sys.stderr)
-    return {"preset": preset, **_preset_values(preset, _peek(argv, "--dataset"), artefact, with_methods=with_methods)}
+    place = " on CUDA" if on_gpu(args) else " on MPS" if args.accelerator == "mps" else ""
+    return str(args.precision) + place + (" with TF32" if args.get("tf32") else "")
 
 
-def method_defaults(preset: str, dataset: str, artefact: str) -> dict[str, Any]:
+def _default_preset() -> str:
+    """``paper`` where a GPU is found, else ``quick``; said before anything else."""
+    preset = "paper" if has_cuda() else "quick"
+    others = " or ".join(f"--preset {name}" for name in presets() if name != preset)
+    print(f"preset {preset} (others: {others})", file=sys.stderr)
+    return preset
+
+
+def _at_home(option: Option, path: Path) -> Path:
+    """``~`` in paths, which shells leave alone in ``--option=~/x``, and files always."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise BadInput(option.name, path, "there is no such user's home") from error
+
+
+def options_of(argv: Sequence[str], section: str = "") -> Namespace:
+    """The options of a command line, with a section of its preset."""
+    return parse(argv).options(section)
+
+
+def method_defaults(preset: str, dataset: str, section: str) -> Values:
     """The settings of all methods in a preset, as options ``<method>.<field>``.
 
     Raises:
         BadInput: there is no such preset.
     """
-    values = _preset_values(preset, dataset, artefact, with_methods=True)
+    values = _of_preset(preset, dataset, section, methods=True)
     return {name: value for name, value in values.items() if "." in name}
 
 
-def _preset_values(preset: str, dataset: str | None, artefact: str, *, with_methods: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for values in preset_values(preset, dataset, artefact):
-        found |= _flat(values, with_methods=with_methods)
-    return found
+def seeds_of(args: Namespace) -> tuple[int, ...]:
+    """``--seeds`` as numbers; a lone number n means 1 to n, and ``n,`` the seed n."""
+    text = str(args.seeds)
+    try:
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        raise BadInput("--seeds", text, "numbers as 1,2,3 or a count are needed") from None
+    if "," not in text:
+        positive("--seeds", numbers[0], at_least=1, at_most=10_000)
+        return tuple(range(1, numbers[0] + 1))
+    if len(set(numbers)) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < 2**63:
+        raise BadInput("--seeds", text, "every seed must be at least 0, below 2^63 and given once")
+    return tuple(numbers)
 
 
-def _flat(values: Mapping[str, Any], *, with_methods: bool) -> dict[str, Any]:
-    """Options, and options of methods as ``<method>.<field>``."""
-    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    if with_methods:
-        sections = {name.replace("-", "_") for name in METHODS}
-        for section in sections & values.keys():
-            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
-    return flat
+def federation_spec(args: Namespace) -> FederationSpec:
+    """The federation that the options describe."""
+    _ = DATASETS[args.dataset]
+    return FederationSpec(**{f.name: args[f.name] for f in fields(FederationSpec)})
 
 
-def _peek(argv: Sequence[str], option: str) -> str | None:
-    """The last value of an option, before the real parser reads it."""
-    return next(reversed(_values(argv, option)), None)
-
-
-def _values(argv: Sequence[str], option: str) -> list[str]:
-    """All values of an option, before the real parser reads them."""
-    values = []
-    for position, part in enumerate(argv):
-        if part == option and position + 1 < len(argv):
-            values.append(argv[position + 1])
-        elif part.startswith(f"{option}="):
-            values.append(part.split("=", 1)[1])
-    return values
+def methods_of(args: Namespace) -> dict[str, Method]:
+    """Hyper-parameters of every registered method, from the options ``--<method>.<field>``."""
+    built = {}
+    for name in METHODS:
+        try:
+            built[name] = METHODS[name](**vars(args[name.replace("-", "_")]))
+        except BadInput as error:
+            field = error.option.rsplit(".", 1)[-1].replace("_", "-")
+            raise BadInput(f"--{name}.{field}", error.value, error.allowed) from error
+    return built

@@ -8,30 +8,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.options import make_fabric, processes_of
-from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy
-from quickdrop_bench.cli.resolve import options_of
-from quickdrop_bench.cli.unused import check_experiments, typed_options
+from quickdrop_bench.cli.machine import make_fabric, processes_of
+from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work, duration
+from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.files import refuse_links
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.ranks import is_first
+from quickdrop_bench.federation.ranks import find_rank, is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.request import is_measured, mark_failed, mark_lost, measure
-from quickdrop_bench.methods import load_plugins
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
+from quickdrop_bench.harness.session import Session
+from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
 from quickdrop_bench.reporting.render import on_terminal, write_exhibit
 from quickdrop_bench.reporting.trials import write_trials
@@ -45,38 +46,32 @@ Cells = Sequence[tuple[Experiment, Sequence[str]]]
 
 
 def make_session(
-    args: Namespace, experiment: Experiment, tracker: Tracker | None, *, shown: bool = True
+    args: Namespace, experiment: Experiment, tracker: Tracker | None, work: Work | None = None
 ) -> tuple[Session, ProgressDisplay]:
-    """The machine that the options name, with its progress display, which may stay dark."""
+    """The machine that the options name, with its progress display, which stays dark if no work is named."""
 
     def evaluate(federation: Federation) -> ClassAccuracy:
         return class_accuracy(federation.model, session.data.test, len(session.data.class_names))
 
     accuracy = RoundAccuracy(evaluate)
-    display = ProgressDisplay(accuracy)
+    display = ProgressDisplay(accuracy, work or Work({}))
     if tracker:
         tracker.accuracy = accuracy
     trackers = [tracker] if tracker else []
-    fabric = make_fabric(args, [*([display] if shown else []), *trackers], trackers)
+    fabric = make_fabric(args, [*([display] if work else []), *trackers], trackers)
     session = Session(experiment, fabric, args.artifacts_dir)
     return session, display
 
 
-def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
-    """Measure what is missing of an artefact and render it; a sweep shows its plan first.
+def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -> int:
+    """Measure what is missing of an exhibit and render it; a sweep shows its plan first.
 
     Of several processes that share the clients, all measure, and the first one does the rest.
-
-    Args:
-        name: e.g. ``table2``, ``figure4``, ``sweep``.
-        args: the command's options.
-        argv: the command line that they come from.
 
     Returns:
         0, or 1 if a run diverged or failed.
     """
-    experiments = list(cells(name, args, argv, options_of))
-    check_experiments(name, args, typed_options(argv), [experiment for experiment, _ in experiments])
+    find_rank()
     folder = args.results_dir / args.preset / name
     rows = RowFile(folder / "rows.jsonl")
     devices, nodes = processes_of(args)
@@ -90,22 +85,22 @@ def produce(name: str, args: Namespace, argv: Sequence[str]) -> int:
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if jobs > 1 and devices * nodes > 1:
         raise BadInput("--jobs", jobs, "either cells or, with --devices, clients run side by side; give one of them")
-    if dry_run or name == "sweep":
-        probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir)
-        files = [rows, *_siblings(args, folder)]
-        planned = list(plan(experiments, files, args.artifacts_dir, probe, force=args.force))
+    timed = dry_run or name == "sweep"
+    probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir) if timed else None
+    planned = list(plan(experiments, [rows, *_siblings(args, folder)], args.artifacts_dir, probe, force=args.force))
+    if timed:
         Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
     if dry_run:
         return 0
     with tracking(args) as tracker:
         stamp = _stamp(rows.path)
         if jobs > 1:
-            all_well = _in_processes(name, args, argv, experiments, jobs)
+            all_well = _in_processes(name, args, line, experiments, jobs)
             rows = RowFile(rows.path)
         else:
-            all_well = True
+            work, all_well = Work.of(planned), True
             for cell in experiments:
-                all_well &= _measure_here(args, folder, rows, cell, tracker)
+                all_well &= _measure_here(args, folder, rows, cell, tracker, work)
         _render(args, rows, [experiment for experiment, _ in experiments], folder)
         if tracker and (tracker.agent or _stamp(rows.path) != stamp):
             tracker.log_artefact(name, args.preset, folder)
@@ -126,10 +121,15 @@ def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
 
 
 def _measure_here(
-    args: Namespace, folder: Path, rows: RowFile, cell: tuple[Experiment, Sequence[str]], tracker: Tracker | None
+    args: Namespace,
+    folder: Path,
+    rows: RowFile,
+    cell: tuple[Experiment, Sequence[str]],
+    tracker: Tracker | None,
+    work: Work | None = None,
 ) -> bool:
     """Measure one experiment in this process. In a sweep, a seed that cannot be had is marked and the others go on."""
-    session, display = make_session(args, cell[0], tracker)
+    session, display = make_session(args, cell[0], tracker, work)
     well = True
     with display:
         for seed in cell[0].seeds:
@@ -158,11 +158,10 @@ def _write_trials(session: Session, folder: Path) -> None:
         write_trials(folder / "search.csv", trials)
 
 
-def _in_processes(name: str, args: Namespace, argv: Sequence[str], experiments: Cells, jobs: int) -> bool:
+def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Cells, jobs: int) -> bool:
     """Cells in processes of their own; one whose process dies is marked, and the others go on."""
     groups = _groups(experiments)
     threads = max(1, (os.cpu_count() or 1) // min(jobs, len(groups)))
-    line = [*argv, "--preset", args.preset]
     all_well, done, total = True, 0, sum(map(len, groups))
     calls = [(name, line, group, threads) for group in groups]
     for call, code in run_processes(_process, calls, jobs):
@@ -190,20 +189,18 @@ def _groups(experiments: Cells) -> list[list[tuple[int, int]]]:
     return list(groups.values())
 
 
-def _process(name: str, argv: Sequence[str], group: Sequence[tuple[int, int]], threads: int) -> None:
+def _process(name: str, line: CommandLine, group: Sequence[tuple[int, int]], threads: int) -> None:
     """What a process of its own does: some cells of a command line."""
     die_with_parent()
     keep_freed_memory()
     torch.set_num_threads(threads)
-    load_plugins()
-    args = options_of(argv, name)
-    experiments = list(cells(name, args, argv, options_of))
+    args, experiments = line.options(name), list(cells(name, line))
     folder = args.results_dir / args.preset / name
     all_well = True
     with tracking(args) as tracker:
         for index, seed in group:
             experiment, methods = experiments[index]
-            session, _ = make_session(args, experiment, tracker, shown=False)
+            session, _ = make_session(args, experiment, tracker)
             rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
             try:
                 all_well &= measure(session, rows, methods, siblings, seeds=(seed,), force=args.force)
@@ -221,6 +218,7 @@ def _cell_name(experiment: Experiment) -> str:
     identity, spec = experiment.identity(), experiment.federation
     parts = [identity["dataset"], f"{spec.clients} clients", spec.distribution, f"s = {spec.scale:g}"]
     parts += [f"F = {spec.fine_tune}"] if spec.fine_tune else []
+    parts += [spec.model] if spec.model != FederationSpec.model else []
     parts += [identity["protocol"]] if identity["protocol"] != "preset" else []
     return ", ".join(parts)
 
@@ -229,35 +227,21 @@ def _plan_table(experiments: Cells, planned: Sequence[PlannedCell], jobs: int) -
     """What is missing, cell by cell."""
     total = sum(cell.seconds for cell in planned)
     runs = sum(len(cell.missing) for cell in planned)
-    table = Table(
-        "cell",
-        "seed",
-        "federation",
-        "runs to make",
-        box=None,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("about", justify="right")
+    left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left"}
+    header = "cell", "seed", "federation", "runs to make", Column("about", justify="right")
+    table = Table(*header, box=None, pad_edge=False, **left)
     for cell in planned:
         federation = "trained" if cell.trained else "to train" if cell.missing else "not needed"
         name = _cell_name(experiments[cell.experiment][0])
-        table.add_row(name, str(cell.seed), federation, ", ".join(cell.missing) or "none", _duration(cell.seconds))
+        table.add_row(name, str(cell.seed), federation, ", ".join(cell.missing) or "none", duration(cell.seconds))
     federations = sum(1 for cell in planned if cell.missing and not cell.trained)
     parallel = f", {jobs} at a time" if jobs > 1 else ""
     table.title = f"{runs} runs to make on {len(planned)} federations, {federations} of them to train{parallel}"
     table.caption = (
-        f"about {_duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
+        f"about {duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
         f"number; a method other than retrain-or counts {OTHERS:.0%} of a training; evaluation comes on top"
     )
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], folder: Path) -> None:
@@ -276,7 +260,7 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
         print((folder / "table.md").read_text(encoding="utf-8"))
         return
     console = Console(highlight=False)
-    console.print(*on_terminal(own, frame, folder, console.width), sep="\n", end="")
+    console.print(*on_terminal(own, frame, folder, console.width, details=args.get("details", False)), sep="\n", end="")
     print(*(paths if own.kind == "figure" else []), sep="\n")
 
 

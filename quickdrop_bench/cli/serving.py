@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from quickdrop_bench.cli.lists import classes_of, numbers_of
-from quickdrop_bench.cli.options import make_fabric, methods_of
-from quickdrop_bench.cli.resolve import method_defaults, parse
-from quickdrop_bench.cli.unused import check_data, check_request, typed_options
+from quickdrop_bench.cli.machine import make_fabric
+from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
+from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.harness.callbacks import Run
+from quickdrop_bench.harness.callbacks import RequestInfo
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
@@ -35,59 +35,58 @@ __all__ = ["COMMANDS"]
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
 
-def unlearn(args: Namespace, argv: Sequence[str]) -> int:
+def unlearn(args: Namespace, line: CommandLine) -> int:
     """Forget classes and clients, one request after the other; each makes a model version."""
-    return _serve("unlearn", args, argv)
+    return _serve("unlearn", args, line)
 
 
-def relearn(args: Namespace, argv: Sequence[str]) -> int:
+def relearn(args: Namespace, line: CommandLine) -> int:
     """Learn again what was forgotten."""
-    return _serve("relearn", args, argv)
+    return _serve("relearn", args, line)
 
 
-def _serve(action: str, args: Namespace, argv: Sequence[str]) -> int:
+def _serve(action: str, args: Namespace, line: CommandLine) -> int:
     with tracking(args) as tracker:
-        return _serve_all(action, args, argv, tracker)
+        return _serve_all(action, args, line, tracker)
 
 
-def _serve_all(action: str, args: Namespace, argv: Sequence[str], tracker: Tracker | None) -> int:
+def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker | None) -> int:
     run = _open(args, tracker)
     requests = _requests(args, run.info.class_names)
     absent = numbers_of("--absent", args.absent)
-    methods = {level: _method(run, args, argv, level) for level in {request.level for request in requests}}
-    check_request(action, args, typed_options(argv), methods.values(), run.spec.dataset)
+    methods = {level: _method(run, args, line, level) for level in {request.level for request in requests}}
+    check_request(action, line, args.method, methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run:
         _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
         return 0
-    run.check_all(action, pairs, absent, args.from_version)  # all or none
+    run.check(action, pairs, absent, args.from_version)  # all or none
     if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
         named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
         print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)
     start: int | None = args.from_version
     for request, method in pairs:
-        call = run.unlearn if action == "unlearn" else run.relearn
-        told = _told(run, action, str(request), method, args.method)
-        run.fabric.call("on_run_start", run=told)
-        entry = call(request, method, absent, start)
+        info = _info(run, action, request, method, args)
+        run.fabric.call("on_run_start", run=info)
+        entry = (run.unlearn if action == "unlearn" else run.relearn)(request, method, absent, start)
         start = None  # the others go on from there
-        _tell(run.fabric, told, entry)
+        _tell(run.fabric, info, entry)
         _print_entry(run, entry, as_json=args.json)
     return 0
 
 
-def _told(run: TrainedRun, action: str, request: str, method: Method, name: str) -> Run:
+def _info(run: TrainedRun, action: str, request: UnlearningRequest, method: Method, args: Namespace) -> RequestInfo:
     """A request as Fabric's callbacks hear of it."""
-    spec, made_by = run.spec, provenance(run.fabric, run.preset or "unknown")
+    spec = run.spec
     columns = {
         "artefact": action,
         "dataset": run.info.name,
         "clients": spec.clients,
         "distribution": spec.distribution,
-        "request": request,
+        "request": str(request),
         "protocol": "preset",
         "seed": run.seed,
-        "method": name,
+        "method": args.method,
         "federation_hash": run.folder.name,
         "scale": spec.scale,
         "fine_tuning": spec.fine_tune,
@@ -95,20 +94,20 @@ def _told(run: TrainedRun, action: str, request: str, method: Method, name: str)
     settings = {
         "federation": spec.resolved(),
         "hyper_parameters": asdict(method),  # type: ignore[call-overload]
-        "provenance": made_by,
+        "provenance": provenance(run.fabric, args.preset or run.preset),
     }
-    return Run(action, name, run.seed, 0, 1, columns, settings)
+    return RequestInfo(action, args.method, run.seed, 0, 1, columns, settings)
 
 
-def _tell(fabric: Fabric, run: Run, entry: Entry) -> None:
+def _tell(fabric: Fabric, info: RequestInfo, entry: Entry) -> None:
     """Tell the callbacks how a request was served: its stages' costs, and in all what rows would have."""
     for stage, cost in entry.cost.items():
         if stage != "total":
-            fabric.call("on_stage_end", run=run, stage=stage, values=cost, accuracy=None)
+            fabric.call("on_stage_end", run=info, stage=stage, values=cost, accuracy=None)
     before = {f"{name}_before": value for name, value in (entry.before or {}).items()}
     values = {**entry.cost["total"], **before, **(entry.after or {}), "version": entry.version}
-    rows = [{**run.columns, "stage": "total", "metric": name, "value": value} for name, value in values.items()]
-    fabric.call("on_run_end", run=run, rows=rows, oracle=())
+    rows = [{**info.columns, "stage": "total", "metric": name, "value": value} for name, value in values.items()]
+    fabric.call("on_run_end", run=info, rows=rows, oracle=())
 
 
 def _open(args: Namespace, tracker: Tracker | None = None) -> TrainedRun:
@@ -130,36 +129,37 @@ def _requests(args: Namespace, names: Sequence[str]) -> list[UnlearningRequest]:
     return requests
 
 
-def _method(run: TrainedRun, args: Namespace, argv: Sequence[str], level: str) -> Method:
+def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> Method:
     """The method with the settings of the preset that the federation was trained with, unless options say otherwise."""
     try:
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    preset = args.preset or run.known_preset()
+    preset = args.preset or run.preset
     defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
-    return methods_of(parse(argv, defaults=defaults)[argv[0]])[args.method]
+    return methods_of(line.over(defaults))[args.method]
 
 
-def evaluate(args: Namespace, argv: Sequence[str]) -> int:
+def evaluate(args: Namespace, line: CommandLine) -> int:
     """Accuracies of a model version."""
     run = _open(args)
-    check_data(typed_options(argv), [run.spec.dataset])
+    check_data(line, [run.spec.dataset])
     found = run.evaluate(args.version)
     version = run.current if args.version is None else args.version
     if args.json:
         gone = [str(request) for request in run.forgotten(version)]
-        _print_json({"run": str(run.folder), "version": version, "forgotten": gone, **found.metrics()})
+        _print_json({"run": str(run.folder), "version": version, "forgotten": gone, **found})
         return 0
     console = Console(highlight=False, markup=False)
     console.print(f"{run.folder} · version {version} · {_forgotten(run, version)}")
-    f_set = "–" if found.f_set is None else f"{found.f_set:.2%}"
-    console.print(f"F-Set {f_set} · R-Set {found.r_set:.2%} · all test images {found.test:.2%}")
-    _print_numbers(console, ("class", "accuracy"), [(name, f"{v:.2%}") for name, v in found.classes.items()])
+    shown = {"F-Set": "f_set", "R-Set": "r_set", "all test images": "test"}
+    console.print(" · ".join(f"{name} {_percent(found.get(f'{key}_accuracy'))}" for name, key in shown.items()))
+    classes = [(name, _percent(found.get(f"class_{c}_accuracy"))) for c, name in enumerate(run.info.class_names)]
+    _print_numbers(console, ("class", "accuracy"), classes)
     return 0
 
 
-def show(args: Namespace, argv: Sequence[str]) -> int:
+def show(args: Namespace, line: CommandLine) -> int:
     """What a trained federation is, what it forgot, and what lies in its folder."""
     folder = find_run(args.run, args.artifacts_dir)
     if args.recover_log:
@@ -177,18 +177,7 @@ def show(args: Namespace, argv: Sequence[str]) -> int:
         f"{spec.rounds} rounds × {spec.local_steps} local steps on {run.trained.device}\n"
         f"current version {run.current} · {_forgotten(run, run.current)}"
     )
-    lines = [
-        (
-            str(e.version),
-            str(e.parent),
-            e.action,
-            _named(run, e),
-            e.method,
-            e.provenance.get("created_at", ""),
-            _change(e),
-        )
-        for e in run.log
-    ]
+    lines = [(str(e.version), str(e.parent), e.action, _named(run, e), e.method, _when(e), _change(e)) for e in run.log]
     if lines:
         _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
     _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
@@ -224,7 +213,7 @@ def _about(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def export_model(args: Namespace, argv: Sequence[str]) -> int:
+def export_model(args: Namespace, line: CommandLine) -> int:
     """Write a model version for other programs."""
     run = TrainedRun(find_run(args.run, args.artifacts_dir))
     if args.format not in FORMATS:
@@ -246,6 +235,10 @@ def _named(run: TrainedRun, entry: Entry) -> str:
     return UnlearningRequest.parse(entry.request).named(run.info.class_names)
 
 
+def _when(entry: Entry) -> str:
+    return str(entry.provenance.get("created_at", ""))
+
+
 def _change(entry: Entry) -> str:
     if entry.before is None or entry.after is None:
         return "not evaluated"
@@ -255,7 +248,7 @@ def _change(entry: Entry) -> str:
 
 def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
     """Before and after, and what it cost."""
-    model = run.file(entry.version)
+    model = run.versions.file(entry.version)
     if as_json:
         _print_json({"run": str(run.folder), "model": str(model), **asdict(entry)})
         return
@@ -292,22 +285,16 @@ def _print_plan(
             _print_json({"request": str(request), **asdict(phase), "estimated_seconds": seconds})
         return
     console = Console(highlight=False, markup=False)
-    lines = [
-        (
-            request.named(run.info.class_names),
-            phase.name,
-            str(phase.rounds),
-            _clients(phase),
-            str(phase.local_steps),
-            f"{phase.cost.sample_gradients}",
-            _size(phase.cost.upload_bytes),
-            f"{seconds:.2g} s",
-        )
-        for request, phase, seconds in phases
-    ]
+    lines = [_plan_line(run, request, phase, seconds) for request, phase, seconds in phases]
     header = ("request", "stage", "rounds", "clients", "local steps", "sample-gradients", "upload", "about")
     _print_numbers(console, header, lines)
     console.print(f"At most; seconds at the rate of the training on {run.trained.device}. Nothing was changed.")
+
+
+def _plan_line(run: TrainedRun, request: UnlearningRequest, phase: PlannedPhase, seconds: float) -> tuple[str, ...]:
+    named, cost = request.named(run.info.class_names), phase.cost
+    numbers = str(phase.local_steps), str(cost.sample_gradients), _size(cost.upload_bytes), f"{seconds:.2g} s"
+    return named, phase.name, str(phase.rounds), _clients(phase), *numbers
 
 
 def _clients(phase: PlannedPhase) -> str:
@@ -341,7 +328,7 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-COMMANDS: dict[str, Callable[[Namespace, Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[[Namespace, CommandLine], int]] = {
     "unlearn": unlearn,
     "relearn": relearn,
     "evaluate": evaluate,

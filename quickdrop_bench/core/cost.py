@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Clock", "Cost", "Storage"]
 
@@ -124,6 +126,8 @@ class Clock:
     def running(self) -> Iterator[None]:
         """Time the block."""
         if self._cuda:
+            import torch
+
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             yield
@@ -153,6 +157,8 @@ class Clock:
     def seconds(self) -> float:
         """Total so far; waits for the device."""
         if self._events:
+            import torch
+
             torch.cuda.synchronize()
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
             self._events.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "Missing", "Unsupported", "positive", "printable"]
+__all__ = ["BadInput", "Missing", "Unsupported", "is_out_of_memory", "positive", "printable"]
 
 
 class BadInput(ValueError):
@@ -44,3 +44,9 @@ def positive(option: str, value: float, *, at_least: float | None = None, at_mos
         bound = f"at least {at_least:.15g}" if at_least is not None else "above 0"
         limit = f" and at most {at_most:.15g}" if at_most is not None else ""
         raise BadInput(option, value, f"a number {bound}{limit} is needed")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up, as Python or torch put it, on a CPU or a GPU."""
+    said = ("allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))

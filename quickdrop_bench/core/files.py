@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from quickdrop_bench.core.errors import BadInput
 
 __all__ = [
     "HEADER",
+    "MANIFEST",
+    "ROWS",
     "check_replaceable",
     "file_size",
     "open_tensors",
     "read_bytes",
+    "reason_of",
     "refuse_links",
     "remove_unfinished",
     "sha256",
@@ -28,8 +32,19 @@ __all__ = [
     "write_text",
 ]
 
+ROWS, MANIFEST = "rows.jsonl", "manifest.json"
+"""Names of the files that mark a folder as one of rows, or of a trained federation."""
+
+LIBRARYS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""What the safetensors library calls a file while it writes it."""
+
 HEADER = 2**20
 """Bytes of a safetensors header that is still read; thousands of tensors fit."""
+
+
+def reason_of(error: Exception) -> str:
+    """What the system or the safetensors library says of a file that cannot be read or written, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,9 +69,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise :class:`OSError` if a device or pipe lies where a user wants a file, as /dev/full: others may need it."""
+    """Raise :class:`OSError` unless a file may be put where the user wants it.
+
+    A device or pipe, as /dev/full, is not replaced, as others may need it; nor is anything that this program keeps:
+    what lies beside rows, and in a trained federation all but exported models, ``model-*``.
+    """
     if os.path.exists(path) and not os.path.isdir(path):
         file_size(path)
+    own = Path(os.path.realpath(path))
+    beside_rows = own.name == ROWS or (os.path.lexists(own.with_name(ROWS)) and os.path.lexists(own))
+    inside = [folder for folder in own.parents[:3] if os.path.lexists(folder / MANIFEST)]
+    if beside_rows or (inside and not (inside[0] == own.parent and own.name.startswith("model-"))):
+        raise OSError(errno.EEXIST, "this program keeps its own files there; choose another name", str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,21 +110,14 @@ def refuse_links(folder: Path, given: Path, option: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below; no writer may be at work there.
-
-    Raises:
-        OSError: it cannot be removed.
-    """
-    for path in folder.rglob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+    """Remove what writers that were killed left in a folder and below; no writer may be at work there."""
+    for path in folder.rglob(".*tmp*"):
+        if ".tmp." in path.name or LIBRARYS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes of a regular file. Anything else is refused: reading a pipe or a device may never end.
-
-    Raises:
-        OSError: it is missing, or no regular file.
-    """
+    """Size in bytes of a regular file; :class:`OSError` for anything else, as reading a pipe may never end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -108,15 +125,7 @@ def file_size(path: Path) -> int:
 
 
 def read_bytes(path: Path, at_most: int) -> bytes:
-    """A regular file's content.
-
-    Args:
-        path: the file.
-        at_most: bytes that are still read.
-
-    Raises:
-        OSError: it is missing, larger or no regular file.
-    """
+    """A regular file's content; :class:`OSError` if it is missing, no regular file, or has more bytes."""
     size = file_size(path)
     if size > at_most:
         raise OSError(errno.EFBIG, f"it is larger than {at_most} bytes", str(path))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["derive_seed", "generator"]
 
@@ -28,4 +30,6 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
     """A CPU generator seeded by :func:`derive_seed`; the device never changes the numbers drawn."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))

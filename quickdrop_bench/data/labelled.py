@@ -48,6 +48,14 @@ class LabelledSet:
         hit = torch.isin(self.own_labels(), wanted)
         return self.subset(torch.nonzero(hit == keep).flatten())
 
+    def to(self, device: torch.device) -> LabelledSet:
+        """The same set on a device."""
+        return LabelledSet(self.images.to(device), self.labels.to(device), self.rows.to(device))
+
+    def none(self) -> LabelledSet:
+        """An empty one of the same kind."""
+        return self.subset(torch.empty(0, dtype=torch.int64))
+
     def subset(self, positions: Tensor) -> LabelledSet:
         """The samples at the given positions."""
         return LabelledSet(self.images, self.labels, self.rows[positions.to(self.rows.device)])
@@ -117,7 +125,4 @@ class ImageData:
 
     def to(self, device: torch.device) -> ImageData:
         """The same data on a device."""
-        splits = [
-            LabelledSet(s.images.to(device), s.labels.to(device), s.rows.to(device)) for s in (self.train, self.test)
-        ]
-        return replace(self, train=splits[0], test=splits[1])
+        return replace(self, train=self.train.to(device), test=self.test.to(device))

@@ -18,9 +18,8 @@ def partition(
 ) -> list[np.ndarray]:
     """Split the rows of a data set over clients (paper §4.1).
 
-    With ``alpha``, each class's rows are shuffled and cut at shares drawn from Dirichlet(α·1_N), class by
-    class; a draw that leaves a client below the minimum is repeated, on the same random stream. Without it
-    (IID), all rows are shuffled and cut into equal parts.
+    With ``alpha``, each class's rows are shuffled and cut at shares drawn from Dirichlet(α·1_N); a draw that leaves a
+    client below the minimum is repeated, on the same random stream. IID, all rows are shuffled and cut equally.
 
     Args:
         labels: (n,) integer class of each row.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-__all__ = ["GREY", "Header", "Unconvertible", "pixels", "read_header"]
+__all__ = ["GREY", "Header", "Unconvertible", "pixels", "read_header", "spans_of"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever the file is called; other decoders of Pillow start other programs."""
@@ -24,8 +24,8 @@ DEEP = SIXTEEN | {"F", "I"}
 GREY = DEEP | {"1", "L", "LA", "La"}
 COLOUR = frozenset({"CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 
-GREY_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
-"""Between neighbouring greys of a PNG with fewer than 8 bits, once Pillow has spread them over 0 to 255."""
+FEW_BITS = ("1", "L;2", "L;4")
+"""What Pillow calls grey PNG of fewer than 8 bits."""
 
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 """Tags of a TIFF."""
@@ -58,7 +58,6 @@ def read_header(path: Path) -> Header:
 
     Raises:
         Unconvertible: it cannot.
-        Exception: whatever a decoder makes of a damaged file.
     """
     with _opened(path) as image:
         if 0 in image.size:
@@ -69,19 +68,13 @@ def read_header(path: Path) -> Header:
 
 
 def pixels(path: Path, mode: str, side: int, spans: Mapping[str, Span]) -> np.ndarray:
-    """An image turned upright as EXIF has it, on white where it is transparent, resized.
+    """A (C, side, side) uint8 image turned upright as EXIF has it, on white where it is transparent, resized.
 
     Args:
         path: of a file that :func:`read_header` accepts.
         mode: ``L`` or ``RGB``.
         side: height and width in pixels.
-        spans: by Pillow's mode, for images whose mode does not say what is black and white.
-
-    Returns:
-        (C, side, side) uint8.
-
-    Raises:
-        Exception: whatever a decoder makes of a damaged file.
+        spans: see :func:`spans_of`.
     """
     with _opened(path) as opened:
         span = (_span(opened) or spans[opened.mode]) if opened.mode in DEEP else None
@@ -98,6 +91,16 @@ def pixels(path: Path, mode: str, side: int, spans: Mapping[str, Span]) -> np.nd
         return np.moveaxis(np.asarray(image).reshape(side, side, -1), -1, 0)
 
 
+def spans_of(headers: Iterable[Header]) -> dict[str, Span]:
+    """Lowest and highest value of all images in a mode that does not say what is black and white, by mode."""
+    found: dict[str, Span] = {}
+    for header in headers:
+        if header.extremes:
+            low, high = found.get(header.mode, header.extremes)
+            found[header.mode] = min(low, header.extremes[0]), max(high, header.extremes[1])
+    return found
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
     """Nothing is said of odd but readable files; more pixels than Pillow holds to be harmless are an error."""
@@ -105,15 +108,7 @@ def _opened(path: Path) -> Iterator[ImageFile]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as image:
-            if image.format == "PNG" and image.tile and (step := GREY_STEPS.get(str(image.tile[0].args))):
-                _spread_transparency(image, step)
             yield image
-
-
-def _spread_transparency(image: ImageFile, step: int) -> None:
-    """Pillow spreads the pixels of such a PNG, and not the grey that it declares to be transparent."""
-    if isinstance(grey := image.info.get("transparency"), int):
-        image.info["transparency"] = grey * step
 
 
 def _check(image: ImageFile) -> None:
@@ -122,9 +117,11 @@ def _check(image: ImageFile) -> None:
         raise Unconvertible(f"holds {frames} images, and one is needed")
     if image.mode not in GREY | COLOUR:
         raise Unconvertible(f"is in the mode {image.mode}, which is not converted; save it as grey or RGB")
-    sixteen = image.mode in SIXTEEN or (image.format == "PNG" and str(image.tile[0].args).endswith(";16B"))
-    if sixteen and "transparency" in image.info:
-        raise Unconvertible("has 16 bits and a transparent colour, which are not converted; save it with 8 bits")
+    bits = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
+    spread = image.mode in SIXTEEN or bits.endswith(";16B") or bits in FEW_BITS
+    if spread and isinstance(image.info.get("transparency"), int | tuple):
+        # Pillow brings the pixels to 8 bits, and not the colour that is declared to be transparent.
+        raise Unconvertible("has a transparent colour, and not 8 bits; save it with 8 bits")
     if image.mode in DEEP and _tag(image, PHOTOMETRIC, 1) == 0:
         raise Unconvertible("counts from white to black in more than 8 bits; save it with black as 0")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["LEVELS", "UnlearningRequest", "forget_part", "forgotten_classes", "retain_part"]
 
@@ -21,7 +22,7 @@ class UnlearningRequest:
     """A request to forget (paper §2.2).
 
     Attributes:
-        level: one of :data:`LEVELS`. ``class``: that class's data on all clients; ``client``: all data of a client.
+        level: ``class``: that class's data on all clients; ``client``: all data of a client.
         targets: class indices, in the data set's order of classes, or client ids.
     """
 
@@ -80,11 +81,11 @@ def forget_part(data: LabelledSet, client: int, request: UnlearningRequest) -> L
     """The part of a client's data that the request forgets: its share of D_f (or S_f)."""
     if request.level == "class":
         return data.with_classes(request.targets, keep=True)
-    return data if client in request.targets else data.subset(torch.empty(0, dtype=torch.int64))
+    return data if client in request.targets else data.none()
 
 
 def retain_part(data: LabelledSet, client: int, forgotten: Sequence[UnlearningRequest]) -> LabelledSet:
     """The part of a client's data that none of the requests forgets: its share of D (or S) without D_f (S_f)."""
     if any(r.level == "client" and client in r.targets for r in forgotten):
-        return data.subset(torch.empty(0, dtype=torch.int64))
+        return data.none()
     return data.with_classes(forgotten_classes(forgotten), keep=False)

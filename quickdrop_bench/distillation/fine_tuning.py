@@ -8,42 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quickdrop_bench.core.errors import positive
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match, positions_by_class
+from quickdrop_bench.distillation.settings import FineTuning
+from quickdrop_bench.functional.initial import draw_parameters
 from quickdrop_bench.functional.matching import ClassGradients
-from quickdrop_bench.models import draw_parameters
 
-__all__ = ["FineTuning", "FineTuningResult", "fine_tune"]
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """What is done in each random initialisation; F, the number of initialisations, is the caller's.
-
-    Attributes:
-        steps: matching steps per initialisation, at least 1 (paper §4.1: 50).
-        epochs: epochs of training the network on S_i after each matching step but the last, at least 0. The paper
-            does not say; 10 is what Zhao et al.'s code takes for 50 images per class.
-        batch_size: most real images per class and matching step, and the mini-batch of the training on S_i, at
-            least 1 (Zhao et al.: 256 for both).
-        lr: learning rate of the network, above 0; plain SGD (Zhao et al.: 0.01).
-
-    Raises:
-        BadInput: a value is out of range.
-    """
-
-    steps: int = 50
-    epochs: int = 10
-    batch_size: int = 256
-    lr: float = 0.01
-
-    def __post_init__(self) -> None:
-        positive("--fine-tune-steps", self.steps, at_least=1)
-        positive("--fine-tune-epochs", self.epochs, at_least=0)
-        positive("--fine-tune-batch-size", self.batch_size, at_least=1)
-        positive("--fine-tune-lr", self.lr)
+__all__ = ["FineTuningResult", "fine_tune"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +23,9 @@ class FineTuningResult:
     """What one initialisation did for one client; all zero where nothing was there to fine-tune.
 
     Attributes:
-        sample_gradients: first-order passes per sample, on real images and on synthetic ones (the training of the
-            network) together.
+        sample_gradients: first-order passes per sample, on real images and on synthetic ones together.
         second_order_sample_gradients: passes per synthetic image that differentiate through a gradient.
-        matching_distance: mean over the matching steps of the distance, summed over classes, before the image step.
+        matching_distance: mean over the matching steps, summed over classes, before the image step.
         gradients: mini-batch gradients computed on original data, one per matching step (paper, Fig. 5).
     """
 
@@ -83,19 +54,17 @@ def fine_tune(
 
     Args:
         model: scratch module in float32, outside any autocast, on the device of the images; its parameters are
-            overwritten and their ``.grad`` is None afterwards. Not the global model: θ_K plays no part.
-        data: the client's training data D_i; only classes with synthetic images that are not fixed are read.
-        synthetic: S_i. Its images and velocity are updated; labels, origin and fixed classes stay.
-        settings: steps, epochs, batch size and learning rate of the network.
+            overwritten and their ``.grad`` is None afterwards. θ_K plays no part.
+        data: D_i; only classes with synthetic images that are not fixed are read.
+        synthetic: S_i, whose images and velocity are updated.
+        settings: of the network.
         images: ς_S, η_S, momentum and |B_S|, as in training; with ς_S = 0 nothing is done.
         seed: the run's seed.
-        client: the client's id i.
-        initialisation: 0-based index k of the initialisation.
+        client: its id i.
+        initialisation: 0-based index k.
     """
-    own_labels = data.own_labels().cpu()
-    classes = sorted(set(synthetic.labels.tolist()) - synthetic.fixed_classes)
-    positions = {c: torch.nonzero(own_labels == c).flatten() for c in classes}
-    by_class = {c: p for c, p in positions.items() if len(p)}
+    classes = set(synthetic.labels.tolist()) - synthetic.fixed_classes
+    by_class = {c: p for c, p in positions_by_class(data.own_labels()).items() if c in classes}
     if not by_class or not images.image_steps:
         return FineTuningResult(0, 0, 0.0, 0)
     real_stream, matching_stream, training_stream = (

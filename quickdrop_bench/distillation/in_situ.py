@@ -12,7 +12,15 @@ from torch import Tensor
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["Distillation", "MatchingResult", "SyntheticSet", "augmentation_positions", "initial_synthetic_set", "match"]
+__all__ = [
+    "Distillation",
+    "MatchingResult",
+    "SyntheticSet",
+    "augmentation_positions",
+    "initial_synthetic_set",
+    "match",
+    "positions_by_class",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Distillation:
         image_steps: ς_S, optimizer steps on the synthetic images per local step (paper: 1); 0 leaves the
             initial images as they are.
         image_lr: η_S (paper: 0.1).
-        image_momentum: momentum of the image optimizer (Zhao et al.: 0.5; the paper does not say).
+        image_momentum: of the image optimizer (Zhao et al.: 0.5; the paper does not say).
         batch_size: most synthetic images of one class in the mini-batch B_S.
     """
 
@@ -40,9 +48,9 @@ class SyntheticSet:
     Attributes:
         images: (m, C, H, W) float32 in normalised space; not clamped.
         labels: (m,) int64, constant.
-        origin: (m,) int64, the training images (rows of the data set) that S_i started from.
+        origin: (m,) int64, rows of the data set that S_i started from.
         velocity: (m, C, H, W) momentum of the image optimizer, kept across rounds.
-        fixed_classes: classes whose synthetic images are all of the client's images; they stay real.
+        fixed_classes: classes of which it has all of the client's images; they stay real.
     """
 
     images: Tensor
@@ -67,18 +75,19 @@ class MatchingResult:
     samples: int
 
 
-def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Generator) -> SyntheticSet:
-    """Pick ⌈|D_i^c|/s⌉ real images of each class c that the client has (Algorithm 2, lines 2–7).
+def positions_by_class(labels: Tensor) -> dict[int, Tensor]:
+    """Where each class is, on the CPU, classes in order."""
+    labels = labels.cpu()
+    return {c: torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()}
 
-    Args:
-        data: the client's training data D_i.
-        scale: s ≥ 1; s = 1 gives D_i itself, in its order.
-        generator: draws the images.
+
+def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Generator) -> SyntheticSet:
+    """Draw ⌈|D_i^c|/s⌉ real images of each class c of a client's data (Algorithm 2, lines 2–7).
+
+    Its order is that of the data, so that s = 1 gives D_i itself.
     """
-    labels = data.own_labels().cpu()
     picks, fixed = [], set()
-    for c in labels.unique().tolist():
-        positions = torch.nonzero(labels == c).flatten()
+    for c, positions in positions_by_class(data.own_labels()).items():
         count = math.ceil(len(positions) / scale)
         picks.append(positions[torch.randperm(len(positions), generator=generator)[:count]])
         if count >= len(positions):
@@ -91,16 +100,13 @@ def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Gene
 
 
 def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator: torch.Generator) -> Tensor:
-    """Positions of real images to mix 1:1 with the synthetic ones in recovery (paper §3.3.1).
+    """Sorted positions of real images, as many of each class as there are synthetic ones (paper §3.3.1).
 
-    Returns:
-        For each class c, min(|S_i^c|, |D_i^c|) positions in ``data``, drawn without replacement; sorted.
+    They are mixed 1:1 in recovery.
     """
-    labels = data.own_labels().cpu()
     counts = torch.bincount(synthetic.labels.cpu(), minlength=1)
     picks = [torch.empty(0, dtype=torch.int64)]
-    for c in labels.unique().tolist():
-        positions = torch.nonzero(labels == c).flatten()
+    for c, positions in positions_by_class(data.own_labels()).items():
         picks.append(positions[torch.randperm(len(positions), generator=generator)[: int(counts[c])]])
     return torch.cat(picks).sort().values
 
@@ -120,13 +126,12 @@ def match(
     the real batch is the one that the model's own step uses; nothing is computed on real data here.
 
     Args:
-        gradients: of the model at θ_{k,t}, in float32 and outside any autocast. The model's parameters and their
-            ``.grad`` are not touched.
+        gradients: of the model at θ_{k,t}, in float32 and outside any autocast; the model stays as it is.
         targets: from ``gradients.split``, one (K, ...) per weight.
         batch_classes: the K classes of the batch B_D.
         synthetic: S_i, updated in place.
         settings: ς_S, η_S, momentum and |B_S|.
-        generator: draws B_S where a class has more synthetic images than fit.
+        generator: draws B_S where a class has more images than fit.
     """
     own_labels = synthetic.labels.cpu()
     chosen, classes, rows = [], [], []

@@ -1,1 +1,1 @@
-"""Metrics on trained models. Nothing here knows the unlearning methods."""
+"""Metrics on trained models, one file each. Nothing here knows the unlearning methods."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torchmetrics.classification import MulticlassConfusionMatrix
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["ClassAccuracy", "batch_size", "class_accuracy"]
 
@@ -60,7 +61,6 @@ def batch_size(device: torch.device) -> int:
     return BATCH_SIZE_CUDA if device.type == "cuda" else BATCH_SIZE
 
 
-@torch.no_grad()
 def class_accuracy(model: nn.Module, data: LabelledSet, classes: int) -> ClassAccuracy:
     """Evaluate a model class by class.
 
@@ -72,8 +72,12 @@ def class_accuracy(model: nn.Module, data: LabelledSet, classes: int) -> ClassAc
     Returns:
         NaN for every class if there are no images.
     """
+    import torch
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
     metric = MulticlassConfusionMatrix(classes).to(data.labels.device)
-    for positions in torch.arange(len(data), device=data.rows.device).split(batch_size(data.rows.device)):
-        images, labels = data.take(positions)
-        metric.update(model(images), labels)
+    with torch.no_grad():
+        for positions in torch.arange(len(data), device=data.rows.device).split(batch_size(data.rows.device)):
+            images, labels = data.take(positions)
+            metric.update(model(images), labels)
     return ClassAccuracy(tuple(map(tuple, metric.confmat.tolist())))

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
+from quickdrop_bench.evaluation.metric import METRICS, STAGES, Evaluated, Number, metric
 
-__all__ = ["GROWTH", "MARGIN", "is_collapsed"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GROWTH", "MARGIN", "collapse", "is_collapsed"]
 
 MARGIN = 0.01
 """Accuracy above chance up to which a model counts as being at chance."""
 
 GROWTH = 10.0
 """Growth of the norm of all weights from which a model counts as collapsed."""
+
+
+@METRICS.register("collapse")
+@metric({"collapsed": Number("flag", better="lower")}, STAGES)
+def collapse(model: Evaluated, stage: str) -> dict[str, float]:
+    """Whether a stage has destroyed the model: 1 if it is at chance, or its weights exploded."""
+    gone = forgotten_classes(model.forgotten)
+    return {"collapsed": float(is_collapsed(model.on_test, gone, model.state, model.original))}
 
 
 def is_collapsed(
@@ -41,4 +52,6 @@ def is_collapsed(
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:
+    import torch
+
     return float(torch.stack([value.norm() for value in state.values()]).norm())

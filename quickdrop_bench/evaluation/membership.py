@@ -11,17 +11,20 @@ which nobody trained on; their difference is the attack's advantage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeAlias
 
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.evaluation.accuracy import batch_size
+from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
 
-__all__ = ["FEATURES", "MembershipRates", "membership_inference"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quickdrop_bench.data.labelled import LabelledSet
+
+__all__ = ["FEATURES", "MembershipRates", "membership", "membership_inference"]
 
 MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""
@@ -29,7 +32,7 @@ MOST = 2000
 SCORED = 2500
 """Largest number of training samples that a rate is computed on: its standard error is then at most 1 point."""
 
-Outputs = tuple[Tensor, Tensor]
+Outputs: TypeAlias = "tuple[Tensor, Tensor]"
 """(n, classes) float64 logits and (n,) labels, on the CPU."""
 
 
@@ -42,28 +45,14 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, labels[:, None])
 
 
-def _p_true(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, labels[:, None])
+Feature: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""(n, classes) logits and (n,) labels to (n, 1) features."""
 
-
-def _softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.softmax(1)
-
-
-Feature = Callable[[Tensor, Tensor], Tensor]
-"""(n, classes) logits and (n,) labels to (n, k) features."""
-
-FEATURES: Mapping[str, Feature] = {
-    "entropy": _entropy,
-    "loss": _loss,
-    "p_true": _p_true,
-    "softmax": _softmax,
-}
+FEATURES: Mapping[str, Feature] = {"entropy": _entropy, "loss": _loss}
 """What an attack sees of an image, by name.
 
 ``entropy`` of the softmax, in nats, is the cited attack's only feature; it knows no labels. ``loss`` is the
-cross-entropy with the image's own label, ``p_true`` that label's probability (k = 1 for all three), and ``softmax``
-all probabilities (k = classes).
+cross-entropy with the image's own label.
 """
 
 
@@ -87,6 +76,17 @@ class MembershipRates:
     forget_false_positive: float
     retain_false_positive: float
 
+    def metrics(self) -> dict[str, float]:
+        """By the beginnings of the names that rows use."""
+        return {
+            "f_set": self.forget,
+            "r_set": self.retain,
+            "f_set_false_positive": self.forget_false_positive,
+            "r_set_false_positive": self.retain_false_positive,
+            "f_set_advantage": self.forget_advantage,
+            "r_set_advantage": self.retain_advantage,
+        }
+
     @property
     def forget_advantage(self) -> float:
         """How much more often forget samples are called members than test samples of their classes, in [−1, 1]."""
@@ -103,24 +103,30 @@ NO_RATES = MembershipRates(*[float("nan")] * 4)
 
 def _shuffled(data: LabelledSet, seed: int, name: str) -> Tensor:
     """(n,) positions in an order that depends on the seed and on which rows the set has, not on their order."""
+    import torch
+
     order = data.rows.cpu().argsort(stable=True)
     return order[torch.randperm(len(data), generator=generator(seed, "membership", name))]
 
 
 def _outputs(model: nn.Module, data: LabelledSet, positions: Tensor) -> Outputs | None:
     """The model's outputs at some positions; None without positions or if a logit is not finite."""
+    import torch
+
     if not len(positions):
         return None
     device = data.rows.device
     batches = (data.take(batch) for batch in positions.to(device).split(batch_size(device)))
-    found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
+    with torch.no_grad():
+        found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
     logits = torch.cat(found).cpu().double()
     return (logits, torch.cat(labels).cpu()) if logits.isfinite().all() else None
 
 
 def _attack(feature: Feature, members: Outputs, others: Outputs) -> Callable[[Outputs | None], Tensor | None]:
     """The cited classifier on one feature; of outputs it tells which are members', as (n,) float64 zeros and ones."""
-    from sklearn.svm import SVC  # slow to import
+    import torch
+    from sklearn.svm import SVC
 
     inside, outside = feature(*members), feature(*others)
     sides = torch.tensor([1] * len(inside) + [0] * len(outside))
@@ -148,6 +154,8 @@ def _share_like(mix: Tensor, called: Tensor | None, labels: Tensor) -> float:
     Returns:
         In [0, 1]; NaN if the other set is empty or has a class that the samples lack.
     """
+    import torch
+
     if called is None or not len(mix):
         return float("nan")
     classes, counts = mix.unique(return_counts=True)
@@ -155,14 +163,33 @@ def _share_like(mix: Tensor, called: Tensor | None, labels: Tensor) -> float:
     return float((counts * rates).sum() / counts.sum())
 
 
-@torch.no_grad()
+SUFFIXES = {"entropy": "", "loss": "_loss"}
+"""Ends of the names of the two attacks' rates in rows."""
+
+
+@METRICS.register("membership")
+@metric(
+    {
+        f"{side}_set_{kind}mia{suffix}": Number(oracle=True)
+        for suffix in SUFFIXES.values()
+        for kind in ("", "false_positive_", "advantage_")
+        for side in "fr"
+    },
+    {"fl-training", "total"},
+)
+def membership(model: Evaluated, stage: str) -> dict[str, float]:
+    """How often two attacks call forgotten and retained training images members (§4.2.3)."""
+    data = model.forget_data(), model.retain_data(), model.test
+    found = membership_inference(model.model, *data, model.seed)
+    return {
+        f"{name}_mia{SUFFIXES[feature]}": value
+        for feature, rates in found.items()
+        for name, value in rates.metrics().items()
+    }
+
+
 def membership_inference(
-    model: nn.Module,
-    forget: LabelledSet,
-    retain: LabelledSet,
-    test: LabelledSet,
-    seed: int,
-    features: Sequence[str] = ("entropy", "loss"),
+    model: nn.Module, forget: LabelledSet, retain: LabelledSet, test: LabelledSet, seed: int
 ) -> dict[str, MembershipRates]:
     """Attack a model with one support vector machine per feature.
 
@@ -181,18 +208,13 @@ def membership_inference(
         retain: the other training samples, the members.
         test: samples that the model was never trained on, the non-members; in the cited code, of all classes.
         seed: of the draws.
-        features: keys of :data:`FEATURES`; the images pass the model once for all of them.
 
     Returns:
         Rates by feature. All are NaN if the retain or the test set has fewer than two samples or if the model is not
         finite on the samples to fit on; one is NaN if its samples are missing or the model is not finite on them.
-
-    Raises:
-        KeyError: a feature has no such name.
     """
-    wanted = {name: FEATURES[name] for name in features}
     if min(len(retain), len(test)) < 2:
-        return dict.fromkeys(wanted, NO_RATES)
+        return dict.fromkeys(FEATURES, NO_RATES)
     in_retain, in_test = _shuffled(retain, seed, "retain"), _shuffled(test, seed, "test")
     size = min(len(retain) // 2, len(test) // 2, MOST)
     of_forget = _shuffled(forget, seed, "forget")[:SCORED]
@@ -208,11 +230,11 @@ def membership_inference(
         for module, mode in modes.items():
             module.training = mode
     if members is None or others is None:
-        return dict.fromkeys(wanted, NO_RATES)
+        return dict.fromkeys(FEATURES, NO_RATES)
     mixes = [data.subset(at).own_labels().cpu() for data, at in ((forget, of_forget), (retain, of_retain))]
     test_labels = test.subset(in_test[size:]).own_labels().cpu()
     rates = {}
-    for name, feature in wanted.items():
+    for name, feature in FEATURES.items():
         called = _attack(feature, members, others)
         on_test = called(strangers)
         false_positives = (_share_like(mix, on_test, test_labels) for mix in mixes)

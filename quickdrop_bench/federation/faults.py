@@ -1,16 +1,19 @@
-"""Clients that fail: some miss a round, some are too late for it, and some send an update that is no numbers."""
+"""Clients that fail: they miss a round, are too late for it, or send an update that is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
-
-import torch
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.functional.aggregation import State
+
+if TYPE_CHECKING:
+    import torch
+
+    from quickdrop_bench.functional.aggregation import State
 
 __all__ = ["Fate", "Faults", "corrupted"]
 
@@ -22,11 +25,10 @@ class Fate(Enum):
     """What becomes of a client that was chosen for a round."""
 
     RETURNS = "returns"
-    """It computes, and its update arrives as it is."""
     DROPPED = "dropped"
-    """It does not take part: nothing is computed, nothing sent."""
+    """Nothing is computed, nothing sent."""
     LATE = "late"
-    """It computes, but the round goes on without its update, and nothing is sent."""
+    """It computes, and sends nothing: the round goes on without its update."""
     CORRUPT = "corrupt"
     """It computes, and its update arrives with values that are not finite."""
 
@@ -50,11 +52,9 @@ class Faults:
     corrupt_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for f in fields(Faults):
-            rate = getattr(self, f.name)
+        for kind, rate in zip(("dropout", "straggler", "corrupt"), self._rates, strict=True):
             if not 0 <= rate < 1:
-                option = f"--{f.name.replace('_', '-')}"
-                raise BadInput(option, rate, "a number at least 0 and below 1 is needed")
+                raise BadInput(f"--{kind}-rate", rate, "a number at least 0 and below 1 is needed")
 
     @property
     def possible(self) -> bool:
@@ -77,7 +77,7 @@ class Faults:
             phase: name of the phase.
             round_: 0-based index of the round in the phase.
             clients: those that were chosen, at least one; the fates are in their order.
-            needed: at least one of these returns, all of them in ``clients``; None stands for all clients.
+            needed: some of them, of whom one returns; None stands for all.
         """
         if not self.possible:
             return dict.fromkeys(clients, Fate.RETURNS)
@@ -97,17 +97,16 @@ class Faults:
 
 def _draws(seed: int, phase: str, round_: int, client: int) -> list[float]:
     """One draw per kind of fault, so that setting another rate leaves this kind's luck as it was."""
+    import torch
+
     drawn: list[float] = torch.rand(3, generator=generator(seed, phase, "faults", round_, client)).tolist()
     return drawn
 
 
 def corrupted(update: State, stream: torch.Generator) -> State:
-    """A client's parameters with NaN for a few values of one of them.
+    """A copy of a client's parameters with NaN for a few values of one of them."""
+    import torch
 
-    Args:
-        update: parameters by name; not changed.
-        stream: draws which.
-    """
     name = list(update)[int(torch.randint(len(update), (), generator=stream))]
     values = update[name].flatten().clone()
     positions = torch.randint(len(values), (CORRUPTED_VALUES,), generator=stream)

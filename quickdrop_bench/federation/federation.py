@@ -17,17 +17,17 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalDistiller, LocalResult, Phase, train_locally
+from quickdrop_bench.federation.local import LocalWork, LoopEngine
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
-from quickdrop_bench.models import draw_parameters
+from quickdrop_bench.functional.initial import draw_parameters
 
 __all__ = [
     "MIN_IMPROVEMENT",
     "Choose",
     "Federation",
-    "PhaseResult",
     "Record",
     "RoundInfo",
     "Transform",
@@ -56,14 +56,12 @@ class RoundInfo:
     Attributes:
         phase: the running phase.
         round: 0-based index of the round that ended.
-        participants: ids of the clients whose updates were averaged.
+        participants: the clients whose updates were averaged.
         loss: sample-weighted mean of their training losses.
         matching_distance: mean over them of the distance per matched step; 0 without distillation.
         state: the global model after the round; not to be changed.
         cost: of the phase so far.
-        dropped: ids of the chosen clients that did not take part.
-        late: ids of those that computed, but too slowly.
-        rejected: ids of those whose update was not finite.
+        dropped, late, rejected: chosen clients that did not take part, computed too slowly, sent values not finite.
     """
 
     phase: Phase
@@ -78,30 +76,8 @@ class RoundInfo:
     rejected: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class PhaseResult:
-    """The global model after a phase.
-
-    Attributes:
-        state: parameters by name; if ``diverged``, the last finite ones.
-        cost: of the whole phase.
-        diverged: a client returned a non-finite update; the phase was stopped there. Where updates may be corrupt,
-            such an update is only rejected, and the phase stops if no other arrived in the round.
-    """
-
-    state: State
-    cost: Cost
-    diverged: bool = False
-
-
 def sample_clients(eligible: list[int], participation: float, generator: torch.Generator) -> list[int]:
-    """The clients of one round: a random share of those that have data, at least one, sorted.
-
-    Args:
-        eligible: sorted ids.
-        participation: in (0, 1].
-        generator: draws the round's clients.
-    """
+    """The clients of one round: a random share in (0, 1] of those that have data, at least one, sorted."""
     if participation >= 1:
         return eligible
     count = max(1, math.floor(participation * len(eligible) + 0.5))
@@ -111,7 +87,7 @@ def sample_clients(eligible: list[int], participation: float, generator: torch.G
 
 @dataclass(frozen=True)
 class _Job:
-    """What all rounds of a phase have in common, see :meth:`Federation.run`."""
+    """What all rounds of a phase have in common."""
 
     data: Mapping[int, LabelledSet]
     phase: Phase
@@ -133,52 +109,28 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Report:
-    """What became of a client's part of a round.
+    """What a client computed in a round, and whether its update was finite; None if none arrived."""
 
-    Attributes:
-        result: of its local steps.
-        cost: the time that it computed.
-        distillation_seconds: the part of it spent on distillation.
-        accepted: whether its update was finite; None if none arrived.
-    """
-
-    result: LocalResult
     cost: Cost
-    distillation_seconds: float
+    loss: float
+    matching_distance: float
     accepted: bool | None
-
-
-class _Patience:
-    """Counts rounds without progress."""
-
-    def __init__(self, rounds: int | None) -> None:
-        self._rounds = rounds
-        self._best = math.inf
-        self._waited = 0
-
-    def exhausted(self, loss: float) -> bool:
-        """Take in a round's loss; whether the phase has converged."""
-        progress = loss < self._best - MIN_IMPROVEMENT
-        self._waited = 0 if progress else self._waited + 1
-        self._best = min(self._best, loss)
-        return self._rounds is not None and self._waited >= self._rounds
 
 
 class Federation:
     """A server and its simulated clients on one Fabric.
 
-    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of a
-    round's clients (:mod:`~quickdrop_bench.federation.ranks`), and all call the same methods and end with the same
-    results. Every random stream is derived from (seed, phase, round, client), so neither the order of the clients nor
-    where or beside what they run changes a result.
+    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of the
+    clients (:mod:`~quickdrop_bench.federation.ranks`), and all end with the same results. Every random stream is
+    derived from (seed, phase, round, client), so neither the order of the clients nor where they run changes a result.
 
     Args:
         fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
         model: the architecture; its current parameters do not matter.
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
         faults: how often clients fail, in every phase; None for never.
-        static: whether the engine of :mod:`~quickdrop_bench.federation.static` makes the local steps; None for where
-            it can and there is a GPU.
+        static: whether :class:`~quickdrop_bench.federation.static.StaticEngine` makes the local steps where it can;
+            None for on a GPU.
     """
 
     def __init__(
@@ -198,11 +150,12 @@ class Federation:
         self.distillation = distillation
         self.faults = faults or Faults()
         self._masks: Mapping[str, Tensor] = {}
-        on_gpu = fabric.device.type == "cuda"
-        possible = is_possible(model, fabric.strategy.precision.precision)
-        self._static = (
-            StaticEngine(model, distillation) if possible and (on_gpu if static is None else static) else None
-        )
+        wanted = fabric.device.type == "cuda" if static is None else static
+        self._engine: LoopEngine | StaticEngine
+        if wanted and is_possible(model, fabric.strategy.precision.precision):
+            self._engine = StaticEngine(model, distillation)
+        else:
+            self._engine = LoopEngine(fabric, self.model, self._optimizer, distillation)
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -249,22 +202,21 @@ class Federation:
             phase: rounds, local steps, batch size, learning rate, direction, participation.
             seed: the run's seed.
             synthetic: S_i by client id, distilled in place (Algorithm 2); only clients that compute change.
-            start: continue after this many rounds of the same phase (``start.cost.rounds``, none of them skipped)
-                from its state.
+            start: continue this phase after ``start.cost.rounds`` rounds, none of them skipped.
             on_round: called after every round, before the Fabric callbacks.
             choose: picks the clients of a round, in place of ``phase.participation``.
-            transform: changes what is averaged for a client; part of the method, so inside its time.
-            record: sees every update that arrives, outside the time, in the process that simulates the client; so
-                does ``transform``.
+            transform: changes what is averaged for a client, in the process that simulates it, inside the time.
+            record: sees every update that arrives, in the same process, outside the time.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
         if not eligible:
             return result
         job = _Job(data, phase, seed, synthetic or {}, transform, record)
-        if self._static is not None:
-            self._static.begin(job.synthetic)
-        patience, warm = _Patience(phase.patience), False
+        if isinstance(self._engine, StaticEngine):
+            self._engine.begin(job.synthetic)
+        warm = isinstance(self._engine, StaticEngine)
+        best, waited = math.inf, 0
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
                 clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
@@ -273,7 +225,7 @@ class Federation:
             if not clients:
                 continue
             fates = self.faults.fates(seed, phase.name, k, clients)
-            if not warm and self._static is None:
+            if not warm:
                 present = next(client for client, fate in fates.items() if fate is not Fate.DROPPED)
                 self._warm_up(result.state, data[present], phase)
                 warm = True
@@ -283,7 +235,9 @@ class Federation:
             if on_round is not None:
                 on_round(info)
             self.fabric.call("on_round_end", federation=self, info=info)
-            if patience.exhausted(info.loss):
+            waited = 0 if info.loss < best - MIN_IMPROVEMENT else waited + 1
+            best = min(best, info.loss)
+            if phase.patience is not None and waited >= phase.patience:
                 break
         return result
 
@@ -319,11 +273,8 @@ class Federation:
         tolerated = rejected if self.faults.corrupt_rate else []
         diverged = rejected != tolerated or not averaged
         dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
-        cost = sum((r.cost for r in reports.values()), before.cost) + Cost(
-            distillation_seconds=sum(r.distillation_seconds for r in reports.values()),
+        cost = sum((report.cost for report in reports.values()), before.cost) + Cost(
             rounds=1,
-            sample_gradients=sum(r.result.sample_gradients for r in reports.values()),
-            second_order_sample_gradients=sum(r.result.second_order_sample_gradients for r in reports.values()),
             upload_bytes=self._bytes * (len(averaged) + len(rejected)),
             dropouts=len(dropped),
             stragglers=len(late),
@@ -334,8 +285,8 @@ class Federation:
             phase=job.phase,
             round=k,
             participants=tuple(averaged),
-            loss=sum(len(job.data[c]) * reports[c].result.loss for c in averaged) / max(mean.weight, 1),
-            matching_distance=sum(reports[c].result.matching_distance for c in averaged) / max(len(averaged), 1),
+            loss=sum(len(job.data[c]) * reports[c].loss for c in averaged) / max(mean.weight, 1),
+            matching_distance=sum(reports[c].matching_distance for c in averaged) / max(len(averaged), 1),
             state=state,
             cost=cost,
             dropped=dropped,
@@ -348,32 +299,19 @@ class Federation:
         """One client's part of a round; what it sends is taken into ``mean`` if it is finite."""
         clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
         self.load(before)
-        result = self._train(client, k, job, clock, distillation_clock)
+        own = job.synthetic.get(client) if self.distillation is not None else None
+        batches = generator(job.seed, job.phase.name, "batches", k, client)
+        matching = generator(job.seed, "distillation", k, client)
+        work = LocalWork(job.data[client], job.phase, batches, self._masks, own, matching)
+        result = self._engine.train(work, clock, distillation_clock)
         accepted = None
         if fate is not Fate.LATE:
             update = self._received(client, fate, before, k, job, clock)
             accepted = is_finite(update)
             if accepted:
                 mean.add(update, len(job.data[client]))
-        return _Report(result, clock.cost, distillation_clock.seconds, accepted)
-
-    def _train(self, client: int, k: int, job: _Job, clock: Clock, distillation_clock: Clock) -> LocalResult:
-        """A client's local steps on the working model, and on its synthetic set if it has one."""
-        own = job.synthetic.get(client) if self.distillation is not None else None
-        stream = generator(job.seed, "distillation", k, client)
-        work = (
-            job.data[client],
-            job.phase,
-            generator(job.seed, job.phase.name, "batches", k, client),
-            clock,
-            self._masks,
-        )
-        if self._static is not None:
-            return self._static.train(*work, own, stream, distillation_clock)
-        distiller = None
-        if own is not None and self.distillation is not None:
-            distiller = LocalDistiller(self._inner, own, self.distillation, stream)
-        return train_locally(self.fabric, self.model, self._optimizer, *work, distiller, distillation_clock)
+        cost = result.cost + clock.cost + Cost(distillation_seconds=distillation_clock.seconds)
+        return _Report(cost, result.loss, result.matching_distance, accepted)
 
     def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
         """What the server has of the client whose trained parameters the working model holds."""

@@ -34,12 +34,9 @@ def retained_rounds(rounds: int, every: int) -> list[int]:
 
 @dataclass(frozen=True)
 class UpdateRecorder:
-    """Writes updates as they come; nothing is held in memory. It is a ``record`` callable of ``Federation.run``.
+    """A ``record`` for ``Federation.run``: writes updates of a training of K rounds, every Δt ≥ 1, as they come.
 
-    Attributes:
-        folder: where to; a round that is trained again overwrites its files with equal ones.
-        rounds: K of the training.
-        every: Δt ≥ 1.
+    A round that is trained again overwrites its files with equal ones.
     """
 
     folder: Path
@@ -48,23 +45,18 @@ class UpdateRecorder:
 
     def __call__(self, k: int, client: int, num_examples: int, before: State, after: State) -> None:
         """Keep U_i = θ_i − θ_k, with θ_k the global model at the *start* of the round, if the round is retained."""
-        if k not in retained_rounds(self.rounds, self.every):
-            return
-        if k == 0:
-            _write(self.folder / INITIAL, before)
-        update = {name: after[name] - before[name] for name in after}
-        _write(_path(self.folder, k, client), {**update, COUNT: torch.tensor(num_examples)})
+        if k in retained_rounds(self.rounds, self.every):
+            if k == 0:
+                _write(self.folder / INITIAL, before)
+            update = {name: after[name] - before[name] for name in after}
+            _write(_path(self.folder, k, client), {**update, COUNT: torch.tensor(num_examples)})
 
 
 @dataclass(frozen=True)
 class UpdateHistory:
-    """Reads what an :class:`UpdateRecorder` wrote, or what somebody put in its place.
+    """Reads what an :class:`UpdateRecorder` wrote into a folder, onto a device.
 
     That names and shapes suit the model is for :func:`quickdrop_bench.store.artifacts.check_updates`.
-
-    Attributes:
-        folder: of the recorder.
-        device: where tensors are put.
     """
 
     folder: Path
@@ -104,8 +96,8 @@ class UpdateHistory:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             name, trained = path.relative_to(self.folder.parent), self.folder.parent
             reason = getattr(error, "strerror", None) or type(error).__name__
-            allowed = f"{name} is missing or damaged ({reason})"
-            raise BadInput("--artifacts-dir", trained, f"{allowed}; delete this folder to train again") from error
+            allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
+            raise BadInput("--artifacts-dir", trained, allowed) from error
         return tensors, count
 
     def stored_bytes(self, rounds: Iterable[int]) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,168 +12,117 @@ from lightning.fabric.wrappers import _FabricModule as FabricModule
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
 from torch import Tensor
 
-from quickdrop_bench.core.cost import Clock
+from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match
+from quickdrop_bench.distillation.in_situ import Distillation, MatchingResult, SyntheticSet, match
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalDistiller", "LocalResult", "Phase", "train_locally"]
+__all__ = ["LocalResult", "LocalWork", "LoopEngine"]
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One call of FedAvg(Z, θ, phase) in Algorithm 1.
+class LocalWork:
+    """One client's part of a round.
 
     Attributes:
-        name: the stage, e.g. ``fl-training``, ``unlearning``; part of the random streams' names.
-        rounds: communication rounds k.
-        local_steps: T, most local steps per client and round.
-        batch_size: |B|.
-        lr: η_θ.
-        ascend: θ + η∇L (unlearning) instead of θ − η∇L.
-        participation: share of the clients with data that take part in a round, in (0, 1].
-        stop_loss: a client stops its steps before the one whose batch has a mean loss above this; None never
-            stops. It bounds ascent, which is unbounded by itself.
-        patience: end the phase after this many rounds in a row in which the clients' mean training loss did not
-            fall by :data:`~quickdrop_bench.federation.federation.MIN_IMPROVEMENT` below its best; ``rounds`` is
-            then the most. None makes all rounds.
-        local_epochs: passes over the client's Z_i in place of T local steps; None counts steps.
+        data: its Z_i, not empty.
+        phase: T, |B|, η, direction and stopping rule.
+        batches: draws the batches.
+        masks: by parameter name, tensors that broadcast to its shape: 1 where it may change, 0 where not.
+        synthetic: its S_i, matched in place at each step (Algorithm 2); None leaves it out.
+        matching: draws the synthetic images of a step, from a stream of its own, so that the model's training is, up to
+            rounding, the same with and without them.
     """
 
-    name: str
-    rounds: int
-    local_steps: int
-    batch_size: int
-    lr: float
-    ascend: bool = False
-    participation: float = 1.0
-    stop_loss: float | None = None
-    patience: int | None = None
-    local_epochs: int | None = None
+    data: LabelledSet
+    phase: Phase
+    batches: torch.Generator
+    masks: Mapping[str, Tensor]
+    synthetic: SyntheticSet | None
+    matching: torch.Generator
 
-    def steps(self, size: int) -> int:
-        """Most local steps of a client with this many samples."""
-        return self.local_epochs * math.ceil(size / self.batch_size) if self.local_epochs else self.local_steps
+    def drawn(self) -> Iterator[Tensor]:
+        """Positions in the data, step by step."""
+        size = len(self.data)
+        return batches(size, self.phase.batch_size, self.phase.steps(size), self.batches)
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client's local steps did: samples used, mean loss, matching distance per matched step."""
+    """What local steps did: passes per sample, mean loss, matching distance per matched step."""
 
-    sample_gradients: int
-    second_order_sample_gradients: int
+    cost: Cost
     loss: float
     matching_distance: float
 
 
-class LocalDistiller:
-    """Runs Algorithm 2's image update beside the local steps of one client.
+class LoopEngine:
+    """Makes local steps one by one: the reference, and on CPUs the fastest.
 
-    It draws from a generator of its own, so the model's training is, up to rounding, the same with and without it.
+    Fabric has set up the model, which holds θ_{k,0} before and θ_{k,T} after :meth:`train`, and its plain SGD.
     """
 
     def __init__(
-        self, model: torch.nn.Module, synthetic: SyntheticSet, settings: Distillation, generator: torch.Generator
+        self, fabric: Fabric, model: FabricModule, optimizer: FabricOptimizer, distillation: Distillation | None
     ) -> None:
-        self._synthetic = synthetic
-        self._settings = settings
-        self._generator = generator
-        self._classes: list[int] = []
-        self._targets: list[Tensor] = []
-        self.gradients = ClassGradients(model)
-        self.samples = 0
-        self.distance = 0.0
-        self.matched_steps = 0
+        self._fabric, self._model, self._optimizer, self._distillation = fabric, model, optimizer, distillation
 
-    def split(self, labels: Tensor, loss_scale: float) -> None:
-        """Complete the gradient of the batch that was just recorded, class by class; the step needs it anyway.
+    def train(self, work: LocalWork, clock: Clock, distillation_clock: Clock) -> LocalResult:
+        """Algorithm 1, lines 11–16; with synthetic images Algorithm 2, lines 11–17.
 
         Args:
-            labels: (B,), sorted.
-            loss_scale: factor by which its loss was multiplied.
+            work: the client's.
+            clock: runs while the client computes.
+            distillation_clock: runs, within ``clock``, during what training without distillation would not do. The
+                class-wise gradients of the batch take the place of its weight gradients, so they count as training.
         """
+        phase, data = work.phase, work.data
+        for group in self._optimizer.param_groups:
+            group["lr"], group["maximize"] = phase.lr, phase.ascend
+        # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
+        held = [(p, work.masks[name]) for name, p in self._model.module.named_parameters() if name in work.masks]
+        used, losses, matched = 0, [], []
+        with clock.running():
+            for batch in work.drawn():
+                images, labels = data.take(batch.to(data.rows.device))
+                self._optimizer.zero_grad()
+                used += len(labels)
+                if work.synthetic is None:
+                    loss = F.cross_entropy(self._model(images), labels)
+                    losses.append(loss.detach())
+                    # The comparison waits for the device, so it is made only where a rule asks for it.
+                    if phase.stop_loss is not None and float(losses[-1]) > phase.stop_loss:
+                        break
+                    self._fabric.backward(loss)
+                else:
+                    order = labels.argsort(stable=True)
+                    loss, matching = self._distil(work, images[order], labels[order], distillation_clock)
+                    losses.append(loss)
+                    matched += [matching] if matching.samples else []
+                for parameter, mask in held:
+                    assert parameter.grad is not None
+                    parameter.grad.mul_(mask)
+                self._optimizer.step()
+        cost = Cost(sample_gradients=used, second_order_sample_gradients=sum(m.samples for m in matched))
+        distance = sum(float(m.distance) for m in matched) / max(len(matched), 1)
+        return LocalResult(cost, float(torch.stack(losses).mean()), distance)
+
+    def _distil(
+        self, work: LocalWork, images: Tensor, labels: Tensor, distillation_clock: Clock
+    ) -> tuple[Tensor, MatchingResult]:
+        """The gradient of a batch sorted by class, and synthetic images moved towards it; the batch's loss."""
+        assert work.synthetic is not None
+        assert self._distillation is not None
+        gradients = ClassGradients(self._model.module)
+        with gradients.recording():
+            loss = F.cross_entropy(self._model(images), labels)
+            self._fabric.backward(loss)
         classes, sizes = labels.cpu().unique_consecutive(return_counts=True)
-        self._classes, self._targets = classes.tolist(), self.gradients.split(sizes.tolist(), loss_scale)
-
-    def step(self) -> None:
-        """Match that batch."""
-        result = match(self.gradients, self._targets, self._classes, self._synthetic, self._settings, self._generator)
-        self.samples += result.samples
-        if result.samples:
-            self.distance += float(result.distance)
-            self.matched_steps += 1
-
-
-def train_locally(
-    fabric: Fabric,
-    model: FabricModule,
-    optimizer: FabricOptimizer,
-    data: LabelledSet,
-    phase: Phase,
-    generator: torch.Generator,
-    clock: Clock,
-    masks: Mapping[str, Tensor],
-    distiller: LocalDistiller | None = None,
-    distillation_clock: Clock | None = None,
-) -> LocalResult:
-    """Algorithm 1, lines 11–16 (with ``distiller``: Algorithm 2, lines 11–17), in place on ``model``.
-
-    Args:
-        fabric: runs backward passes in its precision.
-        model: set up by ``fabric``; holds θ_{k,0} on entry and θ_{k,T} on return.
-        optimizer: set up by ``fabric``, plain SGD on the model.
-        data: the client's Z_i, not empty.
-        phase: T, |B|, η, direction and stopping rule.
-        generator: draws the batches.
-        clock: runs while the client computes.
-        masks: by parameter name, tensors that broadcast to its shape: 1 where it may change, 0 where not.
-        distiller: updates the client's synthetic set at each step.
-        distillation_clock: runs, within ``clock``, during what training without distillation would not do. The
-            class-wise gradients of the batch take the place of its weight gradients, so they count as training.
-    """
-    for group in optimizer.param_groups:
-        group["lr"], group["maximize"] = phase.lr, phase.ascend
-    # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
-    held = [(parameter, masks[name]) for name, parameter in model.module.named_parameters() if name in masks]
-    used = 0
-    losses: list[Tensor] = []
-    with clock.running():
-        for batch in batches(len(data), phase.batch_size, phase.steps(len(data)), generator):
-            images, labels = data.take(batch.to(data.rows.device))
-            optimizer.zero_grad()
-            if distiller is None:
-                loss = F.cross_entropy(model(images), labels)
-                used += len(labels)
-                losses.append(loss.detach())
-                # The comparison waits for the device, so it is made only where a rule asks for it.
-                if phase.stop_loss is not None and float(losses[-1]) > phase.stop_loss:
-                    break
-                fabric.backward(loss)
-            else:
-                order = labels.argsort(stable=True)
-                images, labels = images[order], labels[order]
-                with distiller.gradients.recording():
-                    loss = F.cross_entropy(model(images), labels)
-                    fabric.backward(loss)
-                used += len(labels)
-                losses.append(loss.detach())
-                distiller.split(labels, _loss_scale(fabric))
-                assert distillation_clock is not None
-                with distillation_clock.running():
-                    distiller.step()
-            for parameter, mask in held:
-                assert parameter.grad is not None
-                parameter.grad.mul_(mask)
-            optimizer.step()
-    mean_loss = float(torch.stack(losses).mean())
-    if distiller is None:
-        return LocalResult(used, 0, mean_loss, 0.0)
-    distance = distiller.distance / max(distiller.matched_steps, 1)
-    return LocalResult(used, distiller.samples, mean_loss, distance)
-
-
-def _loss_scale(fabric: Fabric) -> float:
-    """The factor by which ``fabric.backward`` multiplies the loss: not 1 under ``16-mixed`` only."""
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
+        # Not 1 under ``16-mixed`` only.
+        scaler = getattr(self._fabric.strategy.precision, "scaler", None)
+        targets = gradients.split(sizes.tolist(), 1.0 if scaler is None else float(scaler.get_scale()))
+        with distillation_clock.running():
+            result = match(gradients, targets, classes.tolist(), work.synthetic, self._distillation, work.matching)
+        return loss.detach(), result

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quickdrop_bench.distillation.in_situ import Distillation
+from quickdrop_bench.distillation.in_situ import Distillation, positions_by_class
 
 __all__ = ["Plan", "batches", "plan_steps", "synthetic_images", "with_matching"]
 
@@ -66,7 +66,7 @@ def plan_steps(drawn: list[Tensor], labels: Tensor, width: int, classes: int) ->
     """The plan of steps without distillation.
 
     Args:
-        drawn: positions of each step's batch, at most ``width`` each.
+        drawn: positions of each step's batch.
         labels: (n,) int64, of the client's data, on the CPU.
         width: B, to which batches are padded.
         classes: C.
@@ -85,13 +85,7 @@ def plan_steps(drawn: list[Tensor], labels: Tensor, width: int, classes: int) ->
 
 
 def synthetic_images(labels: Tensor, fixed: frozenset[int], settings: Distillation) -> int:
-    """Most synthetic images that a local step of a client can match.
-
-    Args:
-        labels: of its synthetic set, on the CPU.
-        fixed: its classes that are not distilled.
-        settings: |B_S|.
-    """
+    """Most images of a synthetic set with these labels, on the CPU, that a local step can match."""
     counts = torch.bincount(labels).tolist()
     return sum(min(count, settings.batch_size) for c, count in enumerate(counts) if c not in fixed)
 
@@ -106,12 +100,11 @@ def with_matching(
         labels: (m,) int64, of the client's synthetic set, on the CPU.
         fixed: classes that are not distilled.
         settings: |B_S|.
-        generator: draws B_S where a class has more synthetic images than fit.
-        width: M, at least what any step matches.
+        generator: draws B_S where a class has more images than fit.
+        width: M, at least :func:`synthetic_images`.
     """
     steps, classes = plan.means.shape
-    positions = {c: torch.nonzero(labels == c).flatten() for c in range(classes) if c not in fixed}
-    open_classes = {c: own for c, own in positions.items() if len(own)}
+    open_classes = {c: own for c, own in positions_by_class(labels).items() if c not in fixed}
     picks, shares = torch.zeros(steps, width, dtype=torch.int64), torch.zeros(steps, width)
     matched = torch.zeros(steps, classes)
     for t, present in enumerate((plan.means > 0).tolist()):

@@ -41,8 +41,7 @@ LONGEST_WAIT = timedelta(days=7)
 class ClientParallel(DDPStrategy):
     """One process per device, as DDP has them, but each trains models of its own clients.
 
-    Nothing is synchronised in the backward pass, and nothing is wrapped: matching differentiates through a gradient,
-    which ``DistributedDataParallel`` cannot do.
+    Nothing is wrapped: matching differentiates through a gradient, which ``DistributedDataParallel`` cannot do.
     """
 
     def __init__(self, start_method: str = "popen") -> None:
@@ -77,10 +76,6 @@ def is_first() -> bool:
 def shares(work: Mapping[int, int], processes: int) -> list[list[int]]:
     """Who simulates whom: the largest client first, each to the process with the least work so far.
 
-    Args:
-        work: by client, what it costs, in any unit.
-        processes: how many there are.
-
     Example:
         >>> shares({0: 3, 1: 5, 2: 2, 3: 3}, 2)
         [[1, 2], [0, 3]]
@@ -95,12 +90,7 @@ def shares(work: Mapping[int, int], processes: int) -> list[list[int]]:
 
 
 def add_up(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in one all-reduce.
-
-    Args:
-        fabric: launched; with a single process nothing is done.
-        tensors: of one dtype, on the Fabric's device, with equal shapes in every process.
-    """
+    """Replace each tensor by its sum over all processes; all are of one dtype on the Fabric's device."""
     if fabric.world_size == 1 or not tensors:
         return
     together = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op="sum")
@@ -114,9 +104,9 @@ def spread(fabric: Fabric, label: Hashable, work: Mapping[int, int], compute: Ca
 
     Args:
         fabric: launched.
-        label: what this is about; processes that come here for different things are told apart by it.
-        work: by client, what it costs; the reports come in this order.
-        compute: called with a client; what it returns is plain data.
+        label: what this is about; tells apart processes that come here for different things.
+        work: by client, what it costs, in any unit; the reports come in this order.
+        compute: called with a client; returns plain data.
 
     Raises:
         Exception: what ``compute`` raised in any process; in all of them, once all are done, so that none waits.
@@ -143,13 +133,7 @@ def spread(fabric: Fabric, label: Hashable, work: Mapping[int, int], compute: Ca
 
 
 def hand_round(fabric: Fabric, work: Mapping[int, int], tensors: Callable[[int], Sequence[Tensor]]) -> None:
-    """After :func:`spread`, give every process each client's tensors as its own process left them, in place.
-
-    Args:
-        fabric: launched.
-        work: as for :func:`spread`.
-        tensors: of a client, all of one dtype and on the Fabric's device.
-    """
+    """After :func:`spread`, give every process each client's tensors as its own process left them, in place."""
     if fabric.world_size == 1:
         return
     mine = set(shares(work, fabric.world_size)[fabric.global_rank])

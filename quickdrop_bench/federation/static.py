@@ -1,8 +1,9 @@
 """Local steps for a GPU: shapes that never change, no question to the device, each step replayed as a CUDA graph.
 
-It computes what :func:`~quickdrop_bench.federation.local.train_locally` computes, which is the reference. What the host
-knows (the batches, their classes, the synthetic images of each step) is planned beforehand and copied at once; a batch
-that is short and a class that is missing stay in place with weight zero.
+The reference is :class:`~quickdrop_bench.federation.local.LoopEngine`. What the host knows (batches, their classes, the
+synthetic images of each step) is planned beforehand and copied at once; a batch that is short and a class that is
+missing stay in place with weight zero. The passes are written out layer by layer: models with other layers, such as
+ResNet-18, are left to the loop on a GPU too.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickdrop_bench.core.cost import Clock
+from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
-from quickdrop_bench.federation.local import LocalResult, Phase
-from quickdrop_bench.federation.plan import Plan, batches, plan_steps, synthetic_images, with_matching
-from quickdrop_bench.functional.layers import Classes, is_supported
-from quickdrop_bench.functional.padded import class_gradients
-from quickdrop_bench.functional.second_order import distance_and_image_gradient
+from quickdrop_bench.federation.local import LocalResult, LocalWork
+from quickdrop_bench.federation.phase import Phase
+from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, with_matching
+from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
+from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 
 __all__ = ["StaticEngine", "is_possible"]
 
@@ -42,17 +43,11 @@ FUSED = 256
 
 def is_possible(model: nn.Module, precision: str) -> bool:
     """Whether this engine trains a model: in float32, with layers that are written out one by one."""
-    sequence = _sequence(model)
+    sequence = sequence_of(model)
     plain = all(m.stride == m.dilation == (1, 1) for m in sequence if isinstance(m, nn.Conv2d))
     in_order = [id(p) for m in sequence for p in m.parameters()]
-    listed = bool(in_order) and in_order == [id(p) for p in model.parameters()]
+    listed = isinstance(sequence[-1], nn.Linear) and in_order == [id(p) for p in model.parameters()]
     return precision == "32-true" and listed and is_supported(sequence) and plain
-
-
-def _sequence(model: nn.Module) -> Sequence[nn.Module]:
-    """The layers in the order in which they run, of a model that lists them."""
-    sequence: Sequence[nn.Module] = getattr(model, "sequence", ())
-    return sequence
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,9 @@ class _Kind:
 class _Steps:
     """The buffers of one kind of step, and its parts ready to be replayed.
 
-    Args:
-        model: lies on the device; its parameters are changed in place.
-        kind: the shapes.
-        settings: ς_S, η_S and momentum.
-        images: (STAGED, B, C, H, W), where the images of the coming steps are laid.
-        classes: C.
-        capacity: most images of a client's synthetic set.
-        fuse: let the compiler fuse kernels.
-        pool: memory that all graphs share; None without a GPU. Steps of different kinds never mix, and what a step
-            hands from one of its graphs to the next is alive when the next is captured.
+    Images of the coming steps are laid into ``images``, (STAGED, B, C, H, W); ``capacity`` is the most of a client's
+    synthetic ones. All graphs share the memory ``pool`` (None without a GPU): what a step hands from one of its graphs
+    to the next is alive when the next is captured, and steps of different kinds never mix.
     """
 
     def __init__(
@@ -159,7 +147,7 @@ class _Steps:
     def _distilled_gradients(
         self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        loss, found, parts = class_gradients(_sequence(self._model), images, labels, weights, self._classes)
+        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, self._classes)
         targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
         return loss, found, targets
 
@@ -186,7 +174,7 @@ class _Steps:
         self, images: Tensor, labels: Tensor, shares: Tensor, targets: list[Tensor], matched: Tensor
     ) -> tuple[Tensor, Tensor]:
         classes = Classes.padded(labels, shares, self._classes)
-        layers = _sequence(self._model)
+        layers = sequence_of(self._model)
         distance, gradient = distance_and_image_gradient(layers, images, labels, classes, targets, matched)
         return distance, torch.where(shares.view(-1, 1, 1, 1) > 0, gradient, 0)
 
@@ -200,6 +188,36 @@ class _Steps:
             changes = [torch.where(self.alive, change, 0) for change in changes]
         torch._foreach_add_(list(self.parameters.values()), changes)
         self.t.add_(1)
+
+    def begin(self, phase: Phase, masks: Mapping[str, Tensor]) -> None:
+        """Set what holds for all steps of a client."""
+        self.rate.fill_(phase.lr if phase.ascend else -phase.lr)
+        self.sums.zero_()
+        self.alive.fill_(True)
+        if phase.stop_loss is not None:
+            self.stop.fill_(phase.stop_loss)
+        if masks:
+            for name, kept in zip(self.parameters, self.masks, strict=True):
+                kept.copy_(masks[name].expand_as(kept)) if name in masks else kept.fill_(1)
+
+    def replay(self, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock) -> None:
+        """Make the steps of a plan."""
+        whole, numbers = plan.packed()
+        for first in range(0, len(plan.rows), STAGED):
+            part = slice(first, first + STAGED)
+            count = len(plan.rows[part])
+            self.whole[:count].copy_(whole[part])
+            self.numbers[:count].copy_(numbers[part])
+            rows = data.rows[self.whole[:count, : plan.rows.shape[1]].flatten()]
+            torch.index_select(data.images, 0, rows, out=self.images[:count].flatten(0, 1))
+            self.t.zero_()
+            with clock.running():
+                for _ in range(count):
+                    self.descend()
+                    if self.match is not None:
+                        with distillation_clock.running():
+                            self.match()
+                    self.advance()
 
 
 def _replayable(step: Callable[[], None], pool: Any) -> Callable[[], None]:
@@ -227,11 +245,9 @@ def _side_stream() -> torch.cuda.Stream:
 
 
 class StaticEngine:
-    """Runs the local steps of clients on one working model.
+    """Runs the local steps of clients on one working model, of which :func:`is_possible` is true.
 
-    Args:
-        model: as :func:`is_possible`, on its device; other code may change its parameters in place between calls.
-        settings: the constants of Algorithm 2.
+    Other code may change the model's parameters in place between calls.
     """
 
     def __init__(self, model: nn.Module, settings: Distillation | None) -> None:
@@ -242,7 +258,7 @@ class StaticEngine:
         self._fuse = on_gpu and find_spec("triton") is not None
         gc.collect()  # graphs of an engine that is gone hold memory until then, and must not go during a capture
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        self._classes = next(m.out_features for m in reversed(_sequence(model)) if isinstance(m, nn.Linear))
+        self._classes = next(m.out_features for m in reversed(sequence_of(model)) if isinstance(m, nn.Linear))
         self._steps: dict[_Kind, _Steps] = {}
         self._staged: dict[int, Tensor] = {}
         self._on_host: dict[int, tuple[Tensor, Tensor]] = {}
@@ -253,47 +269,29 @@ class StaticEngine:
         self._on_host.clear()
         self._capacity = max([self._capacity, *(len(s) for s in synthetic.values())])
 
-    def train(
-        self,
-        data: LabelledSet,
-        phase: Phase,
-        generator: torch.Generator,
-        clock: Clock,
-        masks: Mapping[str, Tensor],
-        synthetic: SyntheticSet | None = None,
-        distillation_generator: torch.Generator | None = None,
-        distillation_clock: Clock | None = None,
-    ) -> LocalResult:
-        """Local steps in place on the model; see :func:`~quickdrop_bench.federation.local.train_locally`.
+    def train(self, work: LocalWork, clock: Clock, distillation_clock: Clock) -> LocalResult:
+        """Local steps in place on the model, as :meth:`~quickdrop_bench.federation.local.LoopEngine.train`.
 
-        Args:
-            data: the client's Z_i, not empty.
-            phase: T, |B|, η, direction and stopping rule.
-            generator: draws the batches.
-            clock: runs while steps are replayed; planning and copying the data is loading data.
-            masks: by parameter name, 1 where it may change, 0 where not.
-            synthetic: the client's S_i, updated in place; it fits what :meth:`begin` was told.
-            distillation_generator: draws the synthetic images of the steps.
-            distillation_clock: runs, within ``clock``, while they are matched.
+        The clocks run while steps are replayed; planning and copying the data is loading data.
         """
+        data, phase, synthetic, settings = work.data, work.phase, work.synthetic, self._settings
         labels = self._known(data.rows, data.own_labels)
-        drawn = list(batches(len(data), phase.batch_size, phase.steps(len(data)), generator))
-        plan = plan_steps(drawn, labels, _padded(min(len(data), phase.batch_size), phase.batch_size), self._classes)
+        width = _padded(min(len(data), phase.batch_size), phase.batch_size)
+        plan = plan_steps(list(work.drawn()), labels, width, self._classes)
         own, images = torch.empty(0, dtype=torch.int64), 0
-        if synthetic is not None and self._settings is not None and self._settings.image_steps:
+        if synthetic is not None and settings is not None and settings.image_steps:
             own = self._known(synthetic.labels, lambda: synthetic.labels)
-            images = -(-synthetic_images(own, synthetic.fixed_classes, self._settings) // EIGHT) * EIGHT
-        steps = self._steps_for(_Kind(plan.rows.shape[1], images, phase.stop_loss is not None, bool(masks)), data)
+            images = -(-synthetic_images(own, synthetic.fixed_classes, settings) // EIGHT) * EIGHT
+        steps = self._steps_for(_Kind(width, images, phase.stop_loss is not None, bool(work.masks)), data)
         if images:
             assert synthetic is not None
-            assert self._settings is not None
-            assert distillation_generator is not None
-            plan = with_matching(plan, own, synthetic.fixed_classes, self._settings, distillation_generator, images)
+            assert settings is not None
+            plan = with_matching(plan, own, synthetic.fixed_classes, settings, work.matching, images)
             steps.synthetic[: len(own)].copy_(synthetic.images)
             steps.velocity[: len(own)].copy_(synthetic.velocity)
-        self._set(steps, phase, masks)
+        steps.begin(phase, work.masks)
         spent = clock if phase.stop_loss is None else Clock(data.images.device)
-        self._replay(steps, plan, data, spent, distillation_clock)
+        steps.replay(plan, data, spent, distillation_clock)
         if images and synthetic is not None:
             synthetic.images.copy_(steps.synthetic[: len(synthetic)])
             synthetic.velocity.copy_(steps.velocity[: len(synthetic)])
@@ -301,8 +299,9 @@ class StaticEngine:
         if spent is not clock:  # steps after the stopping rule's are made here, and change nothing; a client would not
             clock.add(spent, made / len(plan.rows))
         matched = int((plan.matched.sum(1) > 0).sum())
-        second_order = int((plan.shares > 0).sum()) * (self._settings.image_steps if images and self._settings else 0)
-        return LocalResult(round(samples), second_order, loss / made, distance / max(matched, 1))
+        second_order = int((plan.shares > 0).sum()) * (settings.image_steps if images and settings else 0)
+        cost = Cost(sample_gradients=round(samples), second_order_sample_gradients=second_order)
+        return LocalResult(cost, loss / made, distance / max(matched, 1))
 
     def _known(self, tensor: Tensor, labels: Callable[[], Tensor]) -> Tensor:
         """Labels on the CPU, asked for once for each tensor that stands for their set."""
@@ -329,43 +328,8 @@ class StaticEngine:
             self._steps[kind] = steps
         return steps
 
-    def _set(self, steps: _Steps, phase: Phase, masks: Mapping[str, Tensor]) -> None:
-        steps.rate.fill_(phase.lr if phase.ascend else -phase.lr)
-        steps.sums.zero_()
-        steps.alive.fill_(True)
-        if phase.stop_loss is not None:
-            steps.stop.fill_(phase.stop_loss)
-        if masks:
-            for name, kept in zip(steps.parameters, steps.masks, strict=True):
-                kept.copy_(masks[name].expand_as(kept)) if name in masks else kept.fill_(1)
-
-    def _replay(
-        self, steps: _Steps, plan: Plan, data: LabelledSet, clock: Clock, distillation_clock: Clock | None
-    ) -> None:
-        whole, numbers = plan.packed()
-        for first in range(0, len(plan.rows), STAGED):
-            part = slice(first, first + STAGED)
-            count = len(plan.rows[part])
-            steps.whole[:count].copy_(whole[part])
-            steps.numbers[:count].copy_(numbers[part])
-            rows = data.rows[steps.whole[:count, : plan.rows.shape[1]].flatten()]
-            torch.index_select(data.images, 0, rows, out=steps.images[:count].flatten(0, 1))
-            steps.t.zero_()
-            with clock.running():
-                for _ in range(count):
-                    steps.descend()
-                    if steps.match is not None and distillation_clock is not None:
-                        with distillation_clock.running():
-                            steps.match()
-                    steps.advance()
-
 
 def _padded(count: int, most: int) -> int:
-    """A width for batches of this many images, so that sets of any size share a few graphs: 16, 32, 48, 64, 96, ...
-
-    Args:
-        count: of the images, at least 1.
-        most: the widest that is needed.
-    """
+    """A width for batches of this many images, so that sets of any size share a few graphs: 16, 32, 48, 64, 96, ..."""
     power = max(16, 1 << (count - 1).bit_length())
     return min(most, power * 3 // 4 if power > 32 and count <= power * 3 // 4 else power)

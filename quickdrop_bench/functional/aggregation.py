@@ -33,15 +33,7 @@ class RunningMean:
         self._dtypes = {name: value.dtype for name, value in like.items()}
 
     def add(self, state: Mapping[str, Tensor], weight: int) -> None:
-        """Take in a client's parameters.
-
-        Args:
-            state: parameters by name.
-            weight: number of samples behind them, > 0.
-
-        Raises:
-            ValueError: ``weight`` is not positive.
-        """
+        """Take in a client's parameters, behind which are ``weight`` > 0 samples."""
         if weight <= 0:
             raise ValueError(f"weight must be positive, got {weight}")
         self.weight += weight
@@ -49,11 +41,7 @@ class RunningMean:
             self.totals[name].add_(value.detach(), alpha=weight)
 
     def result(self) -> State:
-        """The mean so far.
-
-        Raises:
-            ValueError: nothing was added.
-        """
+        """The mean of what was added, at least one state."""
         if not self.weight:
             raise ValueError("no client state was added")
         return {name: (total / self.weight).to(self._dtypes[name]) for name, total in self.totals.items()}

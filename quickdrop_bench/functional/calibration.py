@@ -20,14 +20,8 @@ def calibrate(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Stat
 
     Args:
         stored: U by parameter name, the update of the original training; gives the length.
-        fresh: Û, same names and shapes, the update of the calibration training; gives the direction. A tensor
-            whose norm is below :data:`NO_DIRECTION` becomes zero; one whose norm is not finite becomes NaN.
-
-    Returns:
-        New tensors with the names and shapes of ``fresh``.
-
-    Raises:
-        KeyError: a parameter was not stored.
+        fresh: Û, likewise, of the calibration training; gives the direction. A tensor whose norm is below
+            :data:`NO_DIRECTION` becomes zero; one whose norm is not finite becomes NaN.
     """
     calibrated: State = {}
     for name, update in fresh.items():
@@ -41,12 +35,7 @@ def calibrate(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Stat
 
 
 def largest_growth(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> float:
-    """The largest ‖U‖/‖Û‖ over the tensors that have a direction, 0 if none has; waits for the device.
-
-    Args:
-        stored: U by parameter name.
-        fresh: Û, same names and shapes.
-    """
+    """The largest ‖U‖/‖Û‖ over the tensors that have a direction, 0 if none has; waits for the device."""
     norms = {name: float(torch.linalg.vector_norm(update)) for name, update in fresh.items()}
     return max(
         (float(torch.linalg.vector_norm(stored[name])) / norm for name, norm in norms.items() if norm >= NO_DIRECTION),

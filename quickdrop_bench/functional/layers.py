@@ -22,6 +22,7 @@ __all__ = [
     "is_small",
     "is_supported",
     "layer_of",
+    "sequence_of",
     "summed_products",
 ]
 
@@ -48,20 +49,14 @@ class Classes:
 
     @classmethod
     def of_sizes(cls, sizes: Sequence[int], like: Tensor) -> Classes:
-        """Images sorted by class; K and the sizes are those of the classes at hand."""
+        """Images sorted by class, of K classes with these sizes."""
         counts = torch.tensor(list(sizes))
         index = torch.arange(len(counts)).repeat_interleave(counts)
         return cls(index.to(like.device), (1 / counts)[index].unsqueeze(1).to(like), len(counts), sizes)
 
     @classmethod
     def padded(cls, labels: Tensor, shares: Tensor, count: int) -> Classes:
-        """Shapes that never change, and no question to the device: all classes are there, padding has share zero.
-
-        Args:
-            labels: (M,) int64.
-            shares: (M,) float32.
-            count: number of all classes.
-        """
+        """Shapes that never change, and no question to the device: all classes are there, padding has share zero."""
         members = (torch.arange(count, device=labels.device)[:, None] == labels).to(shares)
         return cls(labels, shares.unsqueeze(1), count, members=members)
 
@@ -84,9 +79,13 @@ class Layer:
         """Jᵀg."""
         raise NotImplementedError
 
+    def push(self, a: Tensor, /) -> Tensor:
+        """Ja, for layers without a weight."""
+        raise NotImplementedError
+
     def tangent(self, a: Tensor | None) -> Tensor | None:
         """Ja, and what V adds; None stands for zero."""
-        raise NotImplementedError
+        return None if a is None else self.push(a)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Jᵀy, and what x changes in the two passes before."""
@@ -106,8 +105,7 @@ class _Pool(Layer):
     def back(self, g: Tensor) -> Tensor:
         return spread_over_squares(g)
 
-    def tangent(self, a: Tensor | None) -> Tensor | None:
-        return None if a is None else self.forward(a)
+    push = forward
 
 
 class _Relu(Layer):
@@ -119,8 +117,7 @@ class _Relu(Layer):
         passed: Tensor = torch.ops.aten.threshold_backward(g, self._y, 0)
         return passed
 
-    def tangent(self, a: Tensor | None) -> Tensor | None:
-        return None if a is None else self.back(a)
+    push = back
 
 
 class _Flatten(Layer):
@@ -131,8 +128,8 @@ class _Flatten(Layer):
     def back(self, g: Tensor) -> Tensor:
         return g.view(self._shape)
 
-    def tangent(self, a: Tensor | None) -> Tensor | None:
-        return None if a is None else a.flatten(1)
+    def push(self, a: Tensor) -> Tensor:
+        return a.flatten(1)
 
 
 class _Norm(Layer):
@@ -152,22 +149,17 @@ class _Norm(Layer):
         self._g = g
 
     def own_gradients(self, g: Tensor) -> list[Tensor]:
-        n, c, h, w = g.shape
-        sizes = (n, c, h * w, self._m.num_groups)
-        norm_backward = torch.ops.aten.native_group_norm_backward
-        _, scale, shift = norm_backward(
-            g.contiguous(), self._x, self._mean, self._r, self._m.weight, *sizes, [False, True, True]
-        )
-        return [scale, shift]
+        return self._backward(g, self._m.weight, [False, True, True])[1:]
 
     def _project(self, g: Tensor, weight: Tensor | None) -> Tensor:
         """r·P(weight·g) with P = I − 11ᵀ/L − x̂x̂ᵀ/L."""
+        return self._backward(g, weight, [True, False, False])[0]
+
+    def _backward(self, g: Tensor, weight: Tensor | None, wanted: list[bool]) -> list[Tensor]:
         n, c, h, w = g.shape
         sizes = (n, c, h * w, self._m.num_groups)
-        wanted = [True, False, False]
         norm_backward = torch.ops.aten.native_group_norm_backward
-        projected: Tensor = norm_backward(g.contiguous(), self._x, self._mean, self._r, weight, *sizes, wanted)[0]
-        return projected
+        return list(norm_backward(g.contiguous(), self._x, self._mean, self._r, weight, *sizes, wanted))
 
     def back(self, g: Tensor) -> Tensor:
         return self._project(g, self._m.weight)
@@ -201,12 +193,12 @@ class Weighted(Layer):
 
     bias: Tensor | None
 
+    direction: Tensor
+    """V, (K, *weight.shape): the gradient of the distance with respect to the class-wise weight gradients."""
+
     def own_gradients(self, g: Tensor) -> list[Tensor]:
         """The bias's."""
         return [] if self.bias is None else [g.sum([d for d in range(g.dim()) if d != 1])]
-
-    direction: Tensor
-    """V, (K, *weight.shape): the gradient of the distance with respect to the class-wise weight gradients."""
 
     def weight_gradients(self) -> Tensor:
         """(K, *weight.shape), once the first two passes are made."""
@@ -344,28 +336,31 @@ def is_small(m: nn.Conv2d, x: Tensor) -> bool:
 
 
 def summed_products(columns: Tensor, g: Tensor, index: Tensor) -> Tensor:
-    """Σ over a class's samples of g·columnsᵀ.
-
-    Args:
-        columns: (M, n, L).
-        g: (M, C, H, W) with H·W = L.
-        index: (M,) int64, from 0 to K − 1, sorted.
-
-    Returns:
-        (K, C·n).
-    """
+    """Σ over a class's samples of g·columnsᵀ: from (M, C, H, W), (M, n, H·W) and sorted (M,) classes to (K, C·n)."""
     each = torch.bmm(g.flatten(2), columns.mT).flatten(1)
     return each.new_zeros(int(index[-1]) + 1, each.shape[1]).index_add(0, index, each)
 
 
+def sequence_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of nested ``nn.Sequential`` in the order in which they run; any other module is one layer."""
+    if type(model) is nn.Sequential:
+        return [layer for part in model for layer in sequence_of(part)]
+    return [model]
+
+
 def is_supported(sequence: Sequence[nn.Module]) -> bool:
     """Whether the passes of a model's layers, given in the order in which they run, are written here."""
-    return all(
-        isinstance(m, HalvingPool | nn.ReLU | nn.Flatten | nn.Linear | nn.Identity)
-        or (isinstance(m, nn.GroupNorm) and m.affine)
-        or (isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and isinstance(m.padding, tuple))
-        for m in sequence
-    )
+    return all(map(_is_written, sequence))
+
+
+def _is_written(m: nn.Module) -> bool:
+    """A subclass may do something else."""
+    kind = type(m)
+    if isinstance(m, nn.Conv2d):
+        return kind is nn.Conv2d and m.groups == 1 and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+    if isinstance(m, nn.Flatten):
+        return (m.start_dim, m.end_dim) == (1, -1)
+    return kind in (HalvingPool, nn.ReLU, nn.Linear, nn.Identity) or (kind is nn.GroupNorm and bool(m.affine))
 
 
 def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:

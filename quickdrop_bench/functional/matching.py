@@ -5,7 +5,7 @@ Shapes: K classes in the batch, B real images, M synthetic images of all K class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from quickdrop_bench.functional.layers import Classes, is_small, is_supported, summed_products
+from quickdrop_bench.functional.layers import Classes, is_small, is_supported, sequence_of, summed_products
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
 __all__ = ["ClassGradients", "matched_weights", "matching_distance"]
@@ -32,12 +32,11 @@ def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum over tensors and rows of 1 − ⟨a,b⟩ / (‖a‖·‖b‖ + 1e-6): d of Zhao et al. (paper §4.1).
 
-    A row is one output channel (convolution) or one output unit (linear). A row with a zero gradient
-    contributes exactly 1.
+    A row is one output channel (convolution) or one output unit (linear); one with a zero gradient counts exactly 1.
 
     Args:
         real: class-wise gradients by tensor, each (K, rows, ...).
-        synthetic: the same shapes.
+        synthetic: likewise.
 
     Returns:
         Scalar, at least 0 up to rounding; at most twice the number of rows per class.
@@ -53,30 +52,30 @@ def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 class ClassGradients:
     """Weight gradients class by class, from one forward and one backward pass over a whole batch.
 
-    A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping
-    both for every convolution and linear layer therefore gives each class's gradient by summing over its own
-    samples only. The passes may be those of the model's own training step (:meth:`recording`, :meth:`split`) or
-    made here on synthetic images (:meth:`synthetic`); neither costs a pass per class.
+    A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping both
+    gives each class's gradient by summing over its own samples only. The passes may be those of the model's own
+    training step (:meth:`recording`, :meth:`split`) or made here on synthetic images; neither costs a pass per class.
 
     Args:
-        model: module without coupling between the samples of a batch; every parameter with two or more
-            dimensions must be the weight of an ``nn.Conv2d`` or ``nn.Linear``.
+        model: as :class:`~quickdrop_bench.models.registry.Model` says.
 
     Raises:
-        ValueError: the model has another kind of weight.
+        ValueError: a weight is neither that of a convolution nor of a linear layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        sequence: Sequence[nn.Module] = getattr(model, "sequence", ())
-        self._sequence = sequence if is_supported(sequence) else ()
-        self._layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        sequence = sequence_of(model)
+        self._sequence = sequence if is_supported(sequence) else []
+        # Not their subclasses, which may do something else with the weight.
+        exact = (m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear))
+        self._layers = [m for m in exact if isinstance(m, nn.Conv2d | nn.Linear)]
         known = {id(layer.weight) for layer in self._layers}
         for name, weight in matched_weights(model).items():
             if id(weight) not in known:
                 raise ValueError(f"{name}: gradient matching supports Conv2d and Linear weights only")
-        self._inputs: list[Tensor] = []
-        self._output_gradients: list[Tensor] = []
+        self._inputs: dict[int, Tensor] = {}
+        self._output_gradients: dict[int, Tensor] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -84,65 +83,52 @@ class ClassGradients:
 
         The backward pass leaves out the parameters of convolutions and linear layers; :meth:`split` makes up for it.
         """
-        with self._watching() as (inputs, outputs):
 
-            def keep(index: int, gradient: Tensor) -> None:
-                self._output_gradients[index] = gradient
+        def keep(index: int, x: Tensor, output: Tensor) -> None:
+            self._inputs[index] = x.detach()
+            if not output.requires_grad:  # the first layer's
+                output.requires_grad_()
+            output.register_hook(partial(self._output_gradients.__setitem__, index))
 
-            def watch(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                if not output.requires_grad:  # the first layer's
-                    output.requires_grad_()
-                output.register_hook(partial(keep, len(outputs) - 1))
-
-            handles = [layer.register_forward_hook(watch) for layer in self._layers]
-            self._output_gradients = [torch.empty(0)] * len(self._layers)
-            # All of them: for a bias alone, a convolution's backward pass would compute its weight's gradient too.
-            parameters = [p for layer in self._layers for p in layer.parameters()]
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            try:
+        # All of them: for a bias alone, a convolution's backward pass would compute its weight's gradient too.
+        parameters = [p for layer in self._layers for p in layer.parameters()]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            with self._watching(keep):
                 yield
-            finally:
-                for handle in handles:
-                    handle.remove()
-                for parameter in parameters:
-                    parameter.requires_grad_()
-        self._inputs = [x.detach() for x in inputs]
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_()
 
     @contextmanager
-    def _watching(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Inputs and outputs of the layers during the forward passes inside the block."""
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
+    def _watching(self, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+        """Show each layer's index, input and output in the forward passes inside the block."""
 
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs.append(args[0])
-            outputs.append(output)
+        def hook(index: int, _layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            see(index, args[0], output)
 
-        handles = [layer.register_forward_hook(keep) for layer in self._layers]
+        handles = [layer.register_forward_hook(partial(hook, index)) for index, layer in enumerate(self._layers)]
         try:
-            yield inputs, outputs
+            yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def split(self, sizes: Sequence[int], loss_scale: float = 1.0) -> list[Tensor]:
-        """Class-wise gradients of the recorded batch, whose loss was the mean over its B samples.
+        """∇ of each class's mean loss over the recorded batch: a detached float32 (K, ...) per weight.
 
-        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17), so
-        that it is put where the backward pass would have put it, into ``.grad``; so are the biases'.
+        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17). It
+        is put where the backward pass would have put it, into ``.grad``; so are the biases'.
 
         Args:
-            sizes: B_c, samples per class in the batch's order; their sum is B.
-            loss_scale: factor by which the recorded loss was multiplied (float16 scaling); ``.grad`` keeps it.
-
-        Returns:
-            One detached float32 tensor (K, ...) per weight: ∇ of the class's mean loss.
+            sizes: B_c, samples per class in the batch's order.
+            loss_scale: factor by which the mean loss was multiplied (float16 scaling); ``.grad`` keeps it.
         """
         factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes])
         gradients = []
-        for layer, x, g in zip(self._layers, self._inputs, self._output_gradients, strict=True):
-            x, g = x.to(layer.weight.dtype), g.to(layer.weight.dtype)
+        for index, layer in enumerate(self._layers):
+            x, g = (kept[index].to(layer.weight.dtype) for kept in (self._inputs, self._output_gradients))
             parts = _weight_gradients(layer, x, g, list(sizes))
             layer.weight.grad = parts.sum(0)
             if layer.bias is not None:
@@ -151,34 +137,28 @@ class ClassGradients:
             gradients.append(parts.float() * factors.to(parts.device).view(-1, *[1] * (parts.dim() - 1)))
         return gradients
 
-    def synthetic(self, images: Sequence[Tensor], labels: Sequence[int]) -> list[Tensor]:
-        """∇ of each class's mean loss over its images, differentiable with respect to the images.
+    def synthetic(self, images: Tensor, sizes: Sequence[int], labels: Sequence[int]) -> list[Tensor]:
+        """∇ of each class's mean loss over its images, differentiable with respect to them: (K, ...) per weight.
 
-        Args:
-            images: for each class (M_c, C, H, W) float32.
-            labels: the classes.
-
-        Returns:
-            One tensor (K, ...) per weight.
+        The arguments are those of :meth:`distance`.
         """
-        sizes = [len(batch) for batch in images]
-        device = images[0].device
-        targets = torch.tensor(list(labels), device=device).repeat_interleave(torch.tensor(sizes, device=device))
-        shares = torch.cat([torch.full((size,), 1 / size) for size in sizes]).to(device)
-        with self._watching() as (inputs, outputs):
-            logits = self._model(torch.cat(list(images)))
-        loss = (F.cross_entropy(logits, targets, reduction="none") * shares).sum()
+        classes = Classes.of_sizes(sizes, images)
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        with self._watching(lambda index, x, output: seen.update({index: (x, output)})):
+            losses = F.cross_entropy(self._model(images), self._targets(labels, classes), reduction="none")
+        inputs, outputs = zip(*(seen[index] for index in range(len(self._layers))), strict=True)
+        loss = (losses * classes.shares.squeeze(1)).sum()
         output_gradients = torch.autograd.grad(loss, outputs, create_graph=True)
         passes = zip(self._layers, inputs, output_gradients, strict=True)
-        return [_weight_gradients(layer, x, g, sizes) for layer, x, g in passes]
+        return [_weight_gradients(layer, x, g, list(sizes)) for layer, x, g in passes]
 
     def distance(
         self, targets: Sequence[Tensor], images: Tensor, sizes: Sequence[int], labels: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """The distance d of synthetic images to given class-wise gradients, and its gradient at the images.
 
-        It is written out for models that list their layers in an attribute ``sequence``, if all are known to
-        :mod:`~quickdrop_bench.functional.second_order`, and left to autograd for others.
+        The passes of a sequence of layers known to :mod:`~quickdrop_bench.functional.layers` are written out; those of
+        other models are left to autograd.
 
         Args:
             targets: one (K, ...) per weight.
@@ -191,11 +171,16 @@ class ClassGradients:
         """
         if self._sequence:
             classes = Classes.of_sizes(sizes, images)
-            chosen = torch.tensor(list(labels), device=images.device)[classes.index]
+            chosen = self._targets(labels, classes)
             return distance_and_image_gradient(self._sequence, images, chosen, classes, targets)
         leaf = images.detach().requires_grad_()
-        distance = matching_distance(targets, self.synthetic(leaf.split(list(sizes)), labels))
+        distance = matching_distance(targets, self.synthetic(leaf, sizes, labels))
         return distance.detach(), torch.autograd.grad(distance, leaf)[0]
+
+    @staticmethod
+    def _targets(labels: Sequence[int], classes: Classes) -> Tensor:
+        """(M,) int64, each image's label."""
+        return torch.tensor(list(labels), device=classes.index.device)[classes.index]
 
 
 def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["HalvingPool", "spread_over_squares"]
+__all__ = ["HalvingPool", "halving", "spread_over_squares"]
 
 SMALL = 2**19
 """Elements up to which one kernel of the library beats several."""
@@ -45,6 +45,11 @@ class HalvingPool(nn.Module):
             return F.avg_pool2d(images, 2)
         of_slices: Tensor = _Slices.apply(images)
         return of_slices
+
+
+def halving(side: int) -> nn.Module:
+    """Average pooling of 2×2 squares for images of this side; an odd last row and column are left out."""
+    return nn.AvgPool2d(2) if side % 2 else HalvingPool()
 
 
 def _is_traced() -> bool:

@@ -7,29 +7,53 @@ dimension of n entries, layer after layer; ``widths`` says how many belong to ea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "channel_activity",
+    "channel_masks",
     "choose_channels",
     "class_sums",
     "inverse_document_frequency",
     "least_kept",
     "pooled_means",
+    "prunable_layers",
     "prune_count",
     "term_frequency",
     "tf_idf",
+    "zero_filters",
 ]
+
+
+def prunable_layers(model: nn.Module) -> list[tuple[str, str | None]]:
+    """The convolutions, whose channels can be pruned, and the normalisation right behind each.
+
+    A channel is zero behind its layer if its parameters of both modules are. In a residual network that is what the
+    block, or its shortcut, adds to the channel: what earlier blocks put there passes by.
+
+    Args:
+        model: lists its modules in the order in which they run.
+
+    Returns:
+        Module names, in order: of the convolution, and of the normalisation or None.
+
+    Example:
+        >>> prunable_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 3)))
+        [('0', '1'), ('3', None)]
+    """
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    behind = [(name if isinstance(module, nn.GroupNorm) else None) for name, module in leaves[1:]] + [None]
+    return [(name, norm) for (name, module), norm in zip(leaves, behind, strict=True) if isinstance(module, nn.Conv2d)]
 
 
 def channel_activity(output: Tensor) -> Tensor:
     """How strongly each channel of a convolution fires: the mean of its ReLU over the picture.
 
     Args:
-        output: (B, C, H, W) floating, what the convolution gives before normalisation.
+        output: (B, C, H, W), what the convolution gives before normalisation.
 
     Returns:
         (B, C) float32, ≥ 0.
@@ -58,31 +82,21 @@ def pooled_means(means: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
     The plain mean over clients (§4.1) takes a class that a client lacks for one that leaves its channels silent.
 
     Args:
-        means: one (U, n) per client, floating; rows of classes that a client lacks do not matter if finite.
+        means: one (U, n) per client, of at least one; rows of classes that a client lacks do not matter if finite.
         counts: one (U,) per client, integers ≥ 0.
 
     Returns:
         (U, n) float64; zero for a class without samples.
-
-    Raises:
-        ValueError: there is no client.
     """
-    if not means:
-        raise ValueError("no client sent a statistic")
     weights = torch.stack(list(counts)).double()
     totals = weights.sum(0).clamp(min=1)
     return (torch.stack(list(means)).double() * weights[:, :, None]).sum(0) / totals[:, None]
 
 
 def term_frequency(activity: Tensor, widths: Sequence[int]) -> Tensor:
-    """A channel's share of its layer's activity, for one class (§4.2).
+    """A channel's share of its layer's activity (n,), for one class (§4.2).
 
-    Args:
-        activity: (n,) floating, ≥ 0.
-        widths: channels of each layer; they sum to n.
-
-    Returns:
-        (n,) of the same dtype; each layer sums to 1, or to 0 if all of it is silent.
+    Each layer sums to 1, or to 0 if all of it is silent.
     """
     shares = []
     for layer in activity.split(list(widths)):
@@ -97,10 +111,10 @@ def inverse_document_frequency(means: Tensor) -> Tensor:
     The paper's logarithm, so that no value is negative, with the threshold of the authors' code.
 
     Args:
-        means: (U, n) floating, ≥ 0; a row per class.
+        means: (U, n), ≥ 0; a row per class.
 
     Returns:
-        (n,) of the same dtype, in [0, ln((1 + U)/2)]; 0 for a channel to which all classes are equal.
+        (n,) in [0, ln((1 + U)/2)]; 0 for a channel to which all classes are equal.
     """
     # A rounded mean can exceed the equal values it was taken of.
     threshold = means.mean(0).minimum(means.amax(0))
@@ -109,16 +123,7 @@ def inverse_document_frequency(means: Tensor) -> Tensor:
 
 
 def tf_idf(means: Tensor, target: int, widths: Sequence[int]) -> Tensor:
-    """How much each channel speaks for one class rather than for the others (§4.2).
-
-    Args:
-        means: (U, n) floating, ≥ 0; a row per class.
-        target: the row of the class.
-        widths: channels of each layer; they sum to n.
-
-    Returns:
-        (n,) of the same dtype, ≥ 0.
-    """
+    """How much each channel speaks for the class in row ``target`` rather than for the others: (n,), ≥ 0 (§4.2)."""
     return term_frequency(means[target], widths) * inverse_document_frequency(means)
 
 
@@ -159,10 +164,8 @@ def choose_channels(scores: Tensor, widths: Sequence[int], count: int, pruned: T
     """
     layers = [layer for layer, width in enumerate(widths) for _ in range(width)]
     gone = pruned.tolist()
-    spare = [
-        width - least_kept(width) - int(old.sum())
-        for width, old in zip(widths, pruned.split(list(widths)), strict=True)
-    ]
+    left = [int((~old).sum()) for old in pruned.split(list(widths))]
+    spare = [kept - least_kept(width) for kept, width in zip(left, widths, strict=True)]
     chosen: list[int] = []
     for channel in torch.sort(scores, descending=True, stable=True).indices.tolist():
         if len(chosen) >= count:
@@ -173,3 +176,31 @@ def choose_channels(scores: Tensor, widths: Sequence[int], count: int, pruned: T
     mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     mask[chosen] = True
     return mask
+
+
+def zero_filters(weight: Tensor) -> Tensor:
+    """(C,) bool: which filters of a (C, …) weight are zero throughout, which is how pruned ones are known."""
+    return ~weight.flatten(1).any(1)
+
+
+def channel_masks(
+    layers: Sequence[tuple[str, str | None]], alive: Sequence[Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Masks for every parameter that gives a convolution's channel a value.
+
+    The normalisation belongs to it: over one channel it turns a silent channel into its constant bias.
+
+    Args:
+        layers: names of each convolution and of the normalisation behind it.
+        alive: one (C,) bool per layer, False for pruned channels.
+        state: parameters by name.
+
+    Returns:
+        Bool tensors that broadcast to the parameters of their name.
+    """
+    masks = {}
+    for names, mask in zip(layers, alive, strict=True):
+        for name in (f"{module}.{kind}" for module in names if module for kind in ("weight", "bias")):
+            if name in state:
+                masks[name] = mask.reshape(-1, *[1] * (state[name].ndim - 1))
+    return masks

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quickdrop_bench.functional.layers import Classes, Layer, Weighted, layer_of
 
-__all__ = ["EPSILON", "direction", "distance_and_image_gradient", "forward"]
+__all__ = ["EPSILON", "class_gradients", "direction", "distance_and_image_gradient"]
 
 EPSILON = 1e-6
 """Added to the product of the norms, as in the published code of the distance."""
@@ -54,8 +54,7 @@ def distance_and_image_gradient(
     """The distance d of the class-wise weight gradients to given ones, and its gradient with respect to the images.
 
     Args:
-        sequence: a model's layers, as :func:`~quickdrop_bench.functional.layers.is_supported`; the last one gives
-            logits.
+        sequence: as :func:`~quickdrop_bench.functional.layers.is_supported`; the last layer gives logits.
         images: (M, C, H, W) float.
         labels: (M,) int64.
         classes: how the images belong to the K classes.
@@ -65,7 +64,7 @@ def distance_and_image_gradient(
     Returns:
         A scalar, and (M, C, H, W).
     """
-    layers, logits = forward(sequence, images, classes)
+    layers, logits = _forward(sequence, images, classes)
     p = logits.softmax(1)
     g = p.clone()
     g[classes.rows, labels] -= 1
@@ -90,7 +89,45 @@ def distance_and_image_gradient(
     return distance, y
 
 
-def forward(sequence: Sequence[nn.Module], images: Tensor, classes: Classes) -> tuple[list[Layer], Tensor]:
+@torch.no_grad()
+def class_gradients(
+    sequence: Sequence[nn.Module], images: Tensor, labels: Tensor, weights: Tensor, count: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The loss Σ_b w_b·CE_b of a padded batch, its gradients, and each class's part of the weights' gradients.
+
+    It is made of kernels alone and asks the device nothing.
+
+    Args:
+        sequence: as for :func:`distance_and_image_gradient`.
+        images: (B, C, H, W) float32.
+        labels: (B,) int64.
+        weights: (B,) float32; zero for padding.
+        count: number of all classes.
+
+    Returns:
+        A scalar; the gradients of the layers' parameters, in order; and one (count, ...) tensor per weight, whose sum
+        over the classes is the weight's gradient.
+    """
+    layers, logits = _forward(sequence, images, Classes.padded(labels, weights, count))
+    logarithms = logits.log_softmax(1)
+    loss = -(weights * logarithms.gather(1, labels[:, None]).squeeze(1)).sum()
+    truth = (labels[:, None] == torch.arange(count, device=labels.device)).to(logits)
+    g = (logarithms.exp() - truth) * weights[:, None]
+    found: list[list[Tensor]] = []
+    parts = []
+    for layer in reversed(layers):
+        layer.keep(g)
+        own = layer.own_gradients(g)
+        if isinstance(layer, Weighted):
+            parts.append(layer.weight_gradients())
+            own = [parts[-1].sum(0), *own]
+        found.append(own)
+        if layer is not layers[0]:
+            g = layer.back(g)
+    return loss, [gradient for own in reversed(found) for gradient in own], parts[::-1]
+
+
+def _forward(sequence: Sequence[nn.Module], images: Tensor, classes: Classes) -> tuple[list[Layer], Tensor]:
     """The layers, each of which keeps what later passes need, and the logits."""
     layers: list[Layer] = []
     x = images

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["EVALUATION", "TRAINING", "UNLEARNING", "Run"]
+__all__ = ["EVALUATION", "TRAINING", "UNLEARNING", "RequestInfo"]
 
 TRAINING = "fl-training"
 EVALUATION = "evaluation"
@@ -14,8 +14,8 @@ UNLEARNING = "unlearning"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run, as callbacks get it.
+class RequestInfo:
+    """A training, an evaluation or a request, as callbacks hear of it.
 
     The hooks, all of whose arguments are keywords:
 
@@ -57,6 +57,6 @@ class Run:
         """What people read: the method's name, or ``fl-training``."""
         return TRAINING if self.kind == TRAINING else self.method
 
-    def using(self, hyper_parameters: Mapping[str, Any]) -> Run:
+    def using(self, hyper_parameters: Mapping[str, Any]) -> RequestInfo:
         """The same run with the settings that its method was found to need."""
         return replace(self, settings={**self.settings, "hyper_parameters": dict(hyper_parameters)})

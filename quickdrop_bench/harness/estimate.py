@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +12,18 @@ from lightning.fabric import Fabric
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Session
-from quickdrop_bench.harness.request import is_measured
+from quickdrop_bench.harness.callbacks import TRAINING
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment
+from quickdrop_bench.harness.measure import is_measured
+from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows, training_phase
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.rows import RowFile
 
-__all__ = ["OTHERS", "PlannedCell", "Probe", "plan"]
+__all__ = ["OTHERS", "Part", "PlannedCell", "Probe", "plan"]
+
+Part = tuple[str, str, str]
+"""A training or a request: hash of the federation, ``fl-training`` or the method, and the requests up to it."""
 
 OTHERS = 0.1
 """What a method other than the oracle is taken to cost, as a share of a training without distillation."""
@@ -35,13 +40,15 @@ class PlannedCell:
         seed: of the federation.
         trained: whether the federation is there already.
         missing: methods whose rows are not there, the original model's included.
-        seconds: estimate for what is missing.
+        steps: about how many local steps each part of that takes.
+        seconds: estimate for what is missing; 0 if no steps were timed.
     """
 
     experiment: int
     seed: int
     trained: bool
     missing: tuple[str, ...]
+    steps: Mapping[Part, float]
     seconds: float
 
 
@@ -83,7 +90,7 @@ def plan(
     experiments: Sequence[tuple[Experiment, Sequence[str]]],
     files: Iterable[RowFile],
     artifacts_dir: Path,
-    probe: Probe,
+    probe: Probe | None,
     *,
     force: bool = False,
 ) -> Iterator[PlannedCell]:
@@ -93,7 +100,7 @@ def plan(
         experiments: each with the methods to run.
         files: where finished rows may be.
         artifacts_dir: where trained federations may be.
-        probe: times local steps where something is missing.
+        probe: times local steps where something is missing; None times nothing.
         force: everything is to be measured again.
     """
     known = list(files)
@@ -107,19 +114,26 @@ def plan(
             if base not in reached and artifacts.is_complete(artifacts_dir / base):
                 reached[base] = 0
             done = experiment.federation.fine_tune if trained else reached.get(base)
-            seconds = _estimate(experiment, missing, probe, done) if missing else 0.0
+            steps = _steps(experiment, seed, missing, done) if missing else {}
             if missing:
                 reached[base] = max(experiment.federation.fine_tune, reached.get(base, 0))
-            yield PlannedCell(index, seed, trained, missing, seconds)
+            seconds = _seconds(steps, *probe.step_seconds(experiment)) if probe and missing else 0.0
+            yield PlannedCell(index, seed, trained, missing, steps, seconds)
 
 
-def _estimate(experiment: Experiment, missing: Sequence[str], probe: Probe, done: int | None) -> float:
-    """Seconds for the missing methods on a federation that was fine-tuned up to ``done``; None is not trained."""
-    spec = experiment.federation
-    plain, distilling = probe.step_seconds(experiment)
-    steps = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5)) * spec.local_steps
-    training = steps * (plain + distilling) if done is None else 0.0
+def _steps(e: Experiment, seed: int, missing: Sequence[str], done: int | None) -> dict[Part, float]:
+    """Local steps for what is missing on a federation that was fine-tuned up to ``done``; None is not trained."""
+    spec, folder = e.federation, e.federation_hash(seed)
+    training = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5)) * spec.local_steps
     matching = max(spec.fine_tune - (done or 0), 0) * spec.fine_tune_steps * spec.clients
+    found = {(folder, TRAINING, ""): matching + (training if done is None else 0.0)}
     shares = {ORIGINAL: 0.0, ORACLE: 1.0}
-    runs = sum(shares.get(method, OTHERS) for method in missing) * len(experiment.requests)
-    return training + matching * (plain + distilling) + runs * steps * plain
+    for method in missing:
+        for step in range(len(e.requests)):
+            found[folder, method, e.identity(step)["request"]] = shares.get(method, OTHERS) * training
+    return {part: steps for part, steps in found.items() if steps}
+
+
+def _seconds(steps: Mapping[Part, float], plain: float, distilling: float) -> float:
+    """All steps at these seconds each; a training's distil."""
+    return sum(n * (plain + (distilling if run == TRAINING else 0)) for (_, run, _), n in steps.items())

@@ -1,39 +1,25 @@
-"""What is measured, and what that needs of the machine."""
+"""What is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from inspect import getfile
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
-
-from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint, load_dataset
-from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, Run
-from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
-from quickdrop_bench.harness.judging import Judge
-from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.setting import changes
-from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest
-from quickdrop_bench.harness.training import build_federation, training_phase
-from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
-from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import ClientData, check_support
-from quickdrop_bench.store import artifacts
-from quickdrop_bench.store.artifacts import TrainedFederation
+from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest, kept
+from quickdrop_bench.methods import Method
+from quickdrop_bench.methods.base import check_support
 
-__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "Session"]
+__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row"]
 
 ORACLE = "retrain-or"
-"""File beside a trained federation with the name of the preset that it was last used with."""
+"""The method that every other one is compared with: retraining without what is to be forgotten."""
 
 ORIGINAL = "original"
 """The method name of rows about the trained model before any request."""
@@ -83,12 +69,10 @@ class Experiment:
 
     def check(self, methods: Iterable[str]) -> None:
         """Raise before any compute if one of these methods cannot serve a request."""
-        available = {"forget-data", "retain-data", "real-subset"}
-        available |= {"synthetic-sets"} if self.federation.distill else set()
-        available |= {"update-history"} if self.federation.record_every else set()
+        available = kept(self.federation, recorded=bool(self.federation.record_every))
         for name in methods:
             for request in self.requests:
-                check_support(name, request, frozenset(available))
+                check_support(name, request, available)
 
     def federation_hash(self, seed: int, federation: FederationSpec | None = None) -> str:
         """Name of the trained federation's folder; of another spec's on the same data if one is given."""
@@ -157,143 +141,3 @@ class Experiment:
 def _rounding(precision: str) -> str:
     """The precision whatever the device, which rows name beside it."""
     return precision.replace(" on CUDA", "").replace(" on MPS", "")
-
-
-@dataclass
-class Session:
-    """What runs need of the machine; data and model are loaded when the first run asks for them.
-
-    Attributes:
-        experiment: what is measured.
-        fabric: device, precision and callbacks.
-        artifacts_dir: parent of the trained federations' folders.
-    """
-
-    experiment: Experiment
-    fabric: Fabric
-    artifacts_dir: Path
-    _trained: dict[int, TrainedFederation] = field(default_factory=dict)
-    _tuned: dict[str, Tuned] = field(default_factory=dict)
-
-    @cached_property
-    def data(self) -> ImageData:
-        """The data set on the device."""
-        e = self.experiment
-        data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
-        for request in e.requests:
-            request.check(len(data.class_names), e.federation.clients)
-        return data
-
-    @cached_property
-    def federation(self) -> Federation:
-        """The simulated federation."""
-        return build_federation(self.experiment.federation, self.fabric, self.data)
-
-    def folder(self, seed: int, federation: FederationSpec | None = None) -> Path:
-        """Where the seed's trained federation lies, or that of another spec on the same data."""
-        return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
-
-    def context(self, seed: int) -> Context:
-        """The first request on the seed's trained federation, trained now if it was not."""
-        e = self.experiment
-        data, federation = self.data, self.federation
-        trained = fine_tuned_federation(e.federation, federation, data, seed, partial(self.folder, seed), e.preset)
-        clients = {
-            i: ClientData(
-                LabelledSet(data.train.images, data.train.labels, c.rows), c.subset, c.augmentation, c.synthetic
-            )
-            for i, c in trained.clients.items()
-        }
-        for request in e.requests:
-            for target in request.targets if request.level == "client" else ():
-                if not len(clients[target].original):
-                    raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        self._trained[seed] = trained
-        before_fine_tuning = self.folder(seed, replace(e.federation, fine_tune=0))
-        updates = before_fine_tuning / artifacts.UPDATES
-        if e.federation.fine_tune and updates.is_dir():  # that folder need not have been loaded
-            artifacts.check_updates(before_fine_tuning, trained.state, data.info, e.federation.clients)
-        history = UpdateHistory(updates, self.fabric.device)
-        return Context(
-            federation=federation,
-            training=by_the_letter(training_phase(e.federation), e.rules.protocol),
-            clients=clients,
-            state=trained.state,
-            request=e.requests[0],
-            forgotten=(e.requests[0],),
-            seed=seed,
-            history=history if e.federation.record_every else None,
-            patience=e.rules.patience,
-        )
-
-    def prepare(self, seed: int) -> Context:
-        """:meth:`context`, and the callbacks hear of it."""
-        run = self.run(ORIGINAL, seed, kind=TRAINING)
-        self.fabric.call("on_run_start", run=run)
-        context = self.context(seed)
-        self.fabric.call(
-            "on_federation_ready",
-            run=run,
-            context=context,
-            trained=self._trained[seed],
-            data=self.data,
-            folder=self.folder(seed),
-        )
-        return context
-
-    def trained(self, seed: int) -> TrainedFederation:
-        """The seed's federation, once :meth:`context` was called."""
-        return self._trained[seed]
-
-    def run(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> Run:
-        """What callbacks are told about a run.
-
-        Args:
-            method: its name, or :data:`ORIGINAL`.
-            seed: of the federation.
-            step: index of the request.
-            kind: None for that of the method: unlearning, or the evaluation of the original model.
-        """
-        e = self.experiment
-        columns = {
-            **e.identity(step),
-            "request_name": ">".join(request.named(e.class_names) for request in e.requests[: step + 1]),
-            "seed": seed,
-            "method": method,
-            **e.method_setting(method),
-            "spec_hash": e.run_spec(method, seed, step).hash,
-            "federation_hash": e.federation_hash(seed),
-            "patience": e.rules.patience,
-            "scale": e.federation.scale,
-            "fine_tuning": e.federation.fine_tune,
-        }
-        settings = {
-            "federation": e.federation.resolved(),
-            "hyper_parameters": {} if method == ORIGINAL else asdict(e.methods[method]),  # type: ignore[call-overload]
-            "rules": asdict(e.rules),
-            "provenance": provenance(self.fabric, e.preset),
-        }
-        kind = kind or (EVALUATION if method == ORIGINAL else UNLEARNING)
-        return Run(kind, method, seed, step, len(e.requests), columns, settings)
-
-    def configured(self, name: str) -> Method:
-        """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
-        return self.tuned(name).method if self.experiment.rules.protocol == "tuned" else self.experiment.methods[name]
-
-    def tuned(self, name: str) -> Tuned:
-        """The outcome of the search for a method, on the first seed's federation and the first request."""
-        if name not in self._tuned:
-            e = self.experiment
-            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], self._judge)
-        return self._tuned[name]
-
-    @cached_property
-    def _judge(self) -> Judge:
-        """One for all searches, so that they share its baseline."""
-        return Judge(self.context(self.experiment.seeds[0]), len(self.data.class_names))
-
-    def trials(self) -> list[Row]:
-        """Every setting that searches of this session tried, with the columns that tell searches apart."""
-        e = self.experiment
-        identity = {**e.identity(0), "seed": e.seeds[0]}
-        return [{**identity, "method": name, **trial} for name, tuned in self._tuned.items() for trial in tuned.trials]

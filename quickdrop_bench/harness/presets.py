@@ -42,16 +42,22 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
     return [path for path in files if os.path.isfile(path)]  # a data set's name may be too long for a file
 
 
-def preset_values(preset: str, dataset: str | None, artefact: str) -> list[dict[str, Any]]:
-    """What a preset sets for an artefact: options by name, those of methods in sections; later ones win.
+def preset_values(preset: str, dataset: str | None, section: str) -> list[dict[str, Any]]:
+    """What a preset sets: options by name, those of methods in sections; later ones win.
 
-    What an artefact asks for stands above what a data set needs.
+    What a section for a table or figure asks for stands above what a data set needs.
 
     Raises:
         BadInput: there is no such preset.
     """
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in preset_files(preset, dataset)]
-    return [*contents, *(content.get(artefact, {}) for content in contents)]
+    contents = [_content(path) for path in preset_files(preset, dataset)]
+    return [*contents, *(content.get(section, {}) for content in contents)]
+
+
+@cache
+def _content(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
 
 
 def paper_values() -> Path:

@@ -1,369 +1,177 @@
-"""Measure: trained federations, requests, several methods → rows."""
+"""The request engine: what a request meets and what happens to it, for tables, sweeps and served requests alike.
+
+A request arrives at a :class:`Deployment`. :func:`stages` runs a method's stages in their order, and every metric of
+:mod:`quickdrop_bench.evaluation` judges the model after each, see :meth:`Deployment.judged`. Who writes rows, keeps
+model versions or only counts what it would cost, comes on top.
+"""
 
 from __future__ import annotations
 
-import logging
-import math
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
 
-import pandas as pd
 import torch
 
-from quickdrop_bench.data.labelled import LabelledSet, pool
-from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
-from quickdrop_bench.evaluation.collapse import is_collapsed
-from quickdrop_bench.evaluation.membership import membership_inference
-from quickdrop_bench.federation.federation import RoundInfo
-from quickdrop_bench.federation.ranks import is_shared, on_first
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.data.labelled import ImageData, LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.evaluation.metric import Evaluated
+from quickdrop_bench.federation.federation import Federation, RoundInfo
+from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.callbacks import TRAINING, Run
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row, Session
-from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import StageResult
-from quickdrop_bench.store.rows import RowFile
+from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult
+from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.artifacts import TrainedFederation
 
-__all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]
+__all__ = ["RELEARN", "UNLEARN", "Deployment", "needs", "stages", "still_forgotten", "total_cost"]
 
-log = logging.getLogger(__name__)
-
-CLASS_ACCURACY = re.compile(r"class_(\d+)_accuracy")
-
-PER_ROUND = "per-round"
-"""The stage of rows about a single round; their columns ``phase`` and ``round`` say which."""
+UNLEARN, RELEARN = "unlearn", "relearn"
 
 
-def measure(
-    session: Session,
-    rows: RowFile,
-    methods: Sequence[str],
-    siblings: Sequence[RowFile] = (),
-    *,
-    seeds: Sequence[int] | None = None,
-    force: bool = False,
-) -> bool:
-    """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
-
-    Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.callbacks.Run`. A method or a training
-    that fails leaves a mark and the others go on; it is tried again the next time. On a Fabric of several processes
-    all of them call this; the first one alone reads and writes rows.
-
-    Args:
-        session: the experiment and the machine.
-        rows: where rows are looked up and appended.
-        methods: the methods to run, a subset of the experiment's.
-        siblings: row files of other artefacts; a run that was measured for one of them is taken over.
-        seeds: which of the experiment's; None for all.
-        force: measure again what is there; old rows go when new ones replace them.
-
-    Returns:
-        Whether every run ended with a finite model.
-    """
-    e = session.experiment
-    e.check(methods)
-    ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
-    chosen = e.seeds if seeds is None else seeds
-
-    def missing_of(seed: int) -> list[str]:
-        missing = [m for m in ordered if force or not _present(e, rows, siblings, m, seed)]
-        if missing:
-            rows.check_writable()
-        return missing
-
-    for seed in chosen:
-        missing = on_first(session.fabric, partial(missing_of, seed))
-        if not missing:
-            continue
-        began = time.monotonic()
-        try:
-            context = session.prepare(seed)
-        except (RuntimeError, ArithmeticError, MemoryError) as error:
-            _check_shared(session, error)
-            mark_failed(session, rows, seed, error, began)
-            continue
-        for method in missing:
-            for served in _serve(session, context, method):
-                _write(session, rows, served)
-    runs = [(m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests))]
-    return on_first(session.fabric, lambda: not any(rows.marked(e.run_spec(*run).hash) for run in runs))
+def needs(method: Method, action: str) -> frozenset[str]:
+    """What a method needs; those with small sets learn again from these, all others from original data."""
+    return method.needs | ({"forget-data"} if action == RELEARN and not method.needs & SMALL_SETS else set())
 
 
-def mark_failed(session: Session, rows: RowFile, seed: int, error: Exception, began: float) -> None:
-    """Write that no federation of a seed could be had, and log why."""
-    mark = [_failure(TRAINING, error, f"FL training, seed {seed}")]
-    for step in range(len(session.experiment.requests)):
-        _write(session, rows, (session.run(ORIGINAL, seed, step, kind=TRAINING), began, mark))
+def still_forgotten(
+    action: str, request: UnlearningRequest, gone: Iterable[UnlearningRequest]
+) -> tuple[UnlearningRequest, ...]:
+    """What is forgotten once a request was served, if ``gone`` was before."""
+    if action == UNLEARN:
+        return (*gone, request)
+    left: list[UnlearningRequest] = []
+    for r in gone:
+        targets = tuple(t for t in r.targets if r.level != request.level or t not in request.targets)
+        left += [replace(r, targets=targets)] if targets else []
+    return tuple(left)
 
 
-def mark_lost(session: Session, rows: RowFile, methods: Sequence[str], seed: int, error: Exception) -> None:
-    """Write that methods' runs on a trained federation are missing, and log why; runs that are there stay."""
-    for method in methods:
-        for step in range(len(session.experiment.requests)):
-            run = session.run(method, seed, step)
-            if not rows.has(run.columns["spec_hash"]):
-                mark = _failure("total", error, f"{method}, seed {seed},")
-                _write(session, rows, (run, time.monotonic(), [mark]))
-
-
-def _write(session: Session, rows: RowFile, served: Served) -> None:
-    """Write a run's rows, in the place of what an earlier attempt left; the first process alone does."""
-    if not session.fabric.is_global_zero:
-        return
-    run, began, values = served
-    base = {
-        **run.columns,
-        "wall_seconds": round(time.monotonic() - began, 3),
-        **provenance(session.fabric, session.experiment.preset),
-    }
-    new = [{**base, **value.columns(), **_class_name(session.experiment, value.metric)} for value in values]
-    rows.write(new)
-    session.fabric.call("on_run_end", run=run, rows=new, oracle=_oracle(session.experiment, rows, run))
-
-
-def _class_name(e: Experiment, metric: str) -> Row:
-    """Whose accuracy a metric is, if it is a class's."""
-    found = CLASS_ACCURACY.fullmatch(metric)
-    return {"class_name": e.class_names[int(found[1])]} if found else {}
-
-
-def _oracle(e: Experiment, rows: RowFile, run: Run) -> list[Row]:
-    if ORACLE not in e.methods:
-        return []
-    spec_hash = e.run_spec(ORACLE, run.seed, run.step).hash
-    return [row for row in rows.rows if row["spec_hash"] == spec_hash]
-
-
-def _failure(stage: str, error: Exception, what: str) -> Value:
-    """The mark of a run that ended in an error, which is logged."""
-    log.warning("%s failed: %s", what, " ".join(str(error).split()) or type(error).__name__)
-    log.debug("where it failed", exc_info=error)
-    return Value(stage, "failed", 1.0, {"error": type(error).__name__})
-
-
-def is_measured(e: Experiment, files: Iterable[RowFile], method: str, seed: int) -> bool:
-    """Whether the rows of a run are in one of the files."""
-    known = list(files)
-    hashes = (e.run_spec(method, seed, step).hash for step in range(len(e.requests)))
-    return all(any(file.has(spec_hash) for file in known) for spec_hash in hashes)
-
-
-def _present(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: str, seed: int) -> bool:
-    """Whether the rows of a run are there, if need be by taking them over from another artefact."""
-    if not is_measured(e, [rows, *siblings], method, seed):
-        return False
-    for step in range(len(e.requests)):
-        spec_hash = e.run_spec(method, seed, step).hash
-        if not rows.has(spec_hash):
-            known = next(other for other in siblings if other.has(spec_hash))
-            own = {**e.identity(step), **e.method_setting(method)}
-            rows.write({**row, **own} for row in known.rows if row["spec_hash"] == spec_hash)
-    return True
-
-
-@dataclass(frozen=True)
-class Value:
-    """One measured value.
+@dataclass(frozen=True, eq=False)
+class Deployment:
+    """A trained federation at which requests arrive.
 
     Attributes:
-        stage, metric, value: as in rows.
-        extra: other columns that differ from the run's.
+        federation: runs phases; built from the same spec.
+        spec: of the federation.
+        trained: its state, and what server and clients kept.
+        folder: where that lies.
+        data: the data set on the federation's device; None where only small sets are to be had.
     """
 
-    stage: str
-    metric: str
-    value: float
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    federation: Federation
+    spec: FederationSpec
+    trained: TrainedFederation
+    folder: Path
+    data: ImageData | None
 
-    def columns(self) -> Row:
-        """Ready for a row; JSON knows no NaN."""
-        value = self.value if isinstance(self.value, int | float) and math.isfinite(self.value) else None
-        return {"stage": self.stage, "metric": self.metric, "value": value, **self.extra}
+    @property
+    def updates(self) -> Path:
+        """The update history; that of a fine-tuned federation lies with the one that it was made from."""
+        base = str(self.trained.spec.get("base", ""))
+        return (self.folder.parent / base if re.fullmatch(r"[0-9a-f]+", base) else self.folder) / artifacts.UPDATES
 
+    @cached_property
+    def clients(self) -> dict[int, ClientData]:
+        """What each has; without the data set, no original images."""
+        nowhere = LabelledSet.of(torch.empty(0, *self.trained.data.image_shape), torch.empty(0, dtype=torch.int64))
+        train = self.data and self.data.train
+        return {
+            i: ClientData(
+                LabelledSet(train.images, train.labels, c.rows) if train else nowhere,
+                c.subset,
+                c.augmentation,
+                c.synthetic,
+            )
+            for i, c in self.trained.clients.items()
+        }
 
-Served = tuple[Run, float, list[Value]]
-"""A run, when it began (monotonic seconds), and what was measured."""
+    def context(
+        self,
+        request: UnlearningRequest,
+        forgotten: Sequence[UnlearningRequest] = (),
+        state: State | None = None,
+        absent: Collection[int] = (),
+    ) -> Context:
+        """What a method is given.
 
+        Args:
+            request: what to forget, or to learn again.
+            forgotten: all else that the model is not to know.
+            state: the model that the request meets; None for the one that was trained.
+            absent: clients that take no part.
+        """
+        updates, state = self.updates, state or self.trained.state
+        if updates.parent != self.folder and updates.is_dir():  # that folder was not loaded
+            artifacts.check_updates(updates.parent, state)
+        return Context(
+            federation=self.federation,
+            training=training_phase(self.spec),
+            clients={i: client for i, client in self.clients.items() if i not in absent},
+            state=state,
+            request=request,
+            forgotten=(*forgotten, request),
+            seed=int(self.trained.spec["seed"]),
+            history=UpdateHistory(updates, self.federation.fabric.device) if updates.is_dir() else None,
+        )
 
-def _serve(session: Session, context: Context, name: str) -> Iterator[Served]:
-    """The requests one after the other; a failure ends the sequence."""
-    for step, request in enumerate(session.experiment.requests):
-        if step:
-            context = context.then(context.state, request)
-        began = time.monotonic()
-        run = session.run(name, context.seed, step)
-        if name == ORIGINAL:
-            session.fabric.call("on_run_start", run=run)
-            began = time.monotonic()
-            yield run, began, list(_original(session, run, context))
-            continue
-        try:
-            session.fabric.call("on_search_start", run=run)
-            method = session.configured(name)  # with the tuned protocol, this searches
-            run = run.using(asdict(method))  # type: ignore[call-overload]
-            session.fabric.call("on_run_start", run=run)
-            began = time.monotonic()  # neither the search nor starting a W&B run counts
-            values, state = _run(session, run, context, method)
-        except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
-            _check_shared(session, error)
-            yield run, began, [_failure("total", error, f"{name}, seed {context.seed},")]
-            return
-        yield run, began, values
-        context = replace(context, state=state)
-
-
-def _check_shared(session: Session, error: Exception) -> None:
-    """Raise what one of several processes has met alone: the others are elsewhere, and none can go on."""
-    if session.fabric.world_size > 1 and not is_shared(error):
-        raise error
-
-
-def _run(session: Session, run: Run, context: Context, method: Method) -> tuple[list[Value], State]:
-    """The stages of a method, evaluated after each; and the unlearned state, which the next request meets."""
-    values: list[Value] = []
-    if session.experiment.rules.protocol == "tuned":
-        values += _search_values(session.tuned(run.method))
-
-    def during(stage: str) -> Context:
-        if not session.experiment.rules.each_round:
-            return context
-        return replace(context, on_round=lambda info: values.extend(_round(session, stage, info)))
-
-    unlearned = method.unlearn(during("unlearning"))
-    values += _stage(session, run, context, "unlearning", unlearned)
-    total, last = unlearned.cost, unlearned
-    recovered = None if unlearned.diverged else method.recover(during("recovery"), unlearned.state)
-    if recovered is not None:
-        values += _stage(session, run, context, "recovery", recovered)
-        total, last = total + recovered.cost, recovered
-    diverged = last.diverged
-    if session.experiment.relearns(run.method) and not diverged:
-        relearned = method.relearn(context, last.state)
-        values += _stage(session, run, context, "relearning", relearned)
-        diverged = relearned.diverged
-    stored = method.storage(context).metrics()
-    values += [Value("total", metric, value) for metric, value in stored.items()]
-    values += _membership(session, context, "total", last.state)
-    values += _stage(session, run, context, "total", replace(last, cost=total, diverged=diverged))
-    return values, last.state
+    def judged(
+        self, state: State, about: Sequence[UnlearningRequest], forgotten: Sequence[UnlearningRequest]
+    ) -> Evaluated:
+        """A model with what metrics judge it on; the federation holds it until something else runs."""
+        assert self.data is not None
+        self.federation.load(state)
+        return Evaluated(
+            model=self.federation.model,
+            state=state,
+            original=self.trained.state,
+            test=self.data.test,
+            classes=len(self.data.class_names),
+            clients={i: client.original for i, client in self.clients.items()},
+            about=about,
+            forgotten=forgotten,
+            seed=int(self.trained.spec["seed"]),
+        )
 
 
-def _round(session: Session, stage: str, info: RoundInfo) -> Iterable[Value]:
-    """Accuracy by class after one round; the model that trains next loads its own state."""
-    session.federation.load(info.state)
-    classes = len(session.data.class_names)
-    found = class_accuracy(session.federation.model, session.data.test, classes).metrics()
-    return [Value(PER_ROUND, name, value, {"phase": stage, "round": info.round + 1}) for name, value in found.items()]
+def stages(
+    action: str,
+    context: Context,
+    method: Method,
+    *,
+    relearn: bool = False,
+    on_round: Callable[[str, RoundInfo], object] | None = None,
+) -> Iterator[tuple[str, StageResult]]:
+    """Serve a request: its stages by name, one after the other, up to the first that diverges.
 
-
-def _search_values(tuned: Tuned) -> Iterable[Value]:
-    """What the search cost and chose, and how many settings it tried, not to count the trial that does nothing."""
-    cost = {name: value for name, value in tuned.cost.metrics().items() if name not in ("rounds", "data_size")}
-    tried = sum(trial["stage"] != UNTOUCHED for trial in tuned.trials)
-    return [Value("search", metric, value) for metric, value in {**cost, "tried": tried, **tuned.chosen}.items()]
-
-
-def _original(session: Session, run: Run, context: Context) -> Iterator[Value]:
-    """The trained model before the request, and what its training cost."""
-    trained, spec = session.trained(context.seed), session.experiment.federation
-    cost, device = trained.cost, {"device": trained.device}
-    images = session.data.train.images[0].numel()
-    yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))
-    computed = trained.history.filter(["participants", "late", "rejected"]).to_numpy().sum()
-    gradients = {
-        "fl-training": spec.local_steps * int(computed),
-        "fine-tuning": trained.fine_tuning_gradients,
-    }
-    for stage, count in gradients.items():
-        yield Value(stage, "original_gradients", count / spec.clients)
-    if spec.fine_tune:
-        for metric, value in trained.fine_tuning.metrics().items():
-            yield Value("fine-tuning", metric, value, device)
-    if spec.distill:
-        share = 100 * cost.distillation_seconds / cost.seconds
-        # Distillation is a cost of QuickDrop alone, so Table 6 has it under that name.
-        for metric, value in (
-            ("total_seconds", cost.seconds),
-            ("distillation_seconds", cost.distillation_seconds),
-            ("overhead_percent", share),
-            *([("shared_cores", float(cost.shared_cores))] if cost.cpu_seconds else []),
-        ):
-            yield Value("fl-training", metric, value, {"method": "quickdrop", **device})
-    if session.experiment.rules.each_round and len(context.forgotten) == 1:
-        yield from _last_rounds(trained.history)  # once for a sequence of requests
-    yield from _membership(session, context, "fl-training", context.state)
-    for evaluated in _stage(session, run, context, "fl-training", StageResult(context.state, cost)):
-        yield replace(evaluated, extra=device)
-
-
-def _last_rounds(history: pd.DataFrame) -> Iterator[Value]:
-    """Accuracy by class after the training's last rounds."""
-    names = [name for name in history.columns if name.startswith("class_")]
-    for _, line in history.dropna(subset=names, how="all").iterrows():
-        for name in names:
-            yield Value(PER_ROUND, name, line[name], {"phase": "fl-training", "round": int(line["round"])})
-
-
-def _membership(session: Session, context: Context, stage: str, state: State) -> Iterator[Value]:
-    """How often two attacks call forgotten and retained training images members (§4.2.3)."""
-    session.federation.load(state)
-    forget, retain = (pool(*parts.values()) for parts in (context.forget_data(), context.retain_data()))
-    found = membership_inference(session.federation.model, forget, retain, session.data.test, context.seed)
-    for feature, rates in found.items():
-        suffix = "" if feature == "entropy" else f"_{feature}"
-        yield Value(stage, f"f_set_mia{suffix}", rates.forget)
-        yield Value(stage, f"r_set_mia{suffix}", rates.retain)
-        yield Value(stage, f"f_set_false_positive_mia{suffix}", rates.forget_false_positive)
-        yield Value(stage, f"r_set_false_positive_mia{suffix}", rates.retain_false_positive)
-        yield Value(stage, f"f_set_advantage_mia{suffix}", rates.forget_advantage)
-        yield Value(stage, f"r_set_advantage_mia{suffix}", rates.retain_advantage)
-
-
-def _stage(session: Session, run: Run, context: Context, stage: str, result: StageResult) -> Iterator[Value]:
-    federation, classes = session.federation, len(session.data.class_names)
-    federation.load(result.state)
-    on_test = class_accuracy(federation.model, session.data.test, classes)
-    original = session.trained(context.seed).state
-    collapsed = is_collapsed(on_test, forgotten_classes(context.forgotten), result.state, original)
-    metrics = result.cost.metrics() | _accuracies(session, context, on_test)
-    if stage != "total":
-        session.fabric.call("on_stage_end", run=run, stage=stage, values=metrics, accuracy=on_test)
-        metrics |= on_test.metrics() if context.request.level == "class" else {}
-    for metric, value in metrics.items():
-        yield Value(stage, metric, value)
-    yield Value(stage, "collapsed", float(collapsed))
-    yield Value(stage, "diverged", float(result.diverged))  # last: rows.LAST
-
-
-def _accuracies(session: Session, context: Context, on_test: ClassAccuracy) -> dict[str, float]:
-    """F-Set and R-Set accuracy of the model that the federation holds.
-
-    Class requests: the test images of the class, and of all classes that are not forgotten (paper §4.1). Client
-    requests: the clients' own training images, as no test data belong to a client, and the whole test set; beside
-    them the other clients' training images.
+    Args:
+        action: :data:`UNLEARN` or :data:`RELEARN`.
+        context: the request.
+        method: that serves it.
+        relearn: learn again afterwards what was forgotten (§4.7).
+        on_round: told the stage and every round of unlearning and recovery.
     """
-    model, classes = session.federation.model, len(session.data.class_names)
-    metrics = {"r_set_accuracy": on_test.without(forgotten_classes(context.forgotten))}
-    if context.request.level == "class":
-        metrics["f_set_accuracy"] = on_test.over(context.request.targets)
-    else:
-        own, others = (_pooled(context, of_targets=which) for which in (True, False))
-        metrics["f_set_accuracy"] = class_accuracy(model, own, classes).without(())
-        metrics["others_training_accuracy"] = class_accuracy(model, others, classes).without(())
-    return metrics
+
+    def told(stage: str) -> Context:
+        return replace(context, on_round=partial(on_round, stage)) if on_round else context
+
+    if action == RELEARN:
+        yield "relearning", method.relearn(context, context.state)
+        return
+    last = method.unlearn(told("unlearning"))
+    yield "unlearning", last
+    if not last.diverged and (recovered := method.recover(told("recovery"), last.state)) is not None:
+        last = recovered
+        yield "recovery", last
+    if relearn and not last.diverged:
+        yield "relearning", method.relearn(context, last.state)
 
 
-def _pooled(context: Context, *, of_targets: bool) -> LabelledSet:
-    """Training images of the clients that are, or are not, to be forgotten."""
-    nothing = torch.empty(0, dtype=torch.int64)
-    chosen = (
-        c.original if (i in context.request.targets) == of_targets else c.original.subset(nothing)
-        for i, c in context.clients.items()
-    )
-    return pool(*chosen)
+def total_cost(results: Iterable[StageResult]) -> Cost:
+    """Of several stages."""
+    return sum((result.cost for result in results), Cost())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["dependencies", "source_digest"]
+__all__ = ["dependencies", "metric_digest", "source_digest"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -16,6 +17,7 @@ APART = (
     "core/errors.py",
     "core/files.py",
     "core/registry.py",
+    "evaluation/metric.py",
     "harness/callbacks.py",
     "harness/provenance.py",
     "harness/sources.py",
@@ -24,11 +26,15 @@ APART = (
 )
 """Code that names, keeps and reports results and decides none of them: a change to it retires nothing.
 
-A spec's values are part of the hash themselves."""
+A spec's values are part of the hash themselves, and rows say which metrics they were measured with."""
 
 
 def dependencies(*roots: Path) -> list[Path]:
     """The package's files that some files import, directly or not, and those files, but for :data:`APART`."""
+    return sorted(p for p in _reached(*roots) if not any(p.is_relative_to(PACKAGE / apart) for apart in APART))
+
+
+def _reached(*roots: Path) -> set[Path]:
     found: set[Path] = set()
     waiting = [root.resolve() for root in roots]
     while waiting:
@@ -36,13 +42,23 @@ def dependencies(*roots: Path) -> list[Path]:
         if path not in found:
             found.add(path)
             waiting += _imported(path)
-    return sorted(path for path in found if not any(path.is_relative_to(PACKAGE / apart) for apart in APART))
+    return found
 
 
 @cache
 def source_digest(*roots: Path) -> str:
     """Hash of the :func:`dependencies` of some files, so that changed code reuses nothing."""
-    contents = (hashlib.sha256(path.read_bytes()).hexdigest() for path in dependencies(*roots))
+    return _digest(dependencies(*roots))
+
+
+@cache
+def metric_digest(source: Path) -> str:
+    """Hash of a metric's own file and of those of ``evaluation/`` that it imports, directly or not."""
+    return _digest(p for p in _reached(source) if p == source.resolve() or p.parent == PACKAGE / "evaluation")[:12]
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    contents = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
 
 

@@ -6,24 +6,29 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.distillation.fine_tuning import FineTuning
+from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.harness.sources import source_digest
-from quickdrop_bench.models.convnet import NORMS
+from quickdrop_bench.models import MODELS, Model
 
 __all__ = [
     "LETTERS",
+    "MODEL_OPTIONS",
+    "ORIGINALS",
     "PROTOCOLS",
     "FederationSpec",
     "Rules",
     "RunSpec",
     "as_numbers",
     "digest",
+    "kept",
 ]
 
 HARNESS = Path(__file__).parent
@@ -31,8 +36,8 @@ HARNESS = Path(__file__).parent
 TRAINING = (HARNESS / "training.py", HARNESS / "fine_tuning.py", HARNESS.parent / "data" / "datasets.py")
 """Code that decides what a trained federation is, with all that it imports."""
 
-REQUEST = HARNESS / "request.py"
-"""Code that, with all that it imports and the method's own file, decides what a run measures."""
+REQUEST = (HARNESS / "request.py", HARNESS / "tuning.py")
+"""Code that, with all that it imports and the method's own file, decides what a run makes of the model."""
 
 LETTERS = ("letter-steps", "letter-passes")
 """The paper's letter, with T read in two ways; settings that presets give methods have no part in it."""
@@ -57,27 +62,37 @@ LEAST = {
 }
 """Fields that count something."""
 
+ORIGINALS = frozenset({"forget-data", "retain-data"})
+"""What methods need of the data that the federation was trained on."""
+
+MODEL_OPTIONS = ("width", "depth", "norm")
+"""Fields that go to the model, if it has such options."""
+
 IN_COLUMNS = ("dataset", "clients", "alpha", "iid")
 """Fields that every row states in columns of their own."""
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, of: str = "training") -> Any:
+    return field(default=default, metadata={"help": text, "of": of})
 
 
 @dataclass(frozen=True)
 class FederationSpec:
     """A federation and its training; every field is an option of the command line and a key of the presets.
 
-    The defaults are the paper's (§4.1).
+    The defaults are the paper's (§4.1). What a field is ``of`` decides where it is used: ``partition``, ``training``,
+    ``distillation`` or ``fine-tuning``.
     """
 
-    dataset: str = _option("cifar10", "data set, see the command 'datasets'")
-    image_size: int | None = _option(None, "resize imagefolder images to this many pixels")
-    clients: int = _option(10, "number of clients N")
-    alpha: float = _option(0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID")
-    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition")
-    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients")
+    dataset: str = _option("cifar10", "data set, see the command 'datasets'", "partition")
+    image_size: int | None = _option(None, "resize imagefolder images to this many pixels", "partition")
+    clients: int = _option(10, "number of clients N", "partition")
+    alpha: float = _option(
+        0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition"
+    )
+    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
+    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
+    model: str = _option("convnet", "model, see the command 'models'")
     width: int = _option(128, "ConvNet: filters W per block")
     depth: int = _option(3, "ConvNet: number of blocks D")
     norm: str = _option("instance", "ConvNet: normalisation, one of instance, layer, none")
@@ -89,15 +104,17 @@ class FederationSpec:
     record_every: int = _option(0, "keep every Δt-th round's client updates for FedEraser; 0 keeps none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
-    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step")
-    image_lr: float = _option(0.1, "learning rate η_S of the synthetic images")
-    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)")
-    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S")
+    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step", "distillation")
+    image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
+    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)", "distillation")
+    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S", "distillation")
     fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
-    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation")
-    fine_tune_epochs: int = _option(10, "fine-tuning: epochs of the network on S_i between matching steps")
-    fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step")
-    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)")
+    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation", "fine-tuning")
+    fine_tune_epochs: int = _option(
+        10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning"
+    )
+    fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step", "fine-tuning")
+    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)", "fine-tuning")
     dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")
     straggler_rate: float = _option(0.0, "share of those that take part whose update comes too late, below 1")
     corrupt_rate: float = _option(0.0, "share of the updates that arrive with NaN and are rejected, below 1")
@@ -109,8 +126,6 @@ class FederationSpec:
                 object.__setattr__(self, f.name, float(value))
             elif type(value) is not type(f.default) and (f.default is not None or type(value) is not int):
                 raise BadInput(f"--{f.name.replace('_', '-')}", value, f"{f.type} is needed")
-        if self.norm not in NORMS:
-            raise BadInput("--norm", self.norm, f"use one of {', '.join(NORMS)}")
         if not self.iid:
             positive("--alpha", self.alpha)
         for name, least in LEAST.items():
@@ -123,7 +138,7 @@ class FederationSpec:
         positive("--scale", self.scale, at_least=1)
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
-        _ = self.faults, self.fine_tuning
+        _ = self.faults, self.fine_tuning, self.architecture
         if self.fine_tune and not self.distill:
             raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
 
@@ -131,6 +146,17 @@ class FederationSpec:
     def distribution(self) -> str:
         """``iid`` or ``dirichlet-<α>``, as in rows."""
         return "iid" if self.iid else f"dirichlet-{self.alpha:g}"
+
+    @property
+    def architecture(self) -> Model:
+        """The model with its options."""
+        return MODELS[self.model](**{name: getattr(self, name) for name in self.model_options})
+
+    @property
+    def model_options(self) -> list[str]:
+        """Those of :data:`MODEL_OPTIONS` that the model has."""
+        own = {f.name for f in fields(MODELS[self.model])}  # type: ignore[arg-type]
+        return [name for name in MODEL_OPTIONS if name in own]
 
     @property
     def fine_tuning(self) -> FineTuning:
@@ -145,6 +171,9 @@ class FederationSpec:
     def resolved(self) -> dict[str, Any]:
         """The fields that decide the result, ready to be hashed and shown."""
         values = asdict(self)
+        idle = {*MODEL_OPTIONS} - {*self.model_options}
+        idle |= {"model"} if self.model == FederationSpec.model else set()  # what was trained before there were others
+        values = {name: value for name, value in values.items() if name not in idle}
         if self.iid:
             del values["alpha"]
         if not self.distill:
@@ -169,15 +198,27 @@ class FederationSpec:
 
     def hash(self, data_fingerprint: str, seed: int, precision: str) -> str:
         """Identifies a trained federation: spec, data, seed, precision and the code that trains."""
+        kinds = DATASETS[self.dataset], MODELS[self.model]
         return digest(
             {
                 "spec": self.resolved(),
                 "data": data_fingerprint,
                 "seed": seed,
                 "precision": precision,
-                "source": source_digest(*TRAINING),
+                "source": source_digest(*TRAINING, *(Path(getfile(cls)) for cls in kinds)),
             }
         )
+
+
+def kept(spec: FederationSpec, *, recorded: bool) -> frozenset[str]:
+    """What methods may need that a federation keeps, with its clients' original data.
+
+    Args:
+        spec: of the federation.
+        recorded: whether it kept an update history.
+    """
+    own = {"real-subset": True, "synthetic-sets": spec.distill, "update-history": recorded}
+    return ORIGINALS | {name for name, there in own.items() if there}
 
 
 @dataclass(frozen=True)
@@ -238,7 +279,7 @@ class RunSpec:
                 "requests": [str(request) for request in self.requests],
                 "rules": asdict(self.rules),
                 "tuned_on": self.tuned_on,
-                "source": source_digest(REQUEST, *([self.source] if self.source else [])),
+                "source": source_digest(*REQUEST, *([self.source] if self.source else [])),
             }
         )
 

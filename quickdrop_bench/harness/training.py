@@ -16,10 +16,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
+from safetensors import SafetensorError
+from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import refuse_links, remove_unfinished, write_atomically
+from quickdrop_bench.core.files import reason_of, refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
@@ -30,14 +32,13 @@ from quickdrop_bench.distillation.in_situ import (
     initial_synthetic_set,
 )
 from quickdrop_bench.evaluation.accuracy import class_accuracy
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateRecorder
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import on_first, same
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.models import ConvNet
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 
@@ -73,7 +74,7 @@ def training_phase(spec: FederationSpec) -> Phase:
     )
 
 
-def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
+def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> nn.Module:
     """The model of a spec for images of a data set.
 
     Raises:
@@ -82,15 +83,11 @@ def build_model(spec: FederationSpec, data: ImageData | DataInfo) -> ConvNet:
     channels, height, width = data.image_shape
     if height != width:
         raise BadInput("--dataset", spec.dataset, f"square images are needed, these are {height}×{width}")
-    return ConvNet(channels, height, len(data.class_names), spec.width, spec.depth, spec.norm)
+    return spec.architecture.build(channels, height, len(data.class_names))
 
 
 def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | DataInfo) -> Federation:
-    """The model, the constants and the faults of a spec on a Fabric.
-
-    Raises:
-        BadInput: as :func:`build_model`.
-    """
+    """The model, the constants and the faults of a spec on a Fabric."""
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
     return Federation(fabric, build_model(spec, data), settings, spec.faults)
 
@@ -99,6 +96,15 @@ def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[n
     """The training images of each client, as rows of the data set."""
     alpha = None if spec.iid else spec.alpha
     return partition(labels.cpu().numpy(), spec.clients, alpha, min_client_size=spec.min_client_size, seed=seed)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file in the block is said of the folder's parent, which the user named."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
 
 
 @dataclass
@@ -143,7 +149,8 @@ class Checkpoint:
         }
         # Not fabric.save, which waits for processes that write nothing and cannot know when this one does.
         saver = fabric.strategy.checkpoint_io
-        write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
+        with _writing(self.path.parent):
+            write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
 
     def load(
         self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
@@ -240,26 +247,14 @@ def _train(
     start, history = resumed or (None, [])
 
     def on_round(info: RoundInfo) -> None:
-        line: dict[str, Any] = {
-            "round": info.round + 1,
-            "loss": info.loss,
-            "matching_distance": info.matching_distance,
-            "participants": len(info.participants),
-            "seconds": info.cost.seconds,
-            "distillation_seconds": info.cost.distillation_seconds,
-        }
-        if spec.faults.possible:
-            line |= {"dropped": len(info.dropped), "late": len(info.late), "rejected": len(info.rejected)}
-        if info.round >= spec.rounds - EVALUATED_ROUNDS:
-            federation.load(info.state)
-            line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
-        history.append(line)
+        history.append(_history_line(spec, federation, data, info))
         checkpoint.save_if_due(fabric, info.state, info.cost, synthetic, history)
 
     phase = training_phase(spec)
-    result = federation.run(
-        initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
-    )
+    with _writing(folder):  # updates
+        result = federation.run(
+            initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
+        )
     if result.diverged:
         raise ArithmeticError(
             f"FL training diverged in round {result.cost.rounds}: a client's weights are not finite; "
@@ -289,6 +284,23 @@ def save_finished(trained: TrainedFederation, folder: Path, checkpoint: Checkpoi
     checkpoint.path.unlink(missing_ok=True)
 
 
+def _history_line(spec: FederationSpec, federation: Federation, data: ImageData, info: RoundInfo) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "round": info.round + 1,
+        "loss": info.loss,
+        "matching_distance": info.matching_distance,
+        "participants": len(info.participants),
+        "seconds": info.cost.seconds,
+        "distillation_seconds": info.cost.distillation_seconds,
+    }
+    if spec.faults.possible:
+        line |= {"dropped": len(info.dropped), "late": len(info.late), "rejected": len(info.rejected)}
+    if info.round >= spec.rounds - EVALUATED_ROUNDS:
+        federation.load(info.state)
+        line |= class_accuracy(federation.model, data.test, len(data.class_names)).metrics()
+    return line
+
+
 def _client_artifacts(
     rows: torch.Tensor,
     data: LabelledSet,
@@ -304,10 +316,8 @@ def _client_artifacts(
 def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
     """Let nobody else train in this folder meanwhile; the lock goes when its holder ends, however that may be.
 
-    Of several processes that train together, the first has the lock and the others wait for it.
-
-    Raises:
-        BadInput: the folder cannot be written or holds a symbolic link, which is better known now than after hours.
+    Of several processes that train together, the first has the lock and the others wait for it. :class:`BadInput` if
+    the folder cannot be written or holds a symbolic link, which is better known now than after hours.
     """
     lock = FileLock(folder / LOCK)
 
@@ -333,11 +343,7 @@ def alone_in(folder: Path, fabric: Fabric) -> Iterator[None]:
 def load_trained(
     spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path
 ) -> TrainedFederation:
-    """:func:`quickdrop_bench.store.artifacts.load`, once it is sure that this is the federation asked for.
-
-    Raises:
-        BadInput: the folder is damaged or holds another federation.
-    """
+    """:func:`quickdrop_bench.store.artifacts.load`; :class:`BadInput` unless this is the federation asked for."""
     trained = artifacts.load(folder, federation.fabric.device)
     own, asked = dict(trained.spec), {**spec.resolved(), "seed": seed}
     for name in asked:

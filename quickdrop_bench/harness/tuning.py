@@ -22,7 +22,7 @@ from itertools import product
 from typing import Any
 
 from quickdrop_bench.core.cost import Cost
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Judge, Judgement
 from quickdrop_bench.methods import Context, Method

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import Unsupported
 from quickdrop_bench.core.registry import Registry
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
-from quickdrop_bench.distillation.in_situ import SyntheticSet
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
-from quickdrop_bench.federation.history import UpdateHistory
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.federation.phase import Phase, PhaseResult
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.distillation.in_situ import SyntheticSet
+    from quickdrop_bench.federation.federation import Federation, RoundInfo
+    from quickdrop_bench.federation.history import UpdateHistory
+    from quickdrop_bench.functional.aggregation import State
 
 __all__ = [
     "LEVELS_ALL",
@@ -28,7 +29,6 @@ __all__ = [
     "Search",
     "StageResult",
     "check_support",
-    "load_plugins",
 ]
 
 SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
@@ -115,11 +115,18 @@ class Context:
 
 
 class Method(Protocol):
-    """An unlearning method: a frozen dataclass whose fields are its hyper-parameters.
+    """An unlearning method: a frozen dataclass whose fields are its hyper-parameters, in a file of its own.
 
-    Class attributes declare what it can do; the harness checks them before any compute.
+    Class attributes declare what it can do; the harness checks them before any compute. The file imports torch, and
+    what needs it, in the functions that run: options and lists do without.
     """
 
+    title: ClassVar[str]
+    """How tables and figures call it."""
+    color: ClassVar[str]
+    """Of its lines and bars, as #RRGGBB."""
+    order: ClassVar[int]
+    """Its place in lists and figures; the paper's methods are in the hundreds, in the order of its Table 2."""
     levels: ClassVar[frozenset[str]]
     """Request levels that it serves."""
     can_relearn: ClassVar[bool]
@@ -149,13 +156,10 @@ class Method(Protocol):
         ...
 
 
-METHODS = Registry[type[Method]]("--methods")
+LAST = 1000
+"""Place of a method that names none."""
 
-
-def load_plugins() -> None:
-    """Import the methods that other packages declare under ``quickdrop_bench.methods``; they register themselves."""
-    for plugin in entry_points(group="quickdrop_bench.methods"):
-        plugin.load()
+METHODS = Registry[type[Method]]("--methods", "quickdrop_bench.methods", order=lambda m: getattr(m, "order", LAST))
 
 
 def check_support(name: str, request: UnlearningRequest, available: frozenset[str]) -> None:

@@ -6,21 +6,22 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.federation.federation import PhaseResult
-from quickdrop_bench.federation.history import UpdateHistory, retained_rounds
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.functional.aggregation import RunningMean, State
-from quickdrop_bench.functional.calibration import calibrate, largest_growth
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+
+if TYPE_CHECKING:
+    import torch
+
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.federation.history import UpdateHistory
+    from quickdrop_bench.federation.phase import Phase
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["FedEraser"]
 
@@ -43,9 +44,12 @@ class FedEraser(Recovery, Relearning):
         replay_every: replay every m-th of the recorded rounds, as if Δt had been m times as long.
     """
 
+    title: ClassVar[str] = "FedEraser"
+    color: ClassVar[str] = "#56B4E9"
+    order: ClassVar[int] = 200
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data", "update-history"})
-    summary: ClassVar[str] = "replays stored client updates without the forget set, in directions learnt afresh"
+    summary: ClassVar[str] = "replays stored updates without the forget set, recalibrated"
     search: ClassVar[Search] = {
         "unlearning": {"calibration_ratio": (0.25, 0.5, 1.0), "replay_every": (1, 2)},
         "recovery": RECOVERY_SEARCH,
@@ -107,6 +111,8 @@ class _Replay:
     """
 
     def __init__(self, history: UpdateHistory, every: int) -> None:
+        from quickdrop_bench.federation.history import retained_rounds
+
         self._history = history
         self._fetched: dict[tuple[int, int], State] = {}
         recorded = sorted(history.participants)
@@ -122,17 +128,23 @@ class _Replay:
         stored, _ = self._history.update(self.rounds[j], client)
         self._fetched[j, client] = stored
         if log.isEnabledFor(logging.DEBUG):
+            from quickdrop_bench.functional.calibration import largest_growth
+
             growth = largest_growth(stored, {name: after[name] - before[name] for name in after})
             log.debug("round %d, client %d: updates grow up to %.3g times", self.rounds[j], client, growth)
 
     def calibrated(self, j: int, client: int, before: State, after: State) -> State:
         """The start of the round plus the calibrated update."""
+        from quickdrop_bench.functional.calibration import calibrate
+
         fresh = {name: after[name] - before[name] for name in after}
         update = calibrate(self._fetched.pop((j, client)), fresh)
         return {name: before[name] + update[name] for name in update}
 
-    def first_round(self, data: Mapping[int, LabelledSet], device: torch.device) -> PhaseResult | None:
+    def first_round(self, data: Mapping[int, LabelledSet], device: torch.device) -> StageResult | None:
         """The first retained round by the server alone: θ_0 + Σ w_i U_i; None if none of its clients is left."""
+        from quickdrop_bench.functional.aggregation import RunningMean
+
         clients = self.choose(0, sorted(client for client, z in data.items() if len(z)))
         if not clients:
             return None
@@ -146,7 +158,7 @@ class _Replay:
             step = mean.result()
             state = {name: value + step[name] for name, value in initial.items()}
         size = sum(len(z) for z in data.values())
-        return PhaseResult(state, clock.cost + Cost(rounds=1, data_size=size))
+        return StageResult(state, clock.cost + Cost(rounds=1, data_size=size))
 
 
 def _history(context: Context) -> UpdateHistory:

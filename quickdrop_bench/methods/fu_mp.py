@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from quickdrop_bench.core.cost import Clock, Cost, Storage
+from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import BadInput, Unsupported, positive
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.federation.ranks import spread
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.functional.pruning import (
-    channel_activity,
-    choose_channels,
-    class_sums,
-    pooled_means,
-    prune_count,
-    tf_idf,
-)
-from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery
-from quickdrop_bench.models import prunable_layers
 
-__all__ = ["FuMp"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-BATCH_SIZE = 512
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
-Layers = Sequence[tuple[str, str | None]]
+__all__ = ["FuMp", "measurable_data"]
 
 
 @METHODS.register("fu-mp")
@@ -42,16 +28,22 @@ Layers = Sequence[tuple[str, str | None]]
 class FuMp(Recovery):
     """One round in which clients measure channels by class, pruning on the server, recovery on the original rest.
 
+    It prunes channels of every convolution of any model, those inside residual blocks and their shortcuts too, see
+    :func:`~quickdrop_bench.functional.pruning.prunable_layers`.
+
     Attributes:
         prune_ratio: R, share of all convolution channels that a request prunes, in (0, 1). The paper names none; the
             R-Set of 11.6% that it has right after pruning says that it pruned many.
         score_samples: most images that a client measures, drawn at random; None takes all (QuickDrop, Table 2).
     """
 
+    title: ClassVar[str] = "FU-MP"
+    color: ClassVar[str] = "#009E73"
+    order: ClassVar[int] = 500
     levels: ClassVar[frozenset[str]] = frozenset({"class"})
     can_relearn: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "prunes the channels most specific to the class, recovery on the original rest"
+    summary: ClassVar[str] = "prunes the channels most specific to the class, then recovers"
     search: ClassVar[Search] = {
         "unlearning": {"prune_ratio": (0.1, 0.3, 0.5, 0.7)},
         "recovery": RECOVERY_SEARCH,
@@ -76,11 +68,17 @@ class FuMp(Recovery):
         return decide; one of them holds the class, as nothing could be scored without.
 
         Raises:
-            Unsupported: the request names several classes; the paper scores one at a time.
+            Unsupported: the request names several classes, as the paper scores one at a time, or no layer has channels.
             BadInput: ``score_samples`` left no image of the class.
         """
+        import torch
+
+        from quickdrop_bench.federation.channels import measure
+
         if len(context.request.targets) != 1:
             raise Unsupported("fu-mp", context.request, "it forgets one class at a time")
+        if not _layers(context):
+            raise Unsupported("fu-mp", context.request, "the model has no convolution whose channels it could prune")
         (target,) = context.request.targets
         data = {i: d for i, d in measurable_data(context).items() if len(d)}
         if not any(target in d.own_labels() for d in data.values()):
@@ -92,9 +90,9 @@ class FuMp(Recovery):
         fates = context.federation.faults.fates(context.seed, "unlearning", 0, list(drawn), holders)
         of = {fate: {i: d for i, d in drawn.items() if fates[i] is fate} for fate in Fate}
         classes = torch.cat([d.own_labels() for d in of[Fate.RETURNS].values()]).unique()
-        means, computing = measure(context, of[Fate.RETURNS], classes)
+        means, computing = measure(context.federation, context.state, of[Fate.RETURNS], classes)
         if in_vain := of[Fate.LATE] | of[Fate.CORRUPT]:
-            computing += measure(context, in_vain, classes)[1]
+            computing += measure(context.federation, context.state, in_vain, classes)[1]
         cost = computing + Cost(
             rounds=1,
             data_size=sum(len(d) for d in data.values()),
@@ -109,7 +107,9 @@ class FuMp(Recovery):
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """Descent on D without everything forgotten, in which pruned channels stay zero."""
-        layers = prunable_layers(context.federation.model.module)
+        from quickdrop_bench.functional.pruning import channel_masks, zero_filters
+
+        layers = _layers(context)
         masks = channel_masks(layers, [~zero_filters(state[f"{conv}.weight"]) for conv, _ in layers], state)
         with context.federation.held_at_zero(masks):
             return super().recover(context, state)
@@ -127,20 +127,32 @@ class FuMp(Recovery):
         return Storage()
 
     def _draw(self, data: LabelledSet, seed: int, client: int) -> LabelledSet:
+        import torch
+
         if self.score_samples is None or self.score_samples >= len(data):
             return data
         order = torch.randperm(len(data), generator=generator(seed, "fu-mp", client))
         return data.subset(order[: self.score_samples].sort().values)
 
     def _prune(self, context: Context, means: Tensor, target: int) -> State:
-        layers = prunable_layers(context.federation.model.module)
-        gone = [zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]
+        import torch
+
+        from quickdrop_bench.functional import pruning
+
+        layers = _layers(context)
+        gone = [pruning.zero_filters(context.state[f"{conv}.weight"]) for conv, _ in layers]
         widths = [len(layer) for layer in gone]
         pruned = torch.cat(gone)
-        count = prune_count(self.prune_ratio, len(pruned))
-        chosen = choose_channels(tf_idf(means, target, widths), widths, count, pruned)
-        masks = channel_masks(layers, (~(pruned | chosen)).split(widths), context.state)
+        count = pruning.prune_count(self.prune_ratio, len(pruned))
+        chosen = pruning.choose_channels(pruning.tf_idf(means, target, widths), widths, count, pruned)
+        masks = pruning.channel_masks(layers, (~(pruned | chosen)).split(widths), context.state)
         return {n: torch.where(masks[n], v, 0) if n in masks else v.clone() for n, v in context.state.items()}
+
+
+def _layers(context: Context) -> list[tuple[str, str | None]]:
+    from quickdrop_bench.functional.pruning import prunable_layers
+
+    return prunable_layers(context.federation.model.module)
 
 
 def measurable_data(context: Context) -> dict[int, LabelledSet]:
@@ -150,92 +162,3 @@ def measurable_data(context: Context) -> dict[int, LabelledSet]:
     return {
         i: retain_part(c.original, i, clients).with_classes(earlier, keep=False) for i, c in context.clients.items()
     }
-
-
-def zero_filters(weight: Tensor) -> Tensor:
-    """(C,) bool: which filters of a (C, …) weight are zero throughout, which is how pruned ones are known."""
-    return ~weight.flatten(1).any(1)
-
-
-def channel_masks(layers: Layers, alive: Sequence[Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks for every parameter that gives a convolution's channel a value.
-
-    The normalisation belongs to it: over one channel it turns a silent channel into its constant bias.
-
-    Args:
-        layers: names of each convolution and of the normalisation behind it.
-        alive: one (C,) bool per layer, False for pruned channels.
-        state: parameters by name.
-
-    Returns:
-        Bool tensors that broadcast to the parameters of their name.
-    """
-    masks = {}
-    for names, mask in zip(layers, alive, strict=True):
-        for name in (f"{module}.{kind}" for module in names if module for kind in ("weight", "bias")):
-            if name in state:
-                masks[name] = mask.reshape(-1, *[1] * (state[name].ndim - 1))
-    return masks
-
-
-def measure(context: Context, data: Mapping[int, LabelledSet], classes: Tensor) -> tuple[Tensor, Cost]:
-    """The forward-only round: every client's channel activity by class, pooled on the server.
-
-    Args:
-        context: of the request.
-        data: what each client measures, not empty.
-        classes: (U,) int64.
-
-    Returns:
-        (U, n) float64 means over all samples of a class, and the time that the clients computed.
-    """
-    federation = context.federation
-    federation.load(context.state)
-    with torch.no_grad(), recorded_activity(federation.model.module) as activity:
-        first = min(data)
-        federation.model(data[first].take(torch.arange(min(len(data[first]), BATCH_SIZE), device=classes.device))[0])
-
-        def ask(client: int) -> tuple[Tensor, Tensor, Cost]:
-            clock = Clock(federation.fabric.device)
-            with clock.running():
-                mean, count = _client_means(federation.model, activity, data[client], classes)
-            return mean.cpu(), count.cpu(), clock.cost
-
-        # A fixed order, so that the sums round alike however the clients are listed.
-        work = {client: len(data[client]) for client in sorted(data)}
-        reports = spread(federation.fabric, "channel activity", work, ask)
-    means, counts, costs = zip(*reports.values(), strict=True)
-    return pooled_means(means, counts).to(classes.device), sum(costs, Cost())
-
-
-@contextmanager
-def recorded_activity(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds, after each forward pass inside the block, a (B, C) activity per convolution, in order."""
-    convs = [model.get_submodule(conv) for conv, _ in prunable_layers(model)]
-    activity = [torch.empty(0)] * len(convs)
-
-    def record(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            activity[layer] = channel_activity(output)
-
-        return hook
-
-    handles = [conv.register_forward_hook(record(layer)) for layer, conv in enumerate(convs)]
-    try:
-        yield activity
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _client_means(
-    model: nn.Module, activity: list[Tensor], data: LabelledSet, classes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a client uploads: (U, n) float32 means, zero for classes that it lacks, and (U,) int64 counts."""
-    total, count = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-    for positions in torch.arange(len(data), device=data.rows.device).split(BATCH_SIZE):
-        images, labels = data.take(positions)
-        model(images)
-        sums, members = class_sums(torch.cat(activity, 1), labels, classes)
-        total, count = total + sums, count + members
-    return (total / count.clamp(min=1)[:, None]).float(), count

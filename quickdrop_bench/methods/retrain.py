@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import Relearning
+
+if TYPE_CHECKING:
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context, StageResult
 
 __all__ = ["Retrain"]
 
@@ -23,9 +26,12 @@ class Retrain(Relearning):
         rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
     """
 
+    title: ClassVar[str] = "Retrain-Or"
+    color: ClassVar[str] = "#000000"
+    order: ClassVar[int] = 100
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data"})
-    summary: ClassVar[str] = "trains from scratch on the retained data: exact, and the reference for all others"
+    summary: ClassVar[str] = "trains from scratch without the forget set: the oracle"
     search: ClassVar[Search] = {}
 
     rounds: int | None = 30

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.federation.federation import PhaseResult, Transform
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.federation.federation import Transform
+    from quickdrop_bench.federation.phase import Phase
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context
 
 __all__ = ["S2U"]
 
@@ -40,9 +41,12 @@ class S2U(Recovery, Relearning):
         unlearn_lr: η of the scaled rounds; None takes that of recovery.
     """
 
+    title: ClassVar[str] = "S2U"
+    color: ClassVar[str] = "#CC79A7"
+    order: ClassVar[int] = 300
     levels: ClassVar[frozenset[str]] = frozenset({"client"})
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "scales the leaving client's update down and the others' up, then trains without it"
+    summary: ClassVar[str] = "scales the leaving client's update down, the others' up"
     search: ClassVar[Search] = {
         "unlearning": {
             "beta": (0.0, 0.1),
@@ -81,7 +85,7 @@ class S2U(Recovery, Relearning):
         staying = context.retain_data()
         if not any(len(z) for z in staying.values()):
             # The scaled rounds would only train on the leaver.
-            return PhaseResult(context.state, Cost())
+            return StageResult(context.state, Cost())
         data, phase = {**staying, **self._leaving(context)}, self.scaling(context.training)
         scale = self._scale(context, data, phase)
         # Not context.run: the scaled rounds are few and counted, and only what follows runs until it converges.
@@ -114,6 +118,8 @@ class S2U(Recovery, Relearning):
         """Scale each update; the federation's sample-weighted mean then gives the sum of the class's docstring."""
         leavers = set(context.request.targets)
         alphas = [self._alpha(context, data, phase, k) for k in range(phase.rounds)]
+
+        import torch
 
         def scale(k: int, client: int, before: State, after: State) -> State:
             factor = self.beta if client in leavers else alphas[k]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Storage
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Context, Search, StageResult
+from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
+
+if TYPE_CHECKING:
+    from quickdrop_bench.methods.base import Context, StageResult
 
 __all__ = ["Sga"]
 
@@ -17,9 +20,12 @@ __all__ = ["Sga"]
 class Sga(Ascent, Recovery, Relearning):
     """Algorithm 1 on the clients' original data."""
 
+    title: ClassVar[str] = "SGA-Or"
+    color: ClassVar[str] = "#E69F00"
+    order: ClassVar[int] = 400
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
-    summary: ClassVar[str] = "gradient ascent on the original forget set, recovery on the original rest"
+    summary: ClassVar[str] = "ascent on the original forget set, recovery on the rest"
     search: ClassVar[Search] = {"unlearning": ASCENT_SEARCH, "recovery": RECOVERY_SEARCH}
 
     unlearn_rounds: int = 2

@@ -1,68 +1,47 @@
-"""Ascent and recovery on the small set that each client kept; where that set comes from is left open."""
+"""What Algorithm 1 works on where small sets S and real samples A are kept; no original data are read."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.cost import Storage
-from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import retain_part
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import LEVELS_ALL, Context, Search, StageResult
-from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
-__all__ = ["SmallSets"]
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.methods.base import Context
+
+__all__ = ["forget_sets", "retain_sets", "stored"]
 
 
-@dataclass(frozen=True)
-class SmallSets(Ascent, Recovery, Relearning, ABC):
-    """Algorithm 1 on kept small sets S and kept real samples A; original data are never read.
+def forget_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
+    """S_f by client: what the request forgets of S, of all holders of the class or of the one client.
 
-    Attributes:
-        augment: mix the kept real samples A into recovery (§3.3.1).
-        augment_unlearning: mix them into unlearning too, as the data sizes of Table 2 suggest.
+    Args:
+        context: the request.
+        sets: S_i by client.
+        augment: mix in A_f, what it forgets of A.
     """
+    found = {i: context.forget_part(own, i) for i, own in sets.items()}
+    return _joined(found, {i: context.forget_part(context.clients[i].augmentation, i) for i in sets if augment})
 
-    levels: ClassVar[frozenset[str]] = LEVELS_ALL
-    search: ClassVar[Search] = {"unlearning": ASCENT_SEARCH, "recovery": RECOVERY_SEARCH}
 
-    augment: bool = True
-    augment_unlearning: bool = False
+def retain_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
+    """S without everything forgotten, by client; ``augment`` mixes in A without it."""
+    gone = context.forgotten
+    found = {i: retain_part(own, i, gone) for i, own in sets.items()}
+    return _joined(found, {i: retain_part(context.clients[i].augmentation, i, gone) for i in sets if augment})
 
-    @abstractmethod
-    def small_sets(self, context: Context) -> dict[int, LabelledSet]:
-        """S_i by client."""
 
-    def unlearn(self, context: Context) -> StageResult:
-        """Ascent on S_f (§3.4, step 3): all holders of the class, or the one client."""
-        data = self._forget(context, augment=self.augment_unlearning)
-        return self.ascend(context, data)
+def stored(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> Storage:
+    """Σ over clients of the float32 images of S_i and, if used, A_i."""
+    total = sum(own.images.nbytes for own in sets.values())
+    total += sum(context.clients[i].augmentation.images.nbytes for i in sets if augment)
+    return Storage(client_bytes=total)
 
-    def recover(self, context: Context, state: State) -> StageResult | None:
-        """Descent on (S ∪ A) without everything forgotten (§3.4, step 4), by all clients with data left."""
-        data = {i: retain_part(s, i, context.forgotten) for i, s in self.small_sets(context).items()}
-        if self.augment:
-            for i, kept in data.items():
-                data[i] = concatenate(kept, retain_part(context.clients[i].augmentation, i, context.forgotten))
-        return context.run(state, data, self.recovery(context.training))
 
-    def relearn(self, context: Context, state: State) -> StageResult:
-        """Descent on S_f (§4.7)."""
-        return context.run(state, self._forget(context, augment=False), self.relearning(context.training))
+def _joined(sets: Mapping[int, LabelledSet], more: Mapping[int, LabelledSet]) -> dict[int, LabelledSet]:
+    from quickdrop_bench.data.labelled import concatenate
 
-    def _forget(self, context: Context, *, augment: bool) -> dict[int, LabelledSet]:
-        data = {i: context.forget_part(s, i) for i, s in self.small_sets(context).items()}
-        if augment:
-            for i, kept in data.items():
-                data[i] = concatenate(kept, context.forget_part(context.clients[i].augmentation, i))
-        return data
-
-    def storage(self, context: Context) -> Storage:
-        """Σ over clients of the float32 images of S_i and, if used, A_i."""
-        sets = self.small_sets(context)
-        total = sum(s.images.nbytes for s in sets.values())
-        if self.augment or self.augment_unlearning:
-            total += sum(context.clients[i].augmentation.images.nbytes for i in sets)
-        return Storage(client_bytes=total)
+    return {i: concatenate(own, more[i]) if i in more else own for i, own in sets.items()}

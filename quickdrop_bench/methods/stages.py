@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.local import Phase
-from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import Context, StageResult
+from quickdrop_bench.federation.phase import Phase
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.functional.aggregation import State
+    from quickdrop_bench.methods.base import Context, StageResult
 
 __all__ = [
     "ASCENTS",

@@ -1,6 +1,5 @@
-"""Model architectures."""
+"""Model architectures, one file each."""
 
-from quickdrop_bench.models.convnet import ConvNet, prunable_layers
-from quickdrop_bench.models.initial import draw_parameters
+from quickdrop_bench.models.registry import MODELS, Model
 
-__all__ = ["ConvNet", "draw_parameters", "prunable_layers"]
+__all__ = ["MODELS", "Model"]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, write_atomically
+from quickdrop_bench.core.files import check_replaceable, reason_of, write_atomically
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.serving.run import TrainedRun
 
@@ -51,12 +51,9 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
 
     Args:
         run: the trained federation.
-        path: the file to write.
+        path: the file to write; :class:`BadInput` if it cannot be written.
         form: one of :data:`FORMATS`.
         version: None for the current one.
-
-    Raises:
-        BadInput: there is no such format or version, the file cannot be written, or a package is missing.
     """
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
@@ -66,14 +63,13 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     except BadInput:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BadInput("--output", path, f"it cannot be written ({reason})") from error
+        raise BadInput("--output", path, f"it cannot be written ({reason_of(error)})") from error
 
 
 def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:
     spec, info = run.spec, run.info
     about = {
-        "architecture": {"name": "ConvNet", "width": spec.width, "depth": spec.depth, "norm": spec.norm},
+        "architecture": {"name": spec.model, **{name: getattr(spec, name) for name in spec.model_options}},
         "image_shape": info.image_shape,
         "classes": info.class_names,
         "mean": info.mean,

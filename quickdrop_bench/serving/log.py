@@ -13,9 +13,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import open_tensors, read_bytes, refuse_links, sha256, write_text
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.store.schema import typed
 
 __all__ = ["LOG", "VERSIONS", "Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 
@@ -63,7 +64,7 @@ class Entry:
         sha256: of the version's file.
         absent: clients that could not take part.
         provenance: as in rows.
-        previous: hash of the entry before; empty for the first one, None where older code wrote it.
+        previous: hash of the entry before; empty for the first one.
     """
 
     version: int
@@ -71,15 +72,15 @@ class Entry:
     action: str
     request: str
     method: str
-    hyper_parameters: Mapping[str, Any]
+    hyper_parameters: dict[str, Any]
     forgotten: tuple[str, ...]
-    cost: Mapping[str, Mapping[str, float]]
-    before: Mapping[str, float] | None
-    after: Mapping[str, float] | None
+    cost: dict[str, dict[str, float]]
+    before: dict[str, float] | None
+    after: dict[str, float] | None
     sha256: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    absent: tuple[int, ...] = ()
-    previous: str | None = None
+    provenance: dict[str, Any]
+    absent: tuple[int, ...]
+    previous: str
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -113,11 +114,7 @@ def chained_to(entries: Sequence[Entry]) -> str:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """The entries of a run's log, oldest first; none if nothing was requested yet.
-
-    Raises:
-        BadInput: the log cannot be read or is damaged, or there is a version that it does not know.
-    """
+    """The entries of a run's log, oldest first; :class:`BadInput` if it is damaged or does not know a version."""
     path = folder / LOG
     try:
         content = read_bytes(path, LARGEST).decode("utf-8") if os.path.lexists(path) else ""
@@ -144,10 +141,7 @@ def recover_log(folder: Path) -> bool:
     Of requests that only the files tell of, costs and accuracies are lost. The damaged log is kept beside the new one.
 
     Returns:
-        Whether there was anything to do.
-
-    Raises:
-        BadInput: nothing says which request made a version, or the folder cannot be written.
+        Whether there was anything to do. :class:`BadInput` is raised if nothing says which request made a version.
     """
     with locked(folder):
         try:
@@ -193,38 +187,25 @@ def _from_file(path: Path, logged: Entry | None) -> Entry | None:
         checksum = sha256(path)
         with open_tensors(path) as tensors:
             facts = json.loads((tensors.metadata() or {})["entry"])
-        none: dict[str, Any] = {"cost": {}, "before": None, "after": None, "provenance": {}}
+        none: dict[str, Any] = {"cost": {}, "before": None, "after": None, "provenance": {}, "previous": ""}
         entry = _entry({**none, **{name: facts[name] for name in FACTS}, "sha256": checksum})
     except MISREAD:
-        return logged  # an older file, or a damaged one: that is said where it is used
+        return logged  # a damaged file: that is said where it is used
     # Its checksum counts even if the file has another one now, which is then damaged.
     return logged if logged is not None and logged.metadata == entry.metadata else entry
 
 
-def _entry(values: Mapping[str, Any]) -> Entry:
-    numbers, texts = ("version", "parent"), ("action", "request", "method", "sha256")
-    if not all(type(values[name]) is int for name in numbers) or not all(type(values[name]) is str for name in texts):
-        raise TypeError("a field has another type")
-    for side in (values["before"], values["after"], *values["cost"].values()):
-        if side is not None and not all(isinstance(number, int | float) for number in side.values()):
-            raise TypeError("a field has another type")
-    for mapping in (values["provenance"], values["hyper_parameters"]):
-        if not isinstance(mapping, dict):
-            raise TypeError("a field has another type")
-    if not isinstance(values["provenance"].get("created_at", ""), str) or not isinstance(
-        values.get("previous"), str | None
-    ):
-        raise TypeError("a field has another type")
-    lists = {name: tuple(values[name]) for name in ("forgotten", "absent")}
-    return Entry(**{**values, **lists})
+def _entry(values: object) -> Entry:
+    entry: Entry = typed(Entry, values, "an entry")
+    typed(str, entry.provenance.get("created_at", ""), "created_at")
+    return entry
 
 
 def _check_chain(entries: Sequence[Entry]) -> None:
     """Raise :class:`ValueError` unless each entry follows from the one before, and what it forgot from its parent's."""
     targets: list[set[tuple[str, int]]] = [set()]
     for k, entry in enumerate(entries):
-        unchained = entry.previous is None and not any(e.previous is not None for e in entries[:k])
-        if entry.version != k + 1 or not (unchained or entry.previous == chained_to(entries[:k])):
+        if entry.version != k + 1 or entry.previous != chained_to(entries[:k]):
             raise ValueError("chain")
         own, before = _targets([UnlearningRequest.parse(entry.request)]), targets[entry.parent]
         after = before | own if entry.action == "unlearn" else before - own
@@ -238,21 +219,13 @@ def _targets(requests: Iterable[UnlearningRequest]) -> set[tuple[str, int]]:
 
 
 def write_log(folder: Path, entries: Sequence[Entry]) -> None:
-    """Replace the log.
-
-    Raises:
-        OSError: it cannot be written; the old one is left as it was.
-    """
+    """Replace the log; with an :class:`OSError`, the old one is left as it was."""
     write_text(folder / LOG, "".join(entry.line for entry in entries))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run for oneself; the operating system lets go of it when this process ends, however it does.
-
-    Raises:
-        BadInput: another command holds it, or the folder cannot be written or holds a symbolic link.
-    """
+    """Hold a run for oneself, until this process ends in any way; :class:`BadInput` if another command holds it."""
     refuse_links(folder, folder, "RUN")
     lock = FileLock(folder / LOCK, timeout=0)
     try:

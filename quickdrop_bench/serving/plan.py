@@ -1,9 +1,9 @@
-"""What a request would cost: a method is run on a federation that only counts."""
+"""What a request would cost: the engine serves it on a federation that only counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation, PhaseResult, sample_clients
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation, sample_clients
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.request import stages, total_cost
+from quickdrop_bench.methods import Context, Method
 
-__all__ = ["CountingFederation", "PlannedPhase"]
+__all__ = ["CountingFederation", "PlannedPhase", "planned_phases"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,22 @@ class CountingFederation(Federation):
         most = max(steps.values(), default=0)
         self.phases.append(PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost))
         return PhaseResult(state, cost)
+
+
+def planned_phases(action: str, context: Context, method: Method) -> list[PlannedPhase]:
+    """The phases of a request, each at most; nothing is changed."""
+    counting = CountingFederation(context.federation.fabric, context.federation.scratch_model().cpu())
+    found = stages(action, replace(context, federation=counting), method)
+    total = total_cost(result for _, result in found)
+    counted = sum((phase.cost for phase in counting.phases), Cost())
+    if more := total.rounds - counted.rounds:  # rounds without local training, as FU-MP's
+        cost = Cost(
+            rounds=more,
+            data_size=total.data_size - counted.data_size,
+            sample_gradients=total.sample_gradients - counted.sample_gradients,
+            sample_forwards=total.sample_forwards,
+            upload_bytes=total.upload_bytes - counted.upload_bytes,
+        )
+        everybody = tuple(i for i, client in context.clients.items() if len(client.original))
+        counting.phases.insert(0, PlannedPhase("unlearning", more, everybody, 0, 1.0, cost))
+    return counting.phases

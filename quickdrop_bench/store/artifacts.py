@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import file_size, open_tensors, read_bytes, sha256, write_atomically, write_text
+from quickdrop_bench.core.files import (
+    file_size,
+    open_tensors,
+    read_bytes,
+    reason_of,
+    sha256,
+    write_atomically,
+    write_text,
+)
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.store.schema import (
+    FORMAT,
     LARGEST,
     Damage,
+    Header,
     Layout,
     Listed,
     Manifest,
+    OtherFormat,
     check_layout,
-    check_parameters,
     client_layout,
     parse_history,
     parse_manifest,
@@ -58,7 +69,6 @@ __all__ = [
     "save_synthetic",
 ]
 
-FORMAT = 4
 GLOBAL, HISTORY, CONFIG, MANIFEST = "global.safetensors", "history.csv", "config.yaml", "manifest.json"
 
 PUBLIC = (GLOBAL, HISTORY, CONFIG, MANIFEST)
@@ -72,6 +82,9 @@ VISIBLE = 2.0
 
 UPDATES = "updates"
 """Folder of the update history, written while the federation trains."""
+
+SYNTHETIC = ("images", "labels", "origin", "velocity")
+"""Tensors of a synthetic set, by the names of its fields."""
 
 MISREAD = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What reading a file of another content than expected raises."""
@@ -136,8 +149,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
     """Write a federation; the manifest comes last, so that a half-written one is never read.
 
     Raises:
-        BadInput: the folder cannot be written.
-        ArithmeticError: synthetic images are not finite.
+        BadInput: the folder cannot be written; :class:`ArithmeticError`: synthetic images are not finite.
     """
     _check_synthetic(trained)
     try:
@@ -150,21 +162,20 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         write_text(folder / CONFIG, yaml.safe_dump(dict(trained.spec), sort_keys=False))
         names = [GLOBAL, HISTORY, CONFIG, *(f"{CLIENTS}/{client:04d}.safetensors" for client in trained.clients)]
         names += _updates_on_disk(folder)
-        files = {name: {"bytes": file_size(folder / name), "sha256": sha256(folder / name)} for name in names}
-        manifest = {
-            "format": FORMAT,
-            "device": trained.device,
-            "precision": trained.precision,
-            "data": asdict(trained.data),
-            "cost": asdict(trained.cost),
-            "fine_tuning": asdict(trained.fine_tuning),
-            "fine_tuning_gradients": trained.fine_tuning_gradients,
-            "files": files,
-        }
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+        manifest = Manifest(
+            FORMAT,
+            f"quickdrop-bench {__version__}",
+            trained.device,
+            trained.precision,
+            trained.data,
+            trained.cost,
+            trained.fine_tuning,
+            trained.fine_tuning_gradients,
+            {name: Listed(file_size(folder / name), sha256(folder / name)) for name in names},
+        )
+        write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason})") from error
+        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
 
 
 def load(folder: Path, device: torch.device) -> TrainedFederation:
@@ -179,39 +190,22 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
     manifest = _read_manifest(folder)
     _check_files(folder, manifest.files)
     with _blamed(folder, GLOBAL):
-        check_parameters(_header(folder, GLOBAL))
+        if any(dtype != "F32" for dtype, _ in _header(folder, GLOBAL).values()):
+            raise Damage("it holds what is no parameter")
         state = load_file(folder / GLOBAL, device=str(device))
     clients = _load_clients(folder, manifest, device)
-    check_updates(folder, state, manifest.data, len(clients))
+    check_updates(folder, state)
     with _blamed(folder, HISTORY):
         history = parse_history(read_bytes(folder / HISTORY, LARGEST))
     with _blamed(folder, CONFIG):
         spec = parse_spec(read_bytes(folder / CONFIG, LARGEST), len(clients))
-    return TrainedFederation(
-        state,
-        clients,
-        history,
-        manifest.cost,
-        spec,
-        manifest.device,
-        manifest.data,
-        manifest.precision,
-        manifest.fine_tuning,
-        manifest.fine_tuning_gradients,
-    )
+    kept = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
+    described = {name: value for name, value in kept.items() if name not in ("format", "written_by", "files")}
+    return TrainedFederation(state=state, clients=clients, history=history, spec=spec, **described)
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise unless loaded parameters are those of a model.
-
-    Args:
-        state: as loaded.
-        expected: the model's own parameters by name; their values do not matter.
-        folder: where ``state`` was loaded from, for the message.
-
-    Raises:
-        BadInput: a parameter is missing, unknown, or of another shape.
-    """
+    """Raise :class:`BadInput` unless the parameters of a folder have the names and shapes of a model's."""
     if unlike := sorted(state.keys() ^ expected.keys()):
         verb = "lacks" if unlike[0] in expected else "holds the unknown"
         raise _damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
@@ -224,12 +218,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fol
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
     """Write the distilled images and their labels alone, without those that still look like what a client holds.
 
-    Args:
-        trained: the federation.
-        folder: gets one ``NNNN.safetensors`` (``images``, ``labels``) for every client that has any.
-
     Returns:
-        The files written.
+        The files written: ``NNNN.safetensors`` (``images``, ``labels``) for every client that has any.
     """
     written = []
     for client, kept in sorted(trained.clients.items()):
@@ -251,6 +241,9 @@ def _blamed(folder: Path, name: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
+    except OtherFormat as error:
+        allowed = f"{name}: {error}; use that version, or move the folder away to train again"
+        raise BadInput("--artifacts-dir", folder, allowed) from error
     except (OSError, SafetensorError, yaml.YAMLError, *MISREAD) as error:
         reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
         raise _damaged(folder, name, reason or type(error).__name__) from error
@@ -258,7 +251,7 @@ def _blamed(folder: Path, name: str) -> Iterator[None]:
 
 def _read_manifest(folder: Path) -> Manifest:
     with _blamed(folder, MANIFEST):
-        return parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST), FORMAT)
+        return parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST))
 
 
 def _damaged(folder: Path, name: str, reason: str) -> BadInput:
@@ -279,8 +272,8 @@ def _check_files(folder: Path, files: Mapping[str, Listed]) -> None:
     for name, listed in files.items():
         with _blamed(folder, name):
             size = file_size(_inside(folder, name))
-            if size != listed.size:
-                raise Damage(f"it has {size} bytes instead of {listed.size}")
+            if size != listed.bytes:
+                raise Damage(f"it has {size} bytes instead of {listed.bytes}")
     for name, listed in files.items():
         with _blamed(folder, name):
             if sha256(folder / name) != listed.sha256:
@@ -290,7 +283,7 @@ def _check_files(folder: Path, files: Mapping[str, Listed]) -> None:
         raise _damaged(folder, UPDATES, f"{len(extra)} of its files are not in {MANIFEST}")
 
 
-def _header(folder: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _header(folder: Path, name: str) -> Header:
     """Type and shape of a safetensors file's tensors by name, without reading any."""
     with open_tensors(folder / name) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
@@ -312,18 +305,8 @@ def _load_clients(folder: Path, manifest: Manifest, device: torch.device) -> dic
     return clients
 
 
-def check_updates(folder: Path, state: Mapping[str, Tensor], data: DataInfo, clients: int) -> None:
-    """Raise unless the update history suits a model: by its headers, as reading all of it would take long.
-
-    Args:
-        folder: of the federation whose training kept it.
-        state: the model's parameters by name.
-        data: what the federation was trained on.
-        clients: how many there are.
-
-    Raises:
-        BadInput: a file is damaged, or it holds other tensors than an update of this model; the file is named.
-    """
+def check_updates(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise :class:`BadInput` unless a folder's update history suits a model, by its headers: all of it takes long."""
     on_disk = _updates_on_disk(folder)
     if {*on_disk} != {name for name in _read_manifest(folder).files if name.startswith(f"{UPDATES}/")}:
         raise _damaged(folder, UPDATES, f"its files are not those in {MANIFEST}")
@@ -331,18 +314,11 @@ def check_updates(folder: Path, state: Mapping[str, Tensor], data: DataInfo, cli
     for name in on_disk:
         with _blamed(folder, name):
             _ = _inside(folder, name)
-            initial = Path(name).stem == "initial"
-            check_layout(_header(folder, name), parameters if initial else {**parameters, "num_examples": ("I64", ())})
-            if not initial:
-                _check_update(folder / name, data, clients)
-
-
-def _check_update(path: Path, data: DataInfo, clients: int) -> None:
-    if int(path.stem) >= clients:
-        raise Damage("there is no such client")
-    with open_tensors(path) as file:
-        if not 1 <= int(file.get_tensor("num_examples")) <= data.train_images:
-            raise Damage("num_examples is out of range")
+            counted = Path(name).stem != "initial"
+            check_layout(_header(folder, name), {**parameters, "num_examples": ("I64", ())} if counted else parameters)
+            with open_tensors(folder / name) as file:
+                if counted and file.get_tensor("num_examples") < 1:
+                    raise Damage("num_examples is below 1")
 
 
 def _updates_on_disk(folder: Path) -> list[str]:
@@ -353,13 +329,10 @@ def _updates_on_disk(folder: Path) -> list[str]:
 
 def _check_synthetic(trained: TrainedFederation) -> None:
     for client, kept in trained.clients.items():
-        if kept.synthetic is not None and not all(
-            value.isfinite().all() for value in (kept.synthetic.images, kept.synthetic.velocity)
-        ):
-            rate = trained.spec.get("image_lr", "")
-            raise ArithmeticError(
-                f"distillation diverged: synthetic images of client {client} are not finite; lower --image-lr {rate}"
-            )
+        own = (kept.synthetic.images, kept.synthetic.velocity) if kept.synthetic else ()
+        if not all(value.isfinite().all() for value in own):
+            what = f"distillation diverged: synthetic images of client {client} are not finite"
+            raise ArithmeticError(f"{what}; lower --image-lr {trained.spec.get('image_lr', '')}")
 
 
 def _remove_folder(path: Path) -> None:
@@ -375,37 +348,25 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:
-    tensors = {
-        "rows": kept.rows,
-        "subset_images": kept.subset.images,
-        "subset_labels": kept.subset.labels,
-        "subset_rows": kept.subset_rows,
-        "augmentation_images": kept.augmentation.images,
-        "augmentation_labels": kept.augmentation.labels,
-        "augmentation_rows": kept.augmentation_rows,
-    }
-    if kept.synthetic is not None:
-        s = kept.synthetic
-        tensors |= {
-            "synthetic_images": s.images,
-            "synthetic_labels": s.labels,
-            "synthetic_origin": s.origin,
-            "synthetic_velocity": s.velocity,
-            "synthetic_fixed_classes": torch.tensor(sorted(s.fixed_classes), dtype=torch.int64),
-        }
+    tensors = {"rows": kept.rows}
+    for name, data, rows in (
+        ("subset", kept.subset, kept.subset_rows),
+        ("augmentation", kept.augmentation, kept.augmentation_rows),
+    ):
+        tensors |= {f"{name}_images": data.images, f"{name}_labels": data.labels, f"{name}_rows": rows}
+    if (s := kept.synthetic) is not None:
+        own = {name: getattr(s, name) for name in SYNTHETIC}
+        own["fixed_classes"] = torch.tensor(sorted(s.fixed_classes), dtype=torch.int64)
+        tensors |= {f"synthetic_{name}": value for name, value in own.items()}
     return tensors
 
 
-def _client_from(tensors: dict[str, Tensor]) -> ClientArtifacts:
+def _client_from(tensors: Mapping[str, Tensor]) -> ClientArtifacts:
     synthetic = None
     if "synthetic_images" in tensors:
-        synthetic = SyntheticSet(
-            tensors["synthetic_images"],
-            tensors["synthetic_labels"],
-            tensors["synthetic_origin"],
-            tensors["synthetic_velocity"],
-            frozenset(tensors["synthetic_fixed_classes"].tolist()),
-        )
+        images, labels, origin, velocity = (tensors[f"synthetic_{name}"] for name in SYNTHETIC)
+        fixed = frozenset(tensors["synthetic_fixed_classes"].tolist())
+        synthetic = SyntheticSet(images, labels, origin, velocity, fixed)
     return ClientArtifacts(
         rows=tensors["rows"],
         subset=LabelledSet.of(tensors["subset_images"], tensors["subset_labels"]),

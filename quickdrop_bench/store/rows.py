@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import pandas as pd
 from filelock import FileLock
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import read_bytes, write_text
+from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically
 
-__all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_row"]
+__all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_last", "is_row", "read_lines"]
+
+Row = dict[str, Any]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")
 """Columns that identify a value; of several rows with one key the last one counts."""
@@ -28,12 +30,19 @@ LAST = (("total", "diverged"), ("fl-training", "diverged"))
 LARGEST = 2**31
 """Bytes of a file that is still read; a row has about one thousand."""
 
+LONGEST = 2**20
+"""Bytes of a line that is still read."""
+
+MOST_COLUMNS = 200
+"""Columns of a row that is still taken for one; ours have about forty."""
+
 LOCK = ".rows.lock"
 """Name of the lock of a results folder."""
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return text.encode("utf-8", errors="backslashreplace")  # a lone surrogate, escaped as JSON does
 
 
 def is_row(row: object) -> bool:
@@ -43,6 +52,7 @@ def is_row(row: object) -> bool:
     """
     return (
         isinstance(row, dict)
+        and len(row) <= MOST_COLUMNS
         and all(type(row.get(name)) is (int if name in WHOLE else str) for name in KEY)
         and isinstance(row.get("value"), int | float | None)
         and all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
@@ -50,48 +60,78 @@ def is_row(row: object) -> bool:
     )
 
 
+def is_last(row: Mapping[str, Any]) -> bool:
+    """Whether a row is the one that its run wrote last."""
+    return (row["stage"], row["metric"]) in LAST
+
+
+def read_lines(path: Path) -> Iterator[tuple[bytes, Row | None]]:
+    """The lines of a row file, each with the row that it holds, or None; nothing if there is no file.
+
+    A line that is too long comes in pieces, so that no file costs more memory than its rows. :class:`BadInput` if the
+    file cannot be read or is no UTF-8 text.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        if file_size(path) > LARGEST:
+            raise OSError(0, f"it is larger than {LARGEST} bytes")
+        with path.open("rb") as file:
+            if b"\0" in file.read(1000):
+                raise OSError(0, "it is no UTF-8 text; save it as such")
+            file.seek(0)
+            begins = True
+            while piece := file.readline(LONGEST):
+                yield piece, _parsed(piece) if begins else None
+                begins = piece.endswith(b"\n")
+    except OSError as error:
+        raise BadInput("--results-dir", path.parent, f"{path.name} cannot be read ({error.strerror})") from error
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None  # the line that an interrupted process left unfinished, or another program's
+    return row if is_row(row) else None
+
+
 class RowFile:
     """``rows.jsonl`` in a results folder: read at once, written a run at a time.
 
-    Several processes may write to one file; each waits for the other's write to end.
-
-    Args:
-        path: the file; it need not exist.
-
-    Raises:
-        BadInput: it exists and cannot be read.
+    Several processes may write to one file; each waits for the other's write to end. Lines that are no rows stay. The
+    file need not exist; :class:`BadInput` if it exists and cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
+        self._runs: dict[str, list[Row]] = {}
         self._lock = FileLock(path.with_name(LOCK))
         self._torn = False
         self._read()
 
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, run by run."""
+        return [row for run in self._runs.values() for row in run]
+
+    def of(self, spec_hash: str) -> Sequence[Row]:
+        """The rows of a run, in the order in which they were written."""
+        return self._runs.get(spec_hash, ())
+
     def _read(self) -> None:
-        try:
-            there = os.path.lexists(self.path)
-            text = read_bytes(self.path, LARGEST).decode("utf-8", errors="replace") if there else ""
-        except OSError as error:
-            folder = self.path.parent
-            raise BadInput("--results-dir", folder, f"{self.path.name} cannot be read ({error.strerror})") from error
-        self.rows = []
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the line that an interrupted process left unfinished
-            if is_row(row):
-                self.rows.append(row)
-        self._torn = bool(text) and not text.endswith("\n")
+        self._runs, self._torn = {}, False
+        for line, row in read_lines(self.path):
+            self._torn = not line.endswith(b"\n")
+            if row is not None:
+                self._runs.setdefault(row["spec_hash"], []).append(row)
 
     def check_writable(self) -> None:
         """Raise :class:`BadInput` now rather than after hours of work."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock, self.path.open("a", encoding="utf-8"):
-                pass
+            with self._lock, self.path.open("ab"):
+                remove_unfinished(self.path.parent)
         except OSError as error:
             raise BadInput(
                 "--results-dir", self.path.parent, f"it cannot be written ({error.strerror}); choose another folder"
@@ -105,31 +145,46 @@ class RowFile:
         new = [dict(row) for row in rows]
         with self._lock:
             self._read()
-            hashes = {row["spec_hash"] for row in new}
-            kept = [row for row in self.rows if row["spec_hash"] not in hashes]
-            if self._torn or len(kept) < len(self.rows):
-                write_text(self.path, "".join(map(_line, [*kept, *new])))
+            old = {row["spec_hash"] for row in new} & self._runs.keys()
+            if old or self._torn:
+                write_atomically(self.path, lambda temporary: self._rewrite(temporary, old, new))
             else:
-                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write("".join(map(_line, new)))
+                with self.path.open("ab") as file:
+                    file.writelines(map(_line, new))
                     file.flush()
                     os.fsync(file.fileno())
-            self._torn = False
-            self.rows = [*kept, *new]
+            self._read_in(old, new)
+
+    def _rewrite(self, path: Path, old: set[str], new: Sequence[Row]) -> None:
+        """The same file without some runs, and with others; what a writer left unfinished at the end goes."""
+        with path.open("wb") as file:
+            for line, row in read_lines(self.path):
+                if row is None and line.endswith(b"\n"):
+                    file.write(line)
+                elif row is not None and row["spec_hash"] not in old:
+                    file.write(line.removesuffix(b"\n") + b"\n")
+            file.writelines(map(_line, new))
+
+    def _read_in(self, old: set[str], new: Sequence[Row]) -> None:
+        self._torn = False
+        for spec_hash in old:
+            del self._runs[spec_hash]
+        for row in new:
+            self._runs.setdefault(row["spec_hash"], []).append(row)
 
     def marked(self, spec_hash: str) -> bool:
         """Whether a run diverged or failed."""
-        own = (row for row in self.rows if row["spec_hash"] == spec_hash)
-        return any(row["metric"] in ("diverged", "failed") and row["value"] for row in own)
+        return any(row["metric"] in ("diverged", "failed") and row["value"] for row in self.of(spec_hash))
 
-    def has(self, spec_hash: str) -> bool:
-        """Whether a run's rows are all there: its last one is, see :data:`LAST`."""
-        return any(row["spec_hash"] == spec_hash and (row["stage"], row["metric"]) in LAST for row in self.rows)
+    def measured_by(self, spec_hash: str) -> list[str] | None:
+        """The metrics that a run was measured with, as ``name@digest``; None unless its rows are all there."""
+        found = [str(row.get("measured_by") or "").split() for row in self.of(spec_hash) if is_last(row)]
+        return found[-1] if found else None
 
     def frame(self, spec_hashes: Iterable[str]) -> pd.DataFrame:
         """The rows of some specs, one line per key."""
         wanted = set(spec_hashes)
-        chosen = [row for row in self.rows if row["spec_hash"] in wanted]
+        chosen = [row for spec_hash, run in self._runs.items() if spec_hash in wanted for row in run]
         columns = [*KEY, "value"]
         frame = pd.DataFrame(chosen, columns=None if chosen else columns)
         # Rows about single rounds differ in these two columns only.

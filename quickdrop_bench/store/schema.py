@@ -10,8 +10,9 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pandas as pd
 import yaml
@@ -20,19 +21,24 @@ from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import DataInfo
 
 __all__ = [
+    "FORMAT",
     "LARGEST",
     "Damage",
     "Header",
     "Layout",
     "Listed",
     "Manifest",
+    "OtherFormat",
     "check_layout",
-    "check_parameters",
     "client_layout",
     "parse_history",
     "parse_manifest",
     "parse_spec",
+    "typed",
 ]
+
+FORMAT = 4
+"""Of the files that this version writes and reads."""
 
 LARGEST = 2**24
 """Bytes of a manifest, history or configuration that are still read."""
@@ -47,9 +53,6 @@ NAMES = re.compile(
 HISTORY = ("round", "loss", "matching_distance", "participants", "seconds", "distillation_seconds")
 """Columns of every history; failures and accuracies by class may follow."""
 
-ADDED = {"dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_seconds"}
-"""Counters that the costs of older trainings lack; they are zero."""
-
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 """By name of a tensor in a file: its type as safetensors calls it, and its shape."""
 
@@ -61,100 +64,88 @@ class Damage(ValueError):
     """What is wrong with a file, in a few words for a sentence in parentheses."""
 
 
+class OtherFormat(Damage):
+    """Which version wrote a file that is whole, and cannot be read by this one."""
+
+
 @dataclass(frozen=True)
 class Listed:
     """What a manifest says of a file: its size in bytes and its checksum."""
 
-    size: int
+    bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's content, by the names of :class:`~quickdrop_bench.store.artifacts.TrainedFederation`."""
+    """A manifest's content, by the names of :class:`~quickdrop_bench.store.artifacts.TrainedFederation`.
 
+    Attributes:
+        format: :data:`FORMAT`.
+        written_by: name and version of the program.
+        files: by name.
+    """
+
+    format: int
+    written_by: str
     device: str
     precision: str
     data: DataInfo
     cost: Cost
     fine_tuning: Cost
     fine_tuning_gradients: int
-    files: Mapping[str, Listed]
+    files: dict[str, Listed]
 
 
-def parse_manifest(content: bytes, version: int) -> Manifest:
-    """A manifest of a format version.
-
-    Raises:
-        ValueError, TypeError, KeyError, RecursionError: it is none.
-    """
+def parse_manifest(content: bytes) -> Manifest:
+    """A manifest; some error of Python's if it is none."""
     values = json.loads(content)
-    if values["format"] != version:
-        raise Damage(f"it has format {values['format']}, and this program reads {version}")
-    return Manifest(
-        _text(values["device"], "device"),
-        _text(values["precision"], "precision"),
-        _data_info(values["data"]),
-        _cost(values["cost"]),
-        _cost(values["fine_tuning"]),
-        _whole(values["fine_tuning_gradients"], "fine_tuning_gradients"),
-        _files(values["files"]),
-    )
-
-
-def _files(values: Mapping[str, Any]) -> dict[str, Listed]:
-    if not all(NAMES.fullmatch(name) for name in values):
+    form, by = typed(int, values["format"], "format"), values.setdefault("written_by", "another version")
+    if form != FORMAT:
+        raise OtherFormat(f"{typed(str, by, 'written_by')} wrote it in format {form}, and this version reads {FORMAT}")
+    manifest: Manifest = typed(Manifest, values, "it")
+    if not all(NAMES.fullmatch(name) for name in manifest.files):
         raise Damage("it lists a file that belongs to no federation")
-    if missing := {"global.safetensors", "history.csv", "config.yaml"} - values.keys():
+    if missing := {"global.safetensors", "history.csv", "config.yaml"} - manifest.files.keys():
         raise Damage(f"it does not list {min(missing)}")
-    return {name: Listed(_whole(e["bytes"], "bytes"), _text(e["sha256"], "sha256")) for name, e in values.items()}
-
-
-def _data_info(values: Mapping[str, Any]) -> DataInfo:
-    channels, height, width = (_whole(size, "image_shape") for size in values["image_shape"])
-    names = tuple(_text(name, "a class name") for name in values["class_names"])
-    mean, std = (tuple(_real(v, key) for v in values[key]) for key in ("mean", "std"))
-    if not len(mean) == len(std) in (0, channels):
+    if not len(manifest.data.mean) == len(manifest.data.std) in (0, manifest.data.image_shape[0]):
         raise Damage("its data have another number of channels")
-    train, test = (_whole(values[f"{split}_images"], f"{split}_images") for split in ("train", "test"))
-    return DataInfo(_text(values["name"], "name"), (channels, height, width), names, mean, std, train, test)
+    return manifest
 
 
-def _cost(values: Mapping[str, Any]) -> Cost:
-    whole = {f.name: type(f.default) is int for f in fields(Cost)}
-    values = dict.fromkeys(ADDED, 0) | dict(values)
-    if values.keys() != whole.keys():
-        raise Damage("a cost has other counters")
-    found: dict[str, Any] = {name: (_whole if whole[name] else _real)(values[name], name) for name in whole}
-    return Cost(**found)
+def typed(kind: Any, value: Any, what: str) -> Any:
+    """A JSON value as a type of a dataclass's field; :class:`Damage`, with what it is called, if it has another one.
 
-
-def _whole(value: object, what: str) -> int:
-    if type(value) is not int or value < 0:
-        raise Damage(f"{what} is no whole number from 0")
-    return value
-
-
-def _real(value: object, what: str) -> float:
-    if type(value) not in (int, float):
-        raise Damage(f"{what} is no number")
-    return value  # type: ignore[return-value]
-
-
-def _text(value: object, what: str) -> str:
-    # Unprintable characters could command a terminal.
-    if not isinstance(value, str) or not value.isprintable():
+    Types are dataclasses, tuples and dictionaries of such, numbers (whole ones from 0), texts that command no terminal,
+    any of these or None, and :data:`typing.Any`.
+    """
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        if not isinstance(value, dict) or {f.name for f in fields(kind)} != value.keys():
+            raise Damage(f"{what} has other entries than it should")
+        return kind(**{name: typed(types[name], value[name], name) for name in value})  # type: ignore[operator]
+    if get_origin(kind) is UnionType:
+        return None if value is None else typed(get_args(kind)[0], value, what)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise Damage(f"{what} is no list of names and values")
+        return {typed(str, key, what): typed(get_args(kind)[1], inner, key) for key, inner in value.items()}
+    if get_origin(kind) is tuple:
+        inner, repeated = get_args(kind)[0], get_args(kind)[-1] is ...
+        if not isinstance(value, list) or not (repeated or len(value) == len(get_args(kind))):
+            raise Damage(f"{what} is no list of its length")
+        return tuple(typed(inner, one, what) for one in value)
+    if kind is str and not (isinstance(value, str) and value.isprintable()):
         raise Damage(f"{what} is no printable text")
+    if kind is int and not (type(value) is int and value >= 0):
+        raise Damage(f"{what} is no whole number from 0")
+    if kind is float and type(value) not in (int, float):
+        raise Damage(f"{what} is no number")
     return value
 
 
 def check_layout(found: Header, layout: Layout) -> None:
-    """Raise :class:`Damage` unless the tensors of a file have the names, types and shapes of a layout.
-
-    Args:
-        found: of the file.
-        layout: what is expected.
-    """
+    """Raise :class:`Damage` unless the tensors of a file have the names, types and shapes of a layout."""
     if found.keys() != layout.keys():
         raise Damage("it holds other tensors than it should")
     sizes: dict[str, int] = {}
@@ -167,19 +158,8 @@ def check_layout(found: Header, layout: Layout) -> None:
             raise Damage(f"{name} has another type or shape than it should")
 
 
-def check_parameters(found: Header) -> None:
-    """Raise :class:`Damage` unless a file's tensors are float32, as parameters are."""
-    if any(dtype != "F32" for dtype, _ in found.values()):
-        raise Damage("it holds what is no parameter")
-
-
 def client_layout(data: DataInfo, *, synthetic: bool) -> Layout:
-    """The tensors of a client's file.
-
-    Args:
-        data: what the federation was trained on.
-        synthetic: whether the file holds a synthetic set.
-    """
+    """The tensors of a client's file, with a synthetic set or without."""
     images = data.image_shape
     layout: dict[str, tuple[str, tuple[int | str, ...]]] = {"rows": ("I64", ("n",))}
     for name, size in (("subset", "m"), ("augmentation", "a")):
@@ -193,14 +173,7 @@ def client_layout(data: DataInfo, *, synthetic: bool) -> Layout:
 
 
 def parse_history(content: bytes) -> pd.DataFrame:
-    """A training's history.
-
-    Args:
-        content: of the CSV file.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A training's history, from CSV."""
     history = pd.read_csv(io.BytesIO(content), low_memory=False)
     numeric = all(dtype.kind in "iuf" for dtype in history.dtypes)
     # Lines longer than the header would become an index.
@@ -212,21 +185,13 @@ def parse_history(content: bytes) -> pd.DataFrame:
 
 
 def parse_spec(content: bytes, clients: int) -> dict[str, Any]:
-    """A spec: a flat YAML mapping of names to numbers, texts, truth values and nothing.
-
-    Args:
-        content: of the YAML file.
-        clients: how many there are; ``clients`` must agree if it is there.
-
-    Raises:
-        ValueError, yaml.YAMLError: it is none.
-    """
+    """A spec: a flat YAML mapping of names to numbers, texts, truth values and nothing; it names so many clients."""
     spec = yaml.safe_load(content.decode("utf-8"))
     if not isinstance(spec, dict) or not all(isinstance(v, str | int | float | None) for v in spec.values()):
         raise Damage("it is no flat list of settings")
     for text in (*spec, *map(str, spec.values())):
-        _text(text, "a setting")
+        typed(str, text, "a setting")
     if spec.get("clients", clients) != clients:
         raise Damage(f"it tells of {spec['clients']} clients, and there are {clients}")
-    _whole(spec.get("seed", 0), "seed")
+    typed(int, spec.get("seed", 0), "seed")
     return spec

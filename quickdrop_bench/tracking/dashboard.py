@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS
@@ -12,8 +13,7 @@ from quickdrop_bench.reporting.figures.style import method_styles
 from quickdrop_bench.reporting.frame import SETTING
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, ScatterPlot
-    from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace
+    from wandb_workspaces.workspaces import Workspace
 
 __all__ = ["GROUPING", "definition", "publish", "workspace"]
 
@@ -36,8 +36,6 @@ ROUNDS = {
     "matching_distance": "Matching distance",
     "participants": "Clients taking part",
 }
-BY_CLASS = r"per_round/class_\d+_accuracy"
-
 STAGES = {
     "f_set_accuracy": "F-Set accuracy",
     "r_set_accuracy": "R-Set accuracy",
@@ -45,9 +43,7 @@ STAGES = {
     "sample_gradients": "Sample-gradients",
     "upload_bytes": "Upload (bytes)",
 }
-
 REQUESTS = {"f_set_accuracy": "F-Set accuracy", "r_set_accuracy": "R-Set accuracy", "seconds": "Seconds"}
-
 TOTALS = {
     "r_set_accuracy": "R-Set accuracy",
     "f_set_accuracy": "F-Set accuracy",
@@ -70,44 +66,38 @@ def workspace(entity: str, project: str) -> Workspace:
     if not entity or not project:
         option = "--wandb-project" if entity else "--wandb-entity"
         raise BadInput(option, "without a name", "the names of an entity and of a project are needed")
-    _import_package()
-    from wandb_workspaces.workspaces import Workspace, WorkspaceSettings
+    wr = _panels()
+    from wandb_workspaces import expr
+    from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace, WorkspaceSettings
 
+    opened = ("Accuracy against cost", "Table")
+    columns = ("summary:total/r_set_accuracy", "summary:total/f_set_accuracy", "summary:total/seconds")
     return Workspace(
         entity=entity,
         project=project,
         name=NAME,
-        sections=[_trade_off(), _table(), _rounds(), _stages(), _requests(), _sweep()],
+        sections=[Section(name=name, panels=panels, is_open=name in opened) for name, panels in _sections(wr).items()],
         settings=WorkspaceSettings(x_axis="Step", smoothing_type="none", smoothing_weight=0, max_runs=100),
-        runset_settings=_runs(),
+        runset_settings=RunsetSettings(
+            filters="",
+            groupby=[expr.Config(key) for key in GROUPING],
+            group_colors={method: style.color for method, style in method_styles(list(METHODS)).items()},
+            pinned_columns=list(columns),
+        ),
     )
 
 
 def definition(entity: str, project: str) -> str:
-    """The workspace as the JSON text that W&B would get, with the names of entity and project.
+    """The workspace as the JSON text that W&B would get; arguments and errors are those of :func:`workspace`.
 
     The ids of panels are drawn anew on every call.
-
-    Args:
-        entity: W&B user or team.
-        project: W&B project.
-
-    Raises:
-        BadInput: as :func:`workspace`.
     """
     # The package has no public way to this; what it saves is made from the same property.
     return json.dumps(workspace(entity, project)._spec, indent=2, ensure_ascii=False)
 
 
 def publish(entity: str, project: str) -> str:
-    """Save the workspace on W&B as a new view of the project; every call makes another.
-
-    Args:
-        entity: W&B user or team.
-        project: W&B project, which must exist.
-
-    Returns:
-        The view's address.
+    """Save the workspace as a new view of a project that exists, and return its address; every call makes another.
 
     Raises:
         BadInput: as :func:`workspace`, or W&B cannot be reached, knows no API key, or refuses the view.
@@ -120,159 +110,75 @@ def publish(entity: str, project: str) -> str:
         raise BadInput("dashboard", f"{entity}/{project}", f"W&B did not save it ({reason})") from error
 
 
-def _import_package() -> None:
-    """Import it for the first time, without the warnings of its models, which are in an older pydantic's style."""
+def _panels() -> Any:
+    """The kinds of panels, imported without the warnings of models in an older pydantic's style."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             import wandb_workspaces.workspaces  # noqa: F401
+            from wandb_workspaces.reports.v2 import interface
     except ImportError as error:
         allowed = "install quickdrop-bench[dashboard]"
         raise BadInput("dashboard", "wandb-workspaces is not installed", allowed) from error
+    return interface
 
 
-def _runs() -> RunsetSettings:
-    """All runs, grouped, in the colours that the figures give to methods."""
-    from wandb_workspaces import expr
-    from wandb_workspaces.workspaces import RunsetSettings
-
-    columns = ("summary:total/r_set_accuracy", "summary:total/f_set_accuracy", "summary:total/seconds")
-    return RunsetSettings(
-        filters="",
-        groupby=[expr.Config(key) for key in GROUPING],
-        group_colors={method: style.color for method, style in method_styles(list(METHODS)).items()},
-        pinned_columns=list(columns),
-    )
-
-
-def _trade_off() -> Section:
-    from wandb_workspaces.reports.v2 import interface as wr
-    from wandb_workspaces.workspaces import Section
-
-    return Section(
-        name="Accuracy against cost",
-        is_open=True,
-        panels=[
-            _against_total("R-Set accuracy over seconds", "seconds"),
-            _against_total("R-Set accuracy over sample-gradients", "sample_gradients"),
-            _by_method("f_set_accuracy", "F-Set accuracy"),
+def _sections(wr: Any) -> dict[str, list[Any]]:
+    """The panels by section."""
+    by_class = {"title": "Test accuracy by class", "x": "round", "smoothing_type": "none"}
+    return {
+        "Accuracy against cost": [
+            _points(wr, "R-Set accuracy over seconds", wr.SummaryMetric("total/seconds")),
+            _points(wr, "R-Set accuracy over sample-gradients", wr.SummaryMetric("total/sample_gradients")),
+            _bars(wr, "f_set_accuracy", "F-Set accuracy"),
             wr.MarkdownPanel(markdown=NOTE),
         ],
-    )
-
-
-def _table() -> Section:
-    from wandb_workspaces.reports.v2 import interface as wr
-    from wandb_workspaces.workspaces import Section
-
-    bars = [_by_method(metric, title) for metric, title in TOTALS.items()]
-    return Section(
-        name="Table",
-        is_open=True,
-        panels=[*bars, wr.MediaBrowser(title="Table or figure", media_keys=["table", "figure"])],
-    )
-
-
-def _rounds() -> Section:
-    from wandb_workspaces.reports.v2 import interface as wr
-    from wandb_workspaces.workspaces import Section
-
-    lines = [_line("round", f"per_round/{metric}", title) for metric, title in ROUNDS.items()]
-    by_class = wr.LinePlot(title="Test accuracy by class", x="round", metric_regex=BY_CLASS, smoothing_type="none")
-    return Section(name="Rounds", panels=[*lines, by_class])
-
-
-def _stages() -> Section:
-    from wandb_workspaces.workspaces import Section
-
-    return Section(
-        name="Stages", panels=[_line("stage", f"per_stage/{metric}", title) for metric, title in STAGES.items()]
-    )
-
-
-def _requests() -> Section:
-    from wandb_workspaces.workspaces import Section
-
-    return Section(
-        name="Requests one after the other",
-        panels=[_line("request", f"per_request/{metric}", title) for metric, title in REQUESTS.items()],
-    )
-
-
-def _sweep() -> Section:
-    from wandb_workspaces.reports.v2 import interface as wr
-    from wandb_workspaces.workspaces import Section
-
-    column = wr.ParallelCoordinatesPlotColumn
-    return Section(
-        name="Sweep",
-        panels=[
-            _against_config("R-Set accuracy over the scale", "scale", "r_set_accuracy"),
-            _against_config("Seconds over the scale", "scale", "seconds"),
-            _against_config("R-Set accuracy over α", ALPHA, "r_set_accuracy"),
-            _against_config("Seconds over α", ALPHA, "seconds"),
-            wr.ParallelCoordinatesPlot(
-                title="Scale, α, accuracy and time",
-                columns=[
-                    column(metric=wr.Config("scale"), display_name="scale s", log=True),
-                    column(metric=wr.Config(ALPHA), display_name="α", log=True),
-                    column(metric=wr.SummaryMetric("total/r_set_accuracy"), display_name="R-Set accuracy"),
-                    column(metric=wr.SummaryMetric("total/seconds"), display_name="seconds", log=True),
-                ],
-            ),
+        "Table": [
+            *(_bars(wr, metric, title) for metric, title in TOTALS.items()),
+            wr.MediaBrowser(title="Table or figure", media_keys=["table", "figure"]),
         ],
-    )
+        "Rounds": [
+            *_lines(wr, "round", ROUNDS),
+            wr.LinePlot(metric_regex=r"per_round/class_\d+_accuracy", **by_class),
+        ],
+        "Stages": _lines(wr, "stage", STAGES),
+        "Requests one after the other": _lines(wr, "request", REQUESTS),
+        "Sweep": [
+            _points(wr, "R-Set accuracy over the scale", wr.Config("scale")),
+            _points(wr, "Seconds over the scale", wr.Config("scale"), "seconds"),
+            _points(wr, "R-Set accuracy over α", wr.Config(ALPHA)),
+            _points(wr, "Seconds over α", wr.Config(ALPHA), "seconds"),
+            _settings_to_results(wr),
+        ],
+    }
 
 
-def _against_total(title: str, cost: str) -> ScatterPlot:
-    """R-Set accuracy over a cost, on a logarithmic axis."""
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    return wr.ScatterPlot(
-        title=title,
-        x=wr.SummaryMetric(f"total/{cost}"),
-        y=wr.SummaryMetric("total/r_set_accuracy"),
-        log_x=True,
-        legend_template="${config:method}",
-    )
+def _points(wr: Any, title: str, x: Any, metric: str = "r_set_accuracy") -> Any:
+    """A run's total over a setting or a cost, on a logarithmic axis; seconds are logarithmic too."""
+    y, log_y = wr.SummaryMetric(f"total/{metric}"), metric == "seconds"
+    return wr.ScatterPlot(title=title, x=x, y=y, log_x=True, log_y=log_y, legend_template="${config:method}")
 
 
-def _against_config(title: str, key: str, metric: str) -> ScatterPlot:
-    """A run's total over a positive setting, on a logarithmic axis; seconds are logarithmic too."""
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    return wr.ScatterPlot(
-        title=title,
-        x=wr.Config(key),
-        y=wr.SummaryMetric(f"total/{metric}"),
-        log_x=True,
-        log_y=metric == "seconds",
-        legend_template="${config:method}",
-    )
-
-
-def _by_method(metric: str, title: str) -> BarPlot:
+def _bars(wr: Any, metric: str, title: str) -> Any:
     """A bar for each method: the mean over its runs, with their standard deviation."""
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    return wr.BarPlot(
-        title=f"{title} by method",
-        metrics=[f"total/{metric}"],
-        groupby=wr.Config("method"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
-    )
+    how = {"groupby": wr.Config("method"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+    return wr.BarPlot(title=f"{title} by method", metrics=[f"total/{metric}"], **how)
 
 
-def _line(x: str, metric: str, title: str) -> LinePlot:
+def _lines(wr: Any, axis: str, metrics: Mapping[str, str]) -> list[Any]:
     """A line for each group of runs: their mean, with smallest and largest, unsmoothed."""
-    from wandb_workspaces.reports.v2 import interface as wr
+    how = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "smoothing_type": "none"}
+    return [wr.LinePlot(title=title, x=axis, y=[f"per_{axis}/{name}"], **how) for name, title in metrics.items()]
 
-    return wr.LinePlot(
-        title=title,
-        x=x,
-        y=[metric],
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-        smoothing_type="none",
-    )
+
+def _settings_to_results(wr: Any) -> Any:
+    def column(metric: Any, name: str, *, log: bool = True) -> Any:
+        return wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=log)
+
+    columns = [
+        column(wr.Config("scale"), "scale s"),
+        column(wr.Config(ALPHA), "α"),
+        column(wr.SummaryMetric("total/r_set_accuracy"), "R-Set accuracy", log=False),
+        column(wr.SummaryMetric("total/seconds"), "seconds"),
+    ]
+    return wr.ParallelCoordinatesPlot(title="Scale, α, accuracy and time", columns=columns)

@@ -26,7 +26,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.harness.callbacks import TRAINING, Run
+from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.holdings import class_holdings, visibly_changed
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import Context
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "disabled")
 PROJECT = "quickdrop-bench"
 
-AGENT = {"sweep_id": "WANDB_SWEEP_ID", "run_id": "WANDB_RUN_ID", "sweep_param_path": "WANDB_SWEEP_PARAM_PATH"}
-"""How a sweep's agent tells the program which run it is to be: that of the table or figure, none of the others."""
+AGENT = ("sweep_id", "run_id", "sweep_param_path")
+"""Settings by whose environment a sweep's agent tells which run to be: the table's or figure's, none of the others."""
 
 SETTINGS: Mapping[str, Any] = {
     "console": "off",
@@ -117,13 +117,9 @@ def _guarded(event: Callable[..., None]) -> Callable[..., None]:
 class Tracker(Logger):
     """A Fabric logger and callback with a W&B run for each training and for each method's requests on a federation.
 
-    Metrics: ``per_round/…`` over ``round`` (counted through all phases of the run), ``per_stage/…`` over ``stage`` (0
-    the trained model, 1 unlearning, 2 recovery, 3 relearning), ``per_request/…`` over ``request`` where several follow
-    each other, ``fine_tuning/…`` over ``initialisation``. The summary has numbers alone, see
-    :func:`~quickdrop_bench.reporting.summary.summary`.
-
-    Of the clients' data nothing but the number of images by client and class goes to W&B, and the synthetic images
-    only with ``wandb_images``.
+    Rounds count through all phases of a run; stages are 0 the trained model, 1 unlearning, 2 recovery, 3 relearning.
+    The summary has numbers alone, see :func:`~quickdrop_bench.reporting.summary.summary`. Of the clients' data nothing
+    but the number of images by client and class goes to W&B, and the synthetic images only with ``wandb_images``.
 
     Args:
         args: the options ``wandb``, ``wandb_project``, ``wandb_entity`` and, where there is one, ``wandb_images``.
@@ -133,13 +129,14 @@ class Tracker(Logger):
         self.alive, self.runs = True, 0
         self.accuracy: Callable[[Federation, RoundInfo], ClassAccuracy | None] = lambda federation, info: None
         """Of the state that a round ended with, where it is evaluated anyway."""
-        self.agent = {name: os.environ.pop(key) for name, key in AGENT.items() if key in os.environ}
+        given = {name: os.environ.pop(f"WANDB_{name.upper()}", None) for name in AGENT}
+        self.agent = {name: value for name, value in given.items() if value is not None}
         """Settings of the run that a sweep's agent waits for; none without an agent."""
         self._project, self._entity, self._mode = project_of(args), args.wandb_entity or None, args.wandb
         self._images, self._folder = args.get("wandb_images", False), Path()
         self._wandb: Any = None
         self._logger: WandbLogger | None = None
-        self._waiting: Run | None = None
+        self._waiting: RequestInfo | None = None
         self._phase, self._round = ("", 0), 0
 
     @property
@@ -177,7 +174,7 @@ class Tracker(Logger):
         self._finish(exit_code=int(status != "success"))
 
     @_guarded
-    def on_run_start(self, run: Run) -> None:
+    def on_run_start(self, run: RequestInfo) -> None:
         """Begin a W&B run, or go on with that of the requests before; a training has one only if it comes to train."""
         if run.step and self._logger:
             self.log_hyperparams({name: run.columns[name] for name in ("request", "spec_hash")})
@@ -207,7 +204,7 @@ class Tracker(Logger):
 
     @_guarded
     def on_federation_ready(
-        self, run: Run, context: Context, trained: artifacts.TrainedFederation, data: ImageData, folder: Path
+        self, run: RequestInfo, context: Context, trained: artifacts.TrainedFederation, data: ImageData, folder: Path
     ) -> None:
         """If it was just trained: show who holds what, keep the federation as an artifact, and finish the run."""
         self._waiting = None
@@ -229,7 +226,9 @@ class Tracker(Logger):
         self._finish()
 
     @_guarded
-    def on_stage_end(self, run: Run, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy | None) -> None:
+    def on_stage_end(
+        self, run: RequestInfo, stage: str, values: Mapping[str, float], accuracy: ClassAccuracy | None
+    ) -> None:
         """Log a stage."""
         self.log_metrics({"stage": STAGES.index(stage) + 3 * run.step, **_under("per_stage", values)})
         if accuracy:
@@ -237,7 +236,9 @@ class Tracker(Logger):
             self._log_html("confusion_matrix", counts.style.background_gradient(axis=None, cmap="Blues").to_html())
 
     @_guarded
-    def on_run_end(self, run: Run, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]) -> None:
+    def on_run_end(
+        self, run: RequestInfo, rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Write the run's line of the table into the summary; after its last request, finish it."""
         bad = any(row["metric"] in ("failed", "diverged") and row["value"] for row in rows)
         if bad and not self._logger and not run.step:
@@ -333,7 +334,7 @@ def _under(group: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{group}/{name}": value for name, value in values.items()}
 
 
-def _name(run: Run) -> str:
+def _name(run: RequestInfo) -> str:
     """What people read, e.g. ``quickdrop · class-9 · mnist · s=100 · α=0.1 · seed 1``; if too long, without the end."""
     c = run.columns
     distribution = str(c["distribution"]).replace("dirichlet-", "α=")

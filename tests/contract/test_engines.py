@@ -15,6 +15,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Method
 from quickdrop_bench.methods.base import Context, StageResult
 from tests.contract.test_methods import CASES, make_context, tiny
+from tests.small_models import SMALL
 
 Make = Callable[..., Federation]
 
@@ -52,8 +53,12 @@ def test_every_stage_is_the_same(
         assert replace(a.cost, seconds=0) == replace(b.cost, seconds=0)
 
 
-def test_training_with_distillation_is_the_same(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> None:
-    contexts = [make_context(make_federation(static=static), toy_clients) for static in (False, True)]
+@pytest.mark.parametrize("model", ["convnet", "lenet5"])
+def test_training_with_distillation_is_the_same(
+    model: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
+) -> None:
+    federations = [make_federation(static=static, architecture=SMALL[model]) for static in (False, True)]
+    contexts = [make_context(federation, toy_clients) for federation in federations]
     start = contexts[0].federation.fresh_state(1, "init")
     assert max(far_apart(contexts[1].state, contexts[0].state, start).values()) < 1e-5
     for client in toy_clients:

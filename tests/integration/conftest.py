@@ -72,7 +72,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def idle(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Inside that folder, where nothing is trained."""
     monkeypatch.setattr("quickdrop_bench.cli.runner.measure", until_training)
-    monkeypatch.setattr("quickdrop_bench.cli.main._train", until_training)
+    monkeypatch.setattr("quickdrop_bench.cli.training._train", until_training)
     return at_home
 
 

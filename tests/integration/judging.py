@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.resolve import COMMANDS, Parser
+from quickdrop_bench.cli.options import declared
 from tests.conftest import PARTITION, TINY
 
 RUN = [*TINY, "--methods", "quickdrop"]
@@ -25,11 +25,8 @@ NO_NUMBER = ("abc", "", "1,2", "ü☃", "[1,2]", "{a: 1}", "nan", "-inf", "inf",
 PICTURES = ["--dataset", "imagefolder", "--data-dir", "damaged", "--min-client-size", "0"]
 TEXTS = (
     "a: &a [1]\nrounds: *a\n", "rounds: &a 2\nclients: *a\n", "<<: {rounds: 2}\n", "rounds: 2\n---\nrounds: 3\n",
-    "- 1\n",     "a: [1, {\n", "rounds: 2\nrounds: x\n", "\trounds: 2\n",
-    "rounds:\n- 2\n", "!!python/object/apply:os.system [ls]\n",
-    "%YAML 9.9\n---\nrounds: 2\n", "? [rounds]\n: 2\n", "rounds: !!binary AA==\n", "seeds: 2020-01-01\n", "{}\n",
-    "null\n",     "rounds: *nothing\n", "quickdrop: {unlearn_lr: {a: 1}}\n", "quickdrop: 3\n", "quickdrop: {nope: 1}\n",
-    "",
+    "- 1\n", "\trounds: 2\n", "rounds:\n- 2\n", "!!python/object/apply:os.system [ls]\n", "? [rounds]\n: 2\n",
+    "seeds: 2020-01-01\n", "{}\n", "null\n", "quickdrop: {unlearn_lr: {a: 1}}\n", "quickdrop: 3\n", "",
 )  # fmt: skip
 """Configuration files."""
 
@@ -154,6 +151,8 @@ BASES: dict[str, list[str]] = {
     "report": ["report"],
     "dashboard": ["dashboard", "--output", "drawn.json", "--wandb-entity", "somebody"],
     "methods": ["methods"],
+    "metrics": ["metrics"],
+    "models": ["models"],
     "datasets": ["datasets"],
     "presets": ["presets"],
 }
@@ -168,15 +167,8 @@ def base(command: str) -> list[str]:
 @cache
 def options(command: str) -> dict[str, str]:
     """The command's options and the kind of their values, ``None`` for flags."""
-    parser = Parser()
-    COMMANDS[command](parser)
-    skipped = {"-h", "--help", "--config", "--print_config", "--publish"}  # nothing is sent anywhere
-    actions = {a.option_strings[0]: a for a in parser._actions if a.option_strings}
-    return {
-        name: "None" if action.nargs == 0 else str(action._typehint)
-        for name, action in actions.items()
-        if name not in skipped
-    }
+    known = [option for option in declared(command).values() if option.name.startswith("--")]
+    return {o.name: "None" if o.is_flag else str(o.type) for o in known if o.name != "--publish"}  # nothing is sent
 
 
 def numeric(command: str) -> list[str]:

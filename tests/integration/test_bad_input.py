@@ -73,15 +73,6 @@ def test_any_values_end_in_a_sentence_or_are_valid(idle: Path, value: str) -> No
     check([*base("distribution"), option, value], named, codes=(0, 2))
 
 
-@pytest.mark.parametrize("more", [["more", "words"], ["--alpha"], ["--alpha=1", "--clients"], ["--=1"]])
-def test_malformed_command_lines_are_refused(idle: Path, more: list[str]) -> None:
-    check([*base("distribution"), *more], ["command", "expected", "--", "words"])
-
-
-def test_a_command_is_needed(idle: Path) -> None:
-    check([], ["command"])
-
-
 # 2. Configuration files --------------------------------------------------------------------------------------
 
 
@@ -94,15 +85,9 @@ def test_any_configuration_file_is_refused_or_valid(idle: Path, content: bytes) 
         Path("any.yaml").unlink()
 
 
-@pytest.mark.parametrize("path", ["pics", "none.yaml", "", "/dev/null", "mine.yaml/x", "a" * 300])
+@pytest.mark.parametrize("path", ["pics", "", "/dev/null", "mine.yaml/x", "a" * 300])
 def test_what_is_no_configuration_file_is_refused(idle: Path, path: str) -> None:
     check([*base("distribution"), "--config", path], ["--config"])
-
-
-@pytest.mark.parametrize("key", ["alpha", "clients", "record_every", "participation", "dataset", "norm"])
-def test_nothing_in_the_place_of_a_value_is_refused(idle: Path, key: str) -> None:
-    Path("null.yaml").write_text(f"{key}: null\n")
-    check([*base("distribution"), "--config", "null.yaml"], [f"--{key.replace('_', '-')}", key])
 
 
 # 3. Artifacts ------------------------------------------------------------------------------------------------
@@ -122,21 +107,13 @@ def test_damaged_artifacts_are_refused_by_file_or_still_valid(at_home: Path, kin
 
 SPECS: dict[str, dict[str, object]] = {
     "another number of clients": {"clients": 4},
-    "clients in words": {"clients": "three"},
     "seed in words": {"seed": "one"},
     "width in words": {"width": "four"},
-    "width out of range": {"width": 0},
     "width of another model": {"width": 8},
-    "width that is not whole": {"width": 2.5},
     "depth of another model": {"depth": 1},
     "rounds missing": {"rounds": None},
     "rate in words": {"lr": "small"},
-    "rate out of range": {"lr": -1},
-    "data set that is a number": {"dataset": 3},
     "data set unknown": {"dataset": "mnits"},
-    "scale missing": {"scale": None},
-    "image size in words": {"image_size": "large"},
-    "unknown normalisation": {"norm": "batch"},
     "momentum out of range": {"image_momentum": 5},
 }
 
@@ -276,7 +253,7 @@ def test_a_checkpoint_that_is_none_is_left_alone(at_home: Path, write: Any, capl
 def test_damaged_image_folders_are_refused_or_still_valid(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, number: int, size: list[str]
 ) -> None:
-    monkeypatch.setattr("quickdrop_bench.cli.main.write_distribution", lambda *args: [])
+    monkeypatch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
     shutil.copytree("pics", "damaged")
     try:
         picture_damage(kind, Drawn(number=number, byte=number + 1))(Path("damaged"))
@@ -303,14 +280,9 @@ def test_any_rows_are_read_or_refused(idle: Path, kind: Any) -> None:
 
 
 KINDS = {
-    "method missing": ("method", None),
     "data set that is no text": ("dataset", False),
-    "stage that is a number": ("stage", 3),
-    "metric that is a number": ("metric", 0.5),
     "seed in words": ("seed", "one"),
-    "clients in words": ("clients", "many"),
     "request missing": ("request", None),
-    "distribution that is a number": ("distribution", 1),
     "spec hash that is a number": ("spec_hash", 7),
     "value in words": ("value", "high"),
 }
@@ -333,20 +305,14 @@ def test_rows_of_another_kind_are_left_out(idle: Path, column: str, value: objec
 
 LONG = "a" * 3000
 SINGLE: dict[str, tuple[str, list[str], str]] = {
-    "seed beyond 64 bits": ("train", ["--seeds", "99999999999999999999,"], "--seeds"),
-    "a file that names another": ("distribution", ["--config", "other.yaml"], "--config"),
-    "a flag that is no truth value": ("distribution", ["--config", "flag.yaml"], "--iid 3"),
     "a pipe to be replaced": ("export", ["--output", "pipe"], "--output pipe"),
     "a pipe to be replaced by a report": ("report", ["--output", "pipe"], "--output pipe"),
     "a pipe to be replaced by a dashboard": ("dashboard", ["--output", "pipe", "--wandb-entity", "x"], "--output pipe"),
     "a dashboard of nobody": ("dashboard", ["--wandb-entity", ""], "--wandb-entity"),
     "long data set": ("distribution", ["--dataset", LONG], "--dataset"),
     "long results folder of a report": ("report", ["--results-dir", LONG], "--results-dir"),
-    "long results folder of a table": ("table", ["--results-dir", LONG], "--results-dir"),
     "long artifacts folder": ("show", ["--artifacts-dir", LONG], "--artifacts-dir"),
     "value of two lines": ("distribution", ["--dataset", "a\nb"], "--dataset"),
-    "fine-tuning out of range": ("train", ["--fine-tune-steps", "-1"], "--fine-tune-steps"),
-    "unknown method of a request": ("unlearn", ["--method", "nope"], "--method nope"),
     "name of the output": ("export", ["--output", ""], "--output"),
     "output in a folder that is a file": ("report", ["--output", "mine.yaml/x.html"], "--output"),
 }
@@ -354,9 +320,6 @@ SINGLE: dict[str, tuple[str, list[str], str]] = {
 
 @pytest.mark.parametrize(("command", "argv", "named"), cases(SINGLE))
 def test_single_cases_are_refused(at_home: Path, command: str, argv: list[str], named: str) -> None:
-    files = {"other": "config: mine.yaml\n", "flag": "iid: 3\n"}
-    for name, text in files.items():
-        Path(f"{name}.yaml").write_text(text)
     os.mkfifo("pipe")
     try:
         with bounded_memory(2**28):

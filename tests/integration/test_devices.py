@@ -39,10 +39,10 @@ COMMANDS = {
 }
 
 
-def environment() -> dict[str, str]:
+def environment(*before: Path) -> dict[str, str]:
     """One thread a process: with more, sums round differently."""
     mine = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")}
-    return {**mine, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**mine, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, [*before, ROOT]))}
 
 
 def run(argv: list[str], *, program: list[str] = PROGRAM, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -141,12 +141,6 @@ def test_two_processes_end_as_one(name: str, by_two: Path) -> None:
     assert (by_two / f"{name} 1.txt").read_text() == ""
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_measure_nothing_again(by_two: Path) -> None:
-    assert "fl-training" not in (by_two / "sweep again 0.txt").read_text()
-    assert "0 runs to make" in (by_two / "sweep again 0.txt").read_text()
-
-
 def files(folder: Path) -> set[str]:
     """What a command left, without its locks."""
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
@@ -159,30 +153,25 @@ def test_processes_that_the_command_starts_end_the_same_and_the_first_alone_spea
     assert values(Path("results")) == pytest.approx(values(by_two / "sweep/results"), abs=1e-6, nan_ok=True)
     assert files(Path()) == files(by_two / "sweep")
     assert done.stderr.count("fl-training · round 1/2") == 2  # two scales
+    again = (by_two / "sweep again 0.txt").read_text()
+    assert "0 runs to make" in again
+    assert "fl-training" not in again
 
 
 @pytest.mark.slow
-def test_an_error_that_all_meet_is_said_once() -> None:
-    done = run(["train", *TINY, *TWO, "--dataset", "mnist", "--data-dir", "nowhere"], code=2)
-    assert done.stderr.count("quickdrop-bench:") == 1
-    assert "--data-dir nowhere" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_a_training_that_diverges_for_all_is_said_once(by_two: Path) -> None:
-    said = (by_two / "diverging 0.txt").read_text()
-    assert said.count("quickdrop-bench:") == 1
-    assert "diverged" in said.splitlines()[-1]
-    assert "Traceback" not in said
-    assert (by_two / "diverging 1.txt").read_text() == ""
-
-
-@pytest.mark.slow
-def test_torchrun_starts_the_processes() -> None:
+def test_torchrun_starts_processes_and_an_error_that_all_meet_is_said_once(by_two: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "quickdrop_bench"]
     options = ["train", *TINY, "--accelerator", "cpu", "--wandb", "disabled"]
     assert "Starting with 2 processes" in run(options, program=torchrun).stderr
+    done = run(["train", *TINY, *TWO, "--dataset", "mnist", "--data-dir", "nowhere"], code=2)
+    for said, last in (
+        (done.stderr, "--data-dir nowhere"),
+        ((by_two / "diverging 0.txt").read_text(), "diverged"),
+    ):
+        assert said.count("quickdrop-bench:") == 1
+        assert last in said.splitlines()[-1]
+        assert "Traceback" not in said
+    assert (by_two / "diverging 1.txt").read_text() == ""
 
 
 def test_as_many_processes_are_needed_as_torchrun_has_started(
@@ -208,19 +197,21 @@ def test_inside_a_slurm_job_without_srun_the_processes_are_started_here(monkeypa
         asked.update(options)
         raise ValueError("not started in this test")
 
-    monkeypatch.setattr("quickdrop_bench.cli.options.Fabric", fabric)
+    monkeypatch.setattr("quickdrop_bench.cli.machine.Fabric", fabric)
     assert main(["train", *TINY, *TWO]) == 2
     assert (asked["devices"], type(asked["plugins"])) == (2, LightningEnvironment)
 
 
-def test_cells_or_clients_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", *TINY, "--scales", "1,10", "--jobs", "2", *TWO]) == 2
-    assert "--jobs 2: either cells or, with --devices, clients run side by side" in capsys.readouterr().err
-
-
-def test_several_machines_need_somebody_who_starts_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *TINY, *TWO, "--num-nodes", "2"]) == 2
-    assert "--num-nodes 2: several machines are started by torchrun or srun" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["sweep", *TINY, "--scales", "1,10", "--jobs", "2"], "--jobs 2: either cells or, with --devices, clients run"),
+        (["train", *TINY, "--num-nodes", "2"], "--num-nodes 2: several machines are started by torchrun or srun"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, *TWO]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -229,17 +220,13 @@ def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_pat
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    from quickdrop_bench.harness import run\n"
-        "    whole = run._stage\n"
-        "    def stage(session, its, context, name, result):\n"
-        "        if (its.method, name) == ('sga-or', 'unlearning'):\n"
-        "            raise RuntimeError('CUDA out of memory')\n"
-        "        return whole(session, its, context, name, result)\n"
-        "    run._stage = stage\n"
+        "    from quickdrop_bench.methods import METHODS\n"
+        "    def unlearn(self, context):\n"
+        "        raise RuntimeError('CUDA out of memory')\n"
+        "    METHODS['sga-or'].unlearn = unlearn\n"
     )
-    mine = {**environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [*PROGRAM, "table", "2", *TINY, *TWO, "--methods", "sga-or,quickdrop"]
-    done = subprocess.run(command, env=mine, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "process 1: RuntimeError: CUDA out of memory" in done.stderr
     rows = map(json.loads, Path("results/quick/table2/rows.jsonl").read_text().splitlines())
@@ -260,20 +247,14 @@ def test_an_interruption_ends_both(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def kill_while_it_trains(argv: list[str], victim: str) -> None:
     """Start a command in two processes, and kill one as soon as they have saved a state; the other has to end."""
     before = states_saved()
-    with subprocess.Popen(
-        [*PROGRAM, *argv], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([*PROGRAM, *argv], env=environment(), stderr=subprocess.DEVNULL) as process:
         while states_saved() == before:
             assert process.poll() is None
             time.sleep(0.05)
-        (child,) = children(process.pid)
+        (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
         os.kill(process.pid if victim == "first" else child, signal.SIGKILL)
         assert process.wait(600) != 0
         patience = time.monotonic() + 600

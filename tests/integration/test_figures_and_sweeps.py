@@ -190,13 +190,6 @@ def test_a_cell_that_cannot_be_is_marked_and_the_others_go_on(run: Run) -> None:
     assert "quickdrop" in set(rows[rows["clients"] == 3]["method"])
 
 
-def test_a_report_into_a_folder_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    code, _, err = run("report", "--output", str(tmp_path))
-    assert code == 2
-    assert err.startswith("quickdrop-bench: --output")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["sweep", "--scales", "1,10"], ["table", "2", "--seeds", "1,2"]])
 def test_jobs_give_the_rows_of_one_process(run: Run, command: list[str]) -> None:
@@ -271,35 +264,6 @@ def test_a_sweep_in_processes_killed_at_any_moment_ends_with_the_same_rows(run: 
         assert command.process.exitcode == -signal.SIGKILL
     assert run("sweep", *chosen)[0] == 0
     assert facts(rows_of("sweep")) == facts(rows_of("sweep", "whole"))
-
-
-BAD = {
-    "no such figure": (["figure", "1"], "figure 1: use one of 2, 3, 4, 5, 6"),
-    "no scales": (["sweep", "--scales", ","], "--scales ,"),
-    "scale in words": (["sweep", "--scales", "1,many"], "--scales 1,many"),
-    "scale below one": (["sweep", "--scales", "0.5"], "--scale 0.5"),
-    "clients in words": (["sweep", "--clients", "some"], "--clients some"),
-    "half a client": (["sweep", "--clients", "10.5"], "--clients 10.5"),
-    "no data set": (["sweep", "--datasets", ","], "--datasets ,"),
-    "half an initialisation": (["sweep", "--fine-tunes", "1.5"], "--fine-tunes 1.5"),
-    "seeds without end": (["sweep", "--seeds", "99999999999"], "--seeds 99999999999"),
-    "more jobs than cores": (["sweep", "--jobs", "5000"], "--jobs 5000"),
-    "no jobs": (["sweep", "--jobs", "0"], "--jobs 0"),
-    "fine-tuning without distillation": (["figure", "5", "--distill", "false", "--fine-tunes", "2"], "--fine-tune 2"),
-    "a client method in a class figure": (["figure", "3", "--methods", "s2u"], "s2u: it serves client requests"),
-    "fine-tuning steps": (["sweep", "--fine-tunes", "1", "--fine-tune-steps", "0"], "--fine-tune-steps 0"),
-}
-
-
-@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence(run: Run, argv: list[str], named: str) -> None:
-    position = 2 if argv[0] == "figure" else 1
-    tiny = [part for part in TINY if "--clients" not in argv or part not in ("--clients", "3")]
-    code, out, err = run(*argv[:position], *tiny, *argv[position:])
-    assert (code, out) == (2, ""), err
-    assert len(err.splitlines()) == 1, err
-    assert err.startswith("quickdrop-bench: ")
-    assert named in err
 
 
 @pytest.mark.slow

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import PARTITION
-from tests.damage import JUNK, TREES, Damage, artifact_damages, picture_damages, result_damages
+from tests.damage import JUNK, Damage, artifact_damages, picture_damages, result_damages
 from tests.integration.judging import (
     BASES,
     CULPRITS,
-    NO_NUMBER,
     PICTURES,
     SERVED,
-    TEXTS,
     base,
     call,
     check,
@@ -32,7 +29,6 @@ from tests.integration.judging import (
     federation,
     judge,
     kept,
-    numeric,
     options,
     remove,
 )
@@ -59,32 +55,10 @@ def sizes(few: int, many: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("count", [many if os.environ.get("MANY_EXAMPLES") else few])
 
 
-LIGHT = sorted(BASES.keys() - {"table", "figure", "sweep", "report"})
-COMMAND = st.sampled_from([*LIGHT, *LIGHT, "table", "figure", "sweep"])
-"""Commands whose options take long to build come up less often."""
-
-
-@st.composite
-def bad_numbers(draw: st.DrawFn) -> tuple[str, str, str]:
-    """A command, one of its numeric options, and what is no number or none of its range."""
-    command = draw(COMMAND.filter(lambda name: bool(numeric(name))))
-    return command, draw(st.sampled_from(numeric(command))), draw(st.sampled_from(NO_NUMBER))
-
-
-@sizes(90, 900)
-def test_what_is_no_number_or_out_of_range_is_refused_by_option(idle: Path, count: int) -> None:
-    @examples(count, drawn=bad_numbers())
-    def holds(drawn: tuple[str, str, str]) -> None:
-        command, option, value = drawn
-        check([*base(command), f"{option}={value}"], culprit(option))
-
-    holds()
-
-
 @st.composite
 def any_options(draw: st.DrawFn) -> tuple[str, list[str], list[str]]:
     """A command, options with any values, repeated and contradictory ones among them, and what a sentence names."""
-    command = draw(COMMAND.filter(lambda name: bool(options(name))))
+    command = draw(st.sampled_from([name for name in BASES if options(name)]))
     argv, named = [], []
     for _ in range(draw(st.integers(1, 3))):
         option = draw(st.sampled_from(sorted(options(command))))
@@ -103,64 +77,6 @@ def test_any_values_end_in_a_sentence_or_are_valid(idle: Path, count: int) -> No
         check([*base(command), *argv], [*named, "unrecognized", "expected", "RUN"], codes=(0, 2))
 
     holds()
-
-
-@st.composite
-def malformed(draw: st.DrawFn) -> list[str]:
-    """A command line that no parser accepts."""
-    command = draw(COMMAND)
-    word = draw(st.text(st.characters(codec="utf-8", exclude_characters="\0="), min_size=1, max_size=8).map(str.strip))
-    known = options(command)
-    valued = [name for name, kind in known.items() if kind != "None" and name[:-1] not in known]
-    kinds: list[st.SearchStrategy[list[str]]] = [
-        st.just([f"{command}{word}x"]),
-        st.just([*BASES[command], f"--{word}nope"]),
-        st.just([*BASES[command], f"--no-such-{word}=1"]),
-        st.just([*BASES[command], "more", f"{word}words"]),
-        st.just([]),
-    ]
-    if valued:
-        option = draw(st.sampled_from(valued))
-        kinds += [st.just([*BASES[command], option]), st.just([*BASES[command], option[:-1], "1"])]
-    return draw(st.one_of(kinds))
-
-
-@sizes(60, 600)
-def test_malformed_command_lines_are_refused(idle: Path, count: int) -> None:
-    run = next(Path("artifacts").iterdir()).name
-
-    @examples(count, argv=malformed())
-    def holds(argv: list[str]) -> None:
-        line = [run if part == "@" else part for part in argv]
-        check(line, ["command", "expected", "--"])
-
-    holds()
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A command, and what its configuration file holds."""
-    command = draw(st.sampled_from(["distribution", "distribution", "train", "table", "sweep"]))
-    keys = [name.strip("-").replace("-", "_") for name in options(command) if "." not in name]
-    keys = [key for key in keys if not key.endswith("dir")]  # folders are the user's to choose
-    mapping = st.dictionaries(st.sampled_from(keys) | st.text(max_size=6), TREES, min_size=1, max_size=4)
-    dumped = (mapping | TREES).map(lambda value: yaml.safe_dump(value, allow_unicode=True).encode())
-    text = st.sampled_from(TEXTS).map(str.encode) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace"))
-    return command, draw(st.one_of(dumped, dumped, text, st.binary(max_size=40)))
-
-
-@sizes(80, 1200)
-def test_any_configuration_file_is_refused_or_valid(idle: Path, count: int) -> None:
-    @examples(count, drawn=configs())
-    def holds(drawn: tuple[str, bytes]) -> None:
-        command, content = drawn
-        Path("any.yaml").write_bytes(content)
-        check([*base(command), "--config", "any.yaml"], ["--", "command line not understood"], codes=(0, 2))
-
-    try:
-        holds()
-    finally:
-        Path("any.yaml").unlink(missing_ok=True)
 
 
 @sizes(110, 1500)
@@ -202,7 +118,7 @@ def test_damaged_image_folders_are_refused_or_still_valid(at_home: Path, count: 
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quickdrop_bench.cli.main.write_distribution", lambda *args: [])
+        patch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
         holds()
 
 

@@ -37,31 +37,14 @@ pytestmark = pytest.mark.usefixtures("warm_server")
 KILLS = int(os.environ.get("KILLS", "1"))
 SEED = os.environ.get("KILLS_SEED", "0")
 
-TRAIN = ["train", *TINY, "--rounds", "12", "--local-steps", "4", "--record-every", "1"]
+FAULTS = ["--dropout-rate", "0.3", "--straggler-rate", "0.2", "--corrupt-rate", "0.2"]
+TRAIN = ["train", *TINY, "--rounds", "12", "--local-steps", "4", "--record-every", "1", *FAULTS]
+FINE_TUNING = ["--fine-tune", "2", "--fine-tune-batch-size", "4", "--fine-tune-steps", "3"]
+METHODS = ["--methods", "retrain-or,federaser,quickdrop"]
 COMMANDS = {
     "train": TRAIN,
-    "fine-tuning": [
-        *TRAIN,
-        "--rounds",
-        "6",
-        "--fine-tune",
-        "2",
-        "--fine-tune-batch-size",
-        "4",
-        "--fine-tune-steps",
-        "3",
-    ],
-    "table": [
-        "table",
-        "2",
-        *TINY,
-        "--rounds",
-        "8",
-        "--record-every",
-        "1",
-        "--methods",
-        "retrain-or,federaser,quickdrop",
-    ],
+    "fine-tuning": [*TRAIN, "--rounds", "6", *FINE_TUNING],
+    "table": ["table", "2", *TINY, "--rounds", "8", "--record-every", "1", *METHODS],
     "sweep": ["sweep", *TINY, "--rounds", "8", "--scales", "1,10"],
 }
 

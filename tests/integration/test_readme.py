@@ -25,7 +25,7 @@ NAMES = (
     "benchmarks/README.md",
     "benchmarks/DEVIATIONS.md",
     "results/README.md",
-    *(f"quickdrop_bench/{part}/README.md" for part in ("methods", "serving", "tracking")),
+    *(f"quickdrop_bench/{part}/README.md" for part in ("evaluation", "methods", "serving", "tracking")),
 )
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 README = PAGES["README.md"]
@@ -63,9 +63,10 @@ def test_a_method_of_your_own(capsys: pytest.CaptureFixture[str], monkeypatch: p
         def load(self) -> None:
             __import__("noise")
 
-    monkeypatch.setattr("quickdrop_bench.methods.base.entry_points", lambda group: [Plugin()])
+    monkeypatch.setattr("quickdrop_bench.core.registry.entry_points", lambda group: [Plugin()])
+    monkeypatch.setattr(registered, "_loaded", False)
     assert main(["table", "2", *TINY, "--methods", "retrain-or,noise", "--noise.sigma", "0.2"]) == 0
-    assert "noise" in capsys.readouterr().out
+    assert "Noise" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "300")
     assert main(["methods"]) == 0
     listed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line[0] != " "}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from quickdrop_bench.cli.main import main
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving import TrainedRun, export
 from tests.conftest import TINY, Run
 from tests.integration.forks import start_script
@@ -265,7 +265,7 @@ def test_a_killed_command_leaves_the_last_good_state(
         if not found.current:
             assert run("unlearn", str(copy), "--class", "1")[0] == 0
         assert TrainedRun(copy).current == 1
-        assert TrainedRun(copy).file(1).read_bytes() == model
+        assert TrainedRun(copy).versions.file(1).read_bytes() == model
     assert {TrainedRun(folder).current} == {0}
 
 
@@ -357,8 +357,7 @@ def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int
         about = {name: json.loads(value) for name, value in file.metadata().items()}
     channels, size, _ = about["image_shape"]
     architecture = about["architecture"]
-    assert architecture.pop("name") == "ConvNet"
-    model = ConvNet(channels, size, len(about["classes"]), **architecture)
+    model = MODELS[architecture.pop("name")](**architecture).build(channels, size, len(about["classes"]))
     model.load_state_dict(load_file("model.safetensors"))
     pixels, classes = pixels_and_classes(served, version)
     mean, std = (torch.tensor(about[name]).view(1, -1, 1, 1) for name in ("mean", "std"))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,11 @@ class Workplace:
         settings = {"cwd": self.folder, "env": self.environment(**environment), "stdin": subprocess.DEVNULL}
         return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload, no-any-return]
 
-    def _inspect(self, *argv: str) -> list[Record]:
-        reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *argv]
+    def read(self, folder: Path, *how: str) -> list[Record]:
+        """What W&B's reader prints of the run in a folder."""
+        reader = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *how, str(folder)]
         done = subprocess.run(reader, capture_output=True, text=True, check=True, env=self.environment())
-        return [json.loads(done.stdout)] if "--summary" in argv else list(map(json.loads, done.stdout.splitlines()))
-
-    def read(self, folder: Path) -> Logged:
-        """The W&B run in a folder."""
-        return Logged(folder, self._inspect(str(folder)))
-
-    def read_to_the_end(self, folder: Path) -> Logged:
-        """The same with what is left at its end."""
-        return replace(self.read(folder), final=self._inspect("--summary", str(folder))[0])
+        return [json.loads(text) for text in ([done.stdout] if how else done.stdout.splitlines())]
 
     @cached_property
     def rows(self) -> list[Record]:
@@ -149,7 +142,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="module")
 def runs(home: Workplace) -> dict[str, Logged]:
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(home.read_to_the_end, sorted(home.folder.glob("wandb/offline-run-*"))))
+        folders = sorted(home.folder.glob("wandb/offline-run-*"))
+        records, final = (list(pool.map(lambda f, how=how: home.read(f, *how), folders)) for how in ([], ["--summary"]))
+    found = [Logged(*parts, end) for *parts, (end,) in zip(folders, records, final, strict=True)]
     return {run.about["display_name"]: run for run in found}
 
 
@@ -164,7 +159,7 @@ class Obstructed:
     @cached_property
     def training(self) -> Logged:
         first = min(self.place.folder.glob("tmp/wandb/offline-run-*/files/media/images/partition_*"))
-        return self.place.read(first.parents[3])
+        return Logged(first.parents[3], self.place.read(first.parents[3]))
 
     def pictures(self) -> list[np.ndarray]:
         """The synthetic images that were logged, (H, W), from 0 to 255."""
@@ -188,7 +183,7 @@ def accuracies(rows: list[Record], *methods: str) -> list[tuple[object, ...]]:
     return [tuple(r[k] for k in keys) for r in chosen]
 
 
-def test_every_training_method_and_artefact_has_a_run(runs: dict[str, Logged]) -> None:
+def test_every_training_method_and_artefact_has_a_run_with_axes(runs: dict[str, Logged]) -> None:
     kinds = {name: run.about["job_type"] for name, run in runs.items()}
     requests = {name: "evaluation" if method == "original" else "unlearning" for method, name in NAMES.items()}
     assert kinds == {TRAINING: "fl-training", **requests, TABLE: "artefact"}
@@ -196,6 +191,10 @@ def test_every_training_method_and_artefact_has_a_run(runs: dict[str, Logged]) -
         ("table2-quick", "quickdrop-bench")
     }
     assert {run.final["exit_code"] for run in runs.values()} == {0}
+    axes = {"per_round/*": "round", "per_stage/*": "stage", "per_request/*": "request"}
+    axes |= {"fine_tuning/*": "initialisation"}
+    for run in runs.values():
+        assert {m["glob_name"]: m["step_metric"] for m in run.all("metric") if "step_metric" in m} == axes
 
 
 def test_config_has_the_spec_and_its_provenance(runs: dict[str, Logged], home: Workplace) -> None:
@@ -209,13 +208,6 @@ def test_config_has_the_spec_and_its_provenance(runs: dict[str, Logged], home: W
     assert (config["hyper_parameters"]["unlearn_lr"], config["rules"]["protocol"]) == (0.02, "preset")
     for key in ("git_commit", "git_dirty", "package_version", "versions", "device", "precision"):
         assert config["provenance"][key] == row[key], key
-
-
-def test_rounds_and_stages_have_axes_of_their_own(runs: dict[str, Logged]) -> None:
-    axes = {"per_round/*": "round", "per_stage/*": "stage", "per_request/*": "request"}
-    axes |= {"fine_tuning/*": "initialisation"}
-    for run in runs.values():
-        assert {m["glob_name"]: m["step_metric"] for m in run.all("metric") if "step_metric" in m} == axes
 
 
 def test_history_counts_rounds_through_all_phases(runs: dict[str, Logged], home: Workplace) -> None:
@@ -240,18 +232,15 @@ def test_history_of_training_has_its_rounds_and_stage_0(runs: dict[str, Logged],
     assert (stage["stage"], stage["per_stage/seconds"]) == (0, home.value("original", "fl-training", "seconds"))
 
 
-@pytest.mark.parametrize("method", NAMES)
-def test_summary_has_the_rows_about_the_whole_request(runs: dict[str, Logged], home: Workplace, method: str) -> None:
-    run = runs[NAMES[method]]
-    own = [row for row in home.rows if row["spec_hash"] == run.config["spec_hash"]]
-    told = ("total", "fl-training", "fine-tuning")
-    shown = [row for row in own if row["stage"] in told and not row["metric"].startswith("class_")]
-    expected = {f"{row['stage'].replace('-', '_')}/{row['metric']}": row["value"] for row in shown}
-    assert len(expected) > 15
-    assert {key: run.summary.get(key) for key in expected} == expected
-
-
-def test_summaries_hold_numbers_alone(runs: dict[str, Logged]) -> None:
+def test_summaries_hold_the_numbers_about_the_whole_request_alone(runs: dict[str, Logged], home: Workplace) -> None:
+    for name in NAMES.values():
+        run = runs[name]
+        own = [row for row in home.rows if row["spec_hash"] == run.config["spec_hash"]]
+        told = ("total", "fl-training", "fine-tuning")
+        shown = [row for row in own if row["stage"] in told and not row["metric"].startswith("class_")]
+        expected = {f"{row['stage'].replace('-', '_')}/{row['metric']}": row["value"] for row in shown}
+        assert len(expected) > 15
+        assert {key: run.summary.get(key) for key in expected} == expected
     for run in runs.values():
         own = {key: value for key, value in run.summary.items() if not key.startswith("_")}
         assert all(isinstance(value, int | float) for value in own.values()), own
@@ -260,7 +249,7 @@ def test_summaries_hold_numbers_alone(runs: dict[str, Logged]) -> None:
         assert {key.split("/")[0] for key in summary if not key.startswith("_")} == {"total"}
 
 
-def test_distance_to_the_oracle_is_that_of_the_rows(runs: dict[str, Logged], home: Workplace) -> None:
+def test_summary_has_the_distances_to_the_oracle_and_the_paper(runs: dict[str, Logged], home: Workplace) -> None:
     summary = runs[NAMES["quickdrop"]].summary
 
     def both(metric: str) -> tuple[float, float]:
@@ -272,10 +261,6 @@ def test_distance_to_the_oracle_is_that_of_the_rows(runs: dict[str, Logged], hom
     for key, metric in (("speedup", "seconds"), ("speedup_sample_gradients", "sample_gradients")):
         own, oracle = both(metric)
         assert summary[f"total/{key}"] == pytest.approx(oracle / own)
-
-
-def test_summary_has_the_papers_numbers(runs: dict[str, Logged]) -> None:
-    summary = runs[NAMES["quickdrop"]].summary
     # Table 2, CIFAR-10: 15.61 s in all, and after recovery 70.48% on the R-Set.
     assert summary["total/seconds_paper"] == pytest.approx(15.61)
     assert summary["total/r_set_accuracy_paper"] == pytest.approx(0.7048)
@@ -341,20 +326,16 @@ def is_tensors(path: Path) -> bool:
     return content[4:9] == bytes(4) + b"{"
 
 
-def test_clients_files_stay_where_they_are(runs: dict[str, Logged], home: Workplace, data: ImageData) -> None:
+def test_of_the_clients_the_picture_of_the_partition_leaves_alone(
+    runs: dict[str, Logged], home: Workplace, data: ImageData
+) -> None:
     assert runs[TRAINING].entries.keys() == PUBLIC
     uploads = [file["path"] for run in runs.values() for kind in run.all("files") for file in kind["files"]]
     assert {path.split("/")[1] for path in uploads} <= {"images", "html"}
     check_nothing_of_a_client(home, data, home.folder / "wandb", home.folder / "data")
-
-
-def test_the_only_tensors_staged_are_the_global_model(runs: dict[str, Logged], home: Workplace) -> None:
     (staged,) = filter(is_tensors, (home.folder / "data/artifacts/staging").iterdir())
     assert str(staged) == runs[TRAINING].entries["global.safetensors"]["local_path"]
     assert staged.read_bytes() == next(home.folder.glob("artifacts/*/global.safetensors")).read_bytes()
-
-
-def test_the_only_picture_is_the_partition(runs: dict[str, Logged], home: Workplace) -> None:
     (picture,) = home.folder.glob("wandb/*/files/media/images/*")
     assert picture.name.startswith("partition_")
     (logged,) = (line for line in runs[TRAINING].history if "partition.filenames" in line)
@@ -388,17 +369,12 @@ def test_synthetic_sets_are_staged_without_what_they_began_as(obstructed: Obstru
     check_nothing_of_a_client(obstructed.place, data, *folders)
 
 
-def test_pictures_of_synthetic_images_are_no_originals(obstructed: Obstructed, data: ImageData) -> None:
-    pictures, originals = obstructed.pictures(), drawn(data.train.images, data).astype("uint8")
-    assert pictures
-    assert not any((originals == picture).all(axis=(1, 2)).any() for picture in pictures)
-
-
 def test_synthetic_images_that_look_like_originals_stay(obstructed: Obstructed, data: ImageData) -> None:
-    originals = drawn(data.train.images, data)
+    originals, pictures = drawn(data.train.images, data), obstructed.pictures()
+    assert pictures
     paths = [entry["local_path"] for path, entry in obstructed.training.entries.items() if "synthetic/" in path]
     images = [image for path in paths for image in drawn(load_file(path)["images"], data)]
-    assert min(abs(originals - image).max(axis=(1, 2)).min() for image in [*images, *obstructed.pictures()]) > 1.5
+    assert min(abs(originals - image).max(axis=(1, 2)).min() for image in [*images, *pictures]) > 1.5
 
 
 def drawn(images: torch.Tensor, data: ImageData) -> np.ndarray:

@@ -37,11 +37,6 @@ def test_order_does_not_matter(clients: list[tuple[int, list[float]]], random: o
     torch.testing.assert_close(mean_of(clients), mean_of(shuffled), rtol=1e-7, atol=1e-7)
 
 
-def test_equal_weights_are_the_plain_mean() -> None:
-    values = torch.randn(4, 3)
-    torch.testing.assert_close(mean_of([(7, v.tolist()) for v in values]), values.mean(0))
-
-
 def test_one_client_and_equal_states_are_exact() -> None:
     value = torch.tensor([0.1, 1e-8, 3e5])
     assert torch.equal(mean_of([(3, value.tolist())]), value)

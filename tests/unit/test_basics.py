@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ import torch
 
 from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import write_atomically, write_text
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.store.rows import KEY, RowFile
@@ -25,6 +26,28 @@ def test_registry_names_the_option_and_the_nearest_name() -> None:
         _ = registry["gren"]
     with pytest.raises(ValueError, match="registered already"):
         registry.register("red")
+
+
+def test_a_registry_finds_its_modules_and_those_of_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look-up imports every module of its package, then the entry points of its group, once."""
+    for name, text in {
+        "colours/__init__.py": "from quickdrop_bench.core.registry import Registry\n"
+        "COLOURS = Registry[int]('--colour', 'colours')\n",
+        "colours/green.py": "from colours import COLOURS\nassert 'x' not in COLOURS\nCOLOURS.register('green')(2)\n",
+        "elsewhere.py": "from colours import COLOURS\nCOLOURS.register('red')(1)\n",
+        "elsewhere-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n",
+        "elsewhere-1.dist-info/entry_points.txt": "[colours]\nred = elsewhere\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    colours = import_module("colours").COLOURS
+    assert "green" not in colours._items
+    assert [dict.fromkeys(colours), colours["red"]] == [{"green": None, "red": None}, 1]
+    colours.load()
+    assert len(colours) == 2
 
 
 def test_a_sentence_has_one_line() -> None:
@@ -81,11 +104,12 @@ def test_rows_survive_a_torn_line(tmp_path: Path) -> None:
 def test_a_run_is_replaced_as_a_whole(tmp_path: Path) -> None:
     rows = RowFile(tmp_path / "rows.jsonl")
     rows.write([row(1.0, spec_hash="a", metric="seconds"), row(5.0, spec_hash="b")])
-    assert not rows.has("a")  # its last row is missing
-    rows.write([row(2.0, spec_hash="a"), row(0.0, spec_hash="a", stage="total", metric="diverged")])
+    assert rows.measured_by("a") is None  # its last row is missing
+    last = row(0.0, spec_hash="a", stage="total", metric="diverged", measured_by="accuracy@1 norm@2")
+    rows.write([row(2.0, spec_hash="a"), last])
     assert rows.frame(["a"])["value"].tolist() == [2.0, 0.0]
-    assert rows.has("a")
-    assert not rows.has("b")
+    assert rows.measured_by("a") == ["accuracy@1", "norm@2"]
+    assert rows.measured_by("b") is None
     assert not rows.marked("a")
     rows.write([row(1.0, spec_hash="a", stage="total", metric="failed")])
     assert rows.marked("a")
@@ -102,15 +126,45 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     assert [r["value"] for r in RowFile(first.path).rows] == [1.0, 3.0, 4.0]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_text(path, "old")
+def test_lines_of_other_programs_and_versions_are_kept_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    strange = [b'{"value": 1}\n', b"caf\xe9\n", b"\n", b"[" * 10**5 + b"\n", b'{"clients": "three"}\n']
+    rows = RowFile(path)
+    rows.write([row(1.0, spec_hash="a")])
+    path.write_bytes(b"".join([strange[0], path.read_bytes(), *strange[1:]]))
+    before = path.read_bytes()
+    RowFile(path).write([row(2.0, spec_hash="b")])
+    assert path.read_bytes().startswith(before)
+    RowFile(path).write([row(3.0, spec_hash="b")])
+    RowFile(path).write([row(3.0, spec_hash="a")])
+    assert [line for line in path.read_bytes().splitlines(keepends=True) if line in strange] == strange
+    assert [r["value"] for r in RowFile(path).rows] == [3.0, 3.0]
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_row_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    RowFile(path).write([row(1.0, spec_hash="a")])
+    path.write_text(path.read_text(), encoding=encoding)
+    with pytest.raises(BadInput, match=r"--results-dir .*rows.jsonl cannot be read \(it is no UTF-8 text"):
+        RowFile(path)
+
+
+def test_a_giant_line_and_many_columns_cost_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    RowFile(path).write([row(1.0, spec_hash="a")])
+    with path.open("ab") as file:
+        file.write(json.dumps(row(1.0, **{f"column{k}": k for k in range(10**4)})).encode() + b"\n")
+        file.truncate(path.stat().st_size + 2**28)  # zeros without end
+    tracemalloc.start()
+    assert [r["value"] for r in RowFile(path).rows] == [1.0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_what_a_killed_writer_of_rows_left_is_swept(tmp_path: Path) -> None:
+    for name in (".rows.99.tmp.jsonl", ".tmpA1b2C3", "mine.tmp.txt"):
+        (tmp_path / name).touch()
+    RowFile(tmp_path / "rows.jsonl").check_writable()
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.tmp.txt", "rows.jsonl", ".rows.lock"}

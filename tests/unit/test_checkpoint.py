@@ -19,6 +19,9 @@ from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
 from quickdrop_bench.harness.training import Checkpoint, alone_in
+from tests.conftest import TINY, Run
+from tests.damage import largest_file
+from tests.integration.judging import bounded_memory
 
 
 @pytest.fixture
@@ -118,3 +121,26 @@ def test_a_folder_that_cannot_be_written_is_said(fabric: Fabric, tmp_path: Path)
     tmp_path.chmod(0o500)
     with pytest.raises(BadInput, match="it cannot be written"), alone_in(tmp_path / "run", fabric):
         pass
+
+
+@pytest.mark.parametrize("size", [100, 4000, 20_000, 60_000])
+def test_a_full_disk_is_one_sentence_wherever_training_writes(size: int, tmp_path: Path, run: Run) -> None:
+    """The updates are the smallest, then the checkpoint, the clients and the model."""
+    options = ["train", *TINY, "--min-client-size", "5", "--record-every", "1"]
+    with largest_file(size):
+        code, _, err = run(*options)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("quickdrop-bench: --artifacts-dir artifacts: it cannot be written (")
+    assert "File too large" in err
+    assert "Traceback" not in err
+    assert run(*options)[0] == 0
+    assert not [path for path in tmp_path.rglob("*tmp*") if path.is_file()]
+
+
+def test_too_little_memory_is_one_sentence(run: Run) -> None:
+    """The limit is the system's own, on this process's addresses."""
+    with bounded_memory(2**27):
+        code, _, err = run("train", *TINY, "--width", "4000")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("quickdrop-bench: there is not enough memory; use a smaller model")
+    assert "Traceback" not in err

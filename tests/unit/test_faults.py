@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
 from quickdrop_bench.core.cost import Cost
-from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.methods.base import ClientData, Context
@@ -30,7 +28,8 @@ from quickdrop_bench.methods.fed_eraser import FedEraser
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.s2u import S2U
 from quickdrop_bench.store import artifacts
-from tests.conftest import TINY, Guarded, Run
+from tests.by_hand import assert_close, equal, minus, plus_weighted
+from tests.conftest import TINY, Guarded, Run, read_rows
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -53,15 +52,6 @@ class Scripted(Faults):
         return {client: self.script.get(client, Fate.RETURNS) for client in drawn}
 
 
-def equal(a: State, b: State) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def assert_close(a: State, b: State) -> None:
-    for name, value in a.items():
-        torch.testing.assert_close(value, b[name], atol=1e-6, rtol=1e-5)
-
-
 def without_seconds(cost: Cost) -> Cost:
     return replace(cost, seconds=0, distillation_seconds=0)
 
@@ -78,15 +68,10 @@ def train(
     return federation.run(initial, clients, phase, 1, on_round=seen.append, **options), seen  # type: ignore[arg-type]
 
 
-def trained_alone(federation: Federation, clients: Clients, start: State, phase: Phase) -> dict[int, State]:
+def updates_of(federation: Federation, clients: Clients, start: State, phase: Phase) -> dict[int, State]:
     """Each client's own update of one round, without any faults."""
     alone = Federation(federation.fabric, federation.scratch_model())
-    return {i: alone.run(start, {i: d}, phase, 1).state for i, d in clients.items()}
-
-
-def weighted(updates: Mapping[int, State], clients: Clients, who: tuple[int, ...]) -> State:
-    total = sum(len(clients[i]) for i in who)
-    return {n: sum(len(clients[i]) / total * updates[i][n] for i in who) for n in updates[who[0]]}  # type: ignore[misc]
+    return {i: minus(alone.run(start, {i: d}, phase, 1).state, start) for i, d in clients.items()}
 
 
 # What is drawn.
@@ -113,18 +98,13 @@ def test_luck_is_each_clients_own_and_each_rates_own() -> None:
 
 @pytest.mark.parametrize("rate", ["dropout_rate", "straggler_rate", "corrupt_rate"])
 def test_where_nobody_is_left_exactly_one_returns(rate: str) -> None:
-    faults = Faults(**{rate: 0.999})
-    returning = [list(faults.fates(1, "p", k, range(5)).values()).count(Fate.RETURNS) for k in range(100)]
-    assert set(returning) == {1}
-    chosen = {i for k in range(100) for i, f in faults.fates(1, "p", k, range(5)).items() if f is Fate.RETURNS}
-    assert chosen == set(range(5))
-    assert faults.fates(1, "p", 0, [3]) == {3: Fate.RETURNS}
-
-
-def test_one_of_those_that_are_needed_returns() -> None:
+    fates = [Faults(**{rate: 0.999}).fates(1, "p", k, range(5)) for k in range(100)]
+    returning = [[client for client, fate in one.items() if fate is Fate.RETURNS] for one in fates]
+    assert {len(clients) for clients in returning} == {1}
+    assert {client for (client,) in returning} == set(range(5))
     for k in range(50):
-        fates = Faults(0.5, 0.5, 0.5).fates(1, "p", k, range(6), needed={5, 2})
-        assert Fate.RETURNS in (fates[2], fates[5])
+        needed = Faults(0.5, 0.5, 0.5).fates(1, "p", k, range(6), needed={5, 2})
+        assert Fate.RETURNS in (needed[2], needed[5])
 
 
 def test_a_corrupt_update_has_a_few_values_that_are_not_finite() -> None:
@@ -133,7 +113,6 @@ def test_a_corrupt_update_has_a_few_values_that_are_not_finite() -> None:
     assert is_finite(update)
     assert not any(map(is_finite, broken))
     assert {int(sum(v.isnan().sum() for v in b.values())) for b in broken} <= {1, 2, 3}
-    assert {n: v.shape for n, v in broken[0].items()} == {n: v.shape for n, v in update.items()}
 
 
 # A round.
@@ -142,20 +121,19 @@ def test_a_corrupt_update_has_a_few_values_that_are_not_finite() -> None:
 def test_rates_of_zero_are_a_federation_without_faults(
     make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets = [synthetic_sets(toy_clients) for _ in range(3)]
-    plain, infos = train(make_federation(), toy_clients, synthetic=sets[0])
+    def ended(faults: Faults | None) -> tuple[object, ...]:
+        sets, federation = synthetic_sets(toy_clients), make_federation(faults=faults)
+        result, infos = train(federation, toy_clients, replace(TRAIN, rounds=3), synthetic=sets)
+        tensors = [*result.state.values(), *(s.images for s in sets.values())]
+        seen = [(i.participants, i.loss, i.matching_distance) for i in infos]
+        return [t.tolist() for t in tensors], without_seconds(result.cost), seen
+
+    plain = ended(None)
     # Rates that never strike go the long way, with all that the server then checks.
-    rare, rare_infos = train(make_federation(faults=Faults(*[1e-12] * 3)), toy_clients, synthetic=sets[1])
+    assert ended(Faults(*[1e-12] * 3)) == plain
     monkeypatch.setattr("quickdrop_bench.federation.faults._draws", None)
-    off, off_infos = train(make_federation(faults=Faults()), toy_clients, synthetic=sets[2])
-    for result, seen, synthetic in ((rare, rare_infos, sets[1]), (off, off_infos, sets[2])):
-        assert equal(result.state, plain.state)
-        assert without_seconds(result.cost) == without_seconds(plain.cost)
-        assert [(i.participants, i.loss, i.matching_distance) for i in seen] == [
-            (i.participants, i.loss, i.matching_distance) for i in infos
-        ]
-        assert all(torch.equal(s.images, sets[0][i].images) for i, s in synthetic.items())
-    assert not COUNTERS & plain.cost.metrics().keys()
+    assert ended(Faults()) == plain
+    assert not COUNTERS & plain[1].metrics().keys()  # type: ignore[attr-defined]
 
 
 def test_who_drops_out_computes_nothing(make_federation: Make, toy_clients: Clients) -> None:
@@ -184,8 +162,8 @@ def test_who_is_late_or_corrupt_computes_and_is_not_averaged(
         federation, toy_clients, ONE, synthetic=synthetic, record=lambda k, client, *_: recorded.append(client)
     )
     start = federation.fresh_state(1, "init")
-    updates = trained_alone(federation, toy_clients, start, ONE)
-    assert_close(result.state, weighted(updates, toy_clients, (1, 2)))
+    updates = updates_of(federation, toy_clients, start, ONE)
+    assert_close(result.state, plus_weighted(start, updates, {1: 12 / 21, 2: 9 / 21}))
     assert not torch.equal(synthetic[0].images, untouched[0].images)
     assert recorded == [1, 2]
     late, rejected = ((0,), ()) if fate is Fate.LATE else ((), (0,))
@@ -197,7 +175,7 @@ def test_who_is_late_or_corrupt_computes_and_is_not_averaged(
     assert cost.seconds > 0
 
 
-def test_every_round_averages_those_who_returned(make_federation: Make, toy_clients: Clients) -> None:
+def test_every_round_averages_those_who_returned_in_any_order(make_federation: Make, toy_clients: Clients) -> None:
     federation = make_federation(faults=SOME)
     result, seen = train(federation, toy_clients, replace(TRAIN, rounds=20))
     assert len(seen) == 20
@@ -209,10 +187,11 @@ def test_every_round_averages_those_who_returned(make_federation: Make, toy_clie
     counts = {kind: sum(len(getattr(i, kind)) for i in seen) for kind in ("dropped", "late", "rejected")}
     cost = result.cost
     assert (cost.dropouts, cost.stragglers, cost.rejected_updates) == tuple(counts.values())
+    assert {n: cost.metrics()[n] for n in COUNTERS} == {n: asdict(cost)[n] for n in COUNTERS}
     model = sum(v.numel() for v in result.state.values()) * 4
     assert cost.upload_bytes == model * (sum(len(i.participants) for i in seen) + counts["rejected"])
-    assert {n: cost.metrics()[n] for n in COUNTERS} == {n: asdict(cost)[n] for n in COUNTERS}
-    assert equal(train(federation, toy_clients, replace(TRAIN, rounds=20))[0].state, result.state)
+    backward = dict(reversed(toy_clients.items()))
+    assert equal(train(federation, backward, replace(TRAIN, rounds=20))[0].state, result.state)
 
 
 def poisoned(clients: Clients, *who: int) -> Clients:
@@ -231,22 +210,14 @@ def test_a_real_non_finite_update_is_rejected_too(make_federation: Make, toy_cli
     assert {i.rejected for i in seen} == {(1,)}
     assert result.cost.rejected_updates == 8
     assert train(make_federation(faults=Faults(dropout_rate=1e-12)), poisoned(toy_clients, 1))[0].diverged
+    nobody, seen = train(federation, poisoned(toy_clients, 0, 1, 2))
+    assert (nobody.diverged, seen, nobody.cost.rounds, nobody.cost.rejected_updates) == (True, [], 1, 3)
+    assert equal(nobody.state, federation.fresh_state(1, "init"))
 
-
-def test_a_phase_diverges_if_no_update_is_finite(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation(faults=Faults(corrupt_rate=0.5))
-    result, seen = train(federation, poisoned(toy_clients, 0, 1, 2))
-    assert result.diverged
-    assert not seen
-    assert equal(result.state, federation.fresh_state(1, "init"))
-    assert (result.cost.rounds, result.cost.rejected_updates) == (1, 3)
-
-
-def test_a_transform_that_explodes_is_rejected(make_federation: Make, toy_clients: Clients) -> None:
     def explode(k: int, client: int, before: State, after: State) -> State:
         return {n: v * (torch.inf if client == 1 else 1) for n, v in after.items()}
 
-    result, seen = train(make_federation(faults=Faults(corrupt_rate=1e-12)), toy_clients, transform=explode)
+    result, seen = train(federation, toy_clients, transform=explode)
     assert {i.rejected for i in seen} == {(1,)}
     assert not result.diverged
 
@@ -261,12 +232,6 @@ def test_continuing_under_faults_equals_running_through(make_federation: Make, t
     assert equal(through.state, rest.state)
     assert all(torch.equal(whole[i].images, parts[i].images) for i in whole)
     assert without_seconds(rest.cost) == without_seconds(through.cost)
-
-
-def test_the_order_of_clients_does_not_matter(make_federation: Make, toy_clients: Clients) -> None:
-    federation = make_federation(faults=SOME)
-    forward, _ = train(federation, toy_clients)
-    assert equal(train(federation, dict(reversed(toy_clients.items())))[0].state, forward.state)
 
 
 # Methods.
@@ -289,7 +254,8 @@ def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_cli
     assert context.history.participants == {i.round: list(i.participants) for i in seen}
     assert any(len(i.participants) < 3 for i in seen)
     replayed: list[RoundInfo] = []
-    federation.fabric._callbacks.append(type("L", (), {"on_round_end": lambda _, info, **o: replayed.append(info)})())
+    watch = SimpleNamespace(on_round_end=lambda federation, info: replayed.append(info))
+    federation.fabric._callbacks.append(watch)
     result = FedEraser().unlearn(context)
     for info, trained in zip(replayed, seen, strict=True):
         chosen = {*info.participants, *info.dropped, *info.late, *info.rejected}
@@ -298,34 +264,26 @@ def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_cli
     assert result.cost.dropouts + result.cost.stragglers + result.cost.rejected_updates > 0
 
 
-@pytest.mark.parametrize("missing", [Fate.DROPPED, Fate.LATE, Fate.CORRUPT])
+@pytest.mark.parametrize(
+    ("script", "weights"),
+    [
+        ({1: Fate.DROPPED}, {0: 24 / 33, 2: 9 / 33}),
+        ({0: Fate.LATE}, {1: 1.2 / 21, 2: 1 - 1.2 / 21}),
+        ({0: Fate.CORRUPT}, {1: 1.2 / 21, 2: 1 - 1.2 / 21}),
+        ({0: Fate.DROPPED, 2: Fate.DROPPED}, {1: 0.1}),
+    ],
+)
 def test_s2u_scales_by_the_shares_of_those_who_return(
-    missing: Fate, make_federation: Make, toy_clients: Clients, tmp_path: Path
+    script: dict[int, Fate], weights: dict[int, float], make_federation: Make, toy_clients: Clients, tmp_path: Path
 ) -> None:
-    """Without the leaver, the others are as in FedAvg; without client 0, p_ℓ = 12/21 and α = (1 − 1.2/21)/(9/21)."""
+    """Without the leaver, the others are as in FedAvg; without client 0, p_ℓ = 12/21 and α = (1 − 1.2/21)/(9/21); with
+    none but the leaver, a small step."""
     request, method = UnlearningRequest("client", (1,)), S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
-    rates = {"dropout_rate": 0.1, "straggler_rate": 0.1, "corrupt_rate": 0.1}
     context = context_of(make_federation(), toy_clients, request, tmp_path)
-    updates = trained_alone(context.federation, toy_clients, context.state, method.scaling(TRAIN))
-    for gone, weights in ((1, {0: 24 / 33, 2: 9 / 33}), (0, {1: 1.2 / 21, 2: 1 - 1.2 / 21})):
-        federation = make_federation(faults=Scripted(**rates, script={gone: missing}))
-        result = method.unlearn(replace(context, federation=federation))
-        steps = {i: {n: v - context.state[n] for n, v in u.items()} for i, u in updates.items()}
-        assert_close(
-            result.state, {n: v + sum(w * steps[i][n] for i, w in weights.items()) for n, v in context.state.items()}
-        )
-
-
-def test_s2u_with_none_but_the_leaver_takes_a_small_step(
-    make_federation: Make, toy_clients: Clients, tmp_path: Path
-) -> None:
-    context = context_of(make_federation(), toy_clients, UnlearningRequest("client", (1,)), tmp_path)
-    script = {0: Fate.DROPPED, 2: Fate.DROPPED}
-    federation = make_federation(faults=Scripted(dropout_rate=0.1, script=script))
-    method = S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
+    updates = updates_of(context.federation, toy_clients, context.state, method.scaling(TRAIN))
+    federation = make_federation(faults=Scripted(0.1, 0.1, 0.1, script=script))
     result = method.unlearn(replace(context, federation=federation))
-    (update,) = trained_alone(federation, {1: toy_clients[1]}, context.state, method.scaling(TRAIN)).values()
-    assert_close(result.state, {n: torch.lerp(v, update[n], 0.1) for n, v in context.state.items()})
+    assert_close(result.state, plus_weighted(context.state, updates, weights))
 
 
 def test_fu_mp_scores_with_those_who_return(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
@@ -362,67 +320,37 @@ def test_rates_are_options_that_leave_old_hashes_alone() -> None:
     assert FederationSpec().hash("d", 1, "p") != faulty.hash("d", 1, "p")
 
 
-@pytest.mark.parametrize("option", RATES[::2])
-@pytest.mark.parametrize("rate", ["-0.1", "1", ".nan", "often"])
-def test_bad_rates_are_refused(option: str, rate: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("option", "rate", "said"),
+    [
+        ("--dropout-rate", "-0.1", "at least 0 and below 1"),
+        ("--straggler-rate", "1", "at least 0 and below 1"),
+        ("--corrupt-rate", ".nan", "at least 0 and below 1"),
+        ("--corrupt-rate", "often", ""),
+    ],
+)
+def test_bad_rates_are_refused(option: str, rate: str, said: str, run: Run) -> None:
     code, _, err = run("train", *TINY, f"{option}={rate}")
-    assert code == 2
-    assert err.count("\n") == 1
+    assert (code, err.count("\n")) == (2, 1)
     assert option in err
-    if rate != "often":
-        assert "at least 0 and below 1" in err
-
-
-def test_a_training_that_is_killed_continues_to_the_same_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quickdrop_bench.cli.progress import ProgressDisplay
-
-    more = [*TINY[:2], "--rounds", "6", *TINY[4:], *RATES, "--record-every", "1"]
-    _, _, err = run("train", *more, "--artifacts-dir", "through")
-    assert " late" in err
-    assert " rejected" in err
-    monkeypatch.setattr("quickdrop_bench.harness.training.SAVING_SHARE", math.inf)
-    shown = ProgressDisplay.on_round_end
-
-    def interrupt(self: ProgressDisplay, federation: Federation, info: RoundInfo) -> None:
-        shown(self, federation, info)
-        if info.round == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ProgressDisplay, "on_round_end", interrupt)
-    assert run("train", *more, "--artifacts-dir", "broken")[0] == 130
-    monkeypatch.setattr(ProgressDisplay, "on_round_end", shown)
-    code, _, err = run("train", *more, "--artifacts-dir", "broken")
-    assert code == 0
-    assert "round 3/6" not in err
-    through, broken = (next(Path(name).iterdir()) for name in ("through", "broken"))
-    files = [p.relative_to(through) for p in through.rglob("*.safetensors")]
-    assert sorted(files) == sorted(p.relative_to(broken) for p in broken.rglob("*.safetensors"))
-    assert all((through / name).read_bytes() == (broken / name).read_bytes() for name in files)
-    histories = [
-        pd.read_csv(folder / "history.csv").drop(columns=["seconds", "distillation_seconds"])
-        for folder in (through, broken)
-    ]
-    pd.testing.assert_frame_equal(*histories)
-    assert (histories[0][["dropped", "late", "rejected"]].sum() > 0).any()
-    trained = artifacts.load(through, torch.device("cpu"))
-    assert trained.cost.dropouts == histories[0]["dropped"].sum()
-    assert trained.cost.stragglers == histories[0]["late"].sum()
-    assert trained.cost.rejected_updates == histories[0]["rejected"].sum()
+    assert said in err
 
 
 @pytest.mark.slow
 def test_a_table_under_faults_has_the_counters(run: Run) -> None:
     code, out, err = run("table", "2", *TINY, *RATES)
     assert code == 0
-    assert " dropped" in err
-    lines = Path("results/quick/table2/rows.jsonl").read_text().splitlines()
-    rows = pd.DataFrame(json.loads(line) for line in lines)
+    rows = read_rows(Path("results/quick/table2/rows.jsonl"))
     assert set(rows["metric"]) >= COUNTERS
     found = rows[rows["metric"].isin(COUNTERS) & (rows["stage"] == "total")]
     assert (found["value"] > 0).all()
     assert {"retrain-or", "sga-or", "quickdrop"} <= set(found["method"])
     folder = next(Path("artifacts").iterdir())
     history = pd.read_csv(folder / "history.csv")
+    failed, cost = history[["dropped", "late", "rejected"]].sum(), artifacts.load(folder, torch.device("cpu")).cost
+    assert failed.tolist() == [cost.dropouts, cost.stragglers, cost.rejected_updates]
+    assert any(failed)
+    assert all(f" {kind}" in err for kind, count in failed.items() if count)
     computed = history[["participants", "late", "rejected"]].to_numpy().sum()
     gradients = rows[(rows["metric"] == "original_gradients") & (rows["stage"] == "fl-training")]
     assert float(gradients["value"].iloc[0]) == pytest.approx(2 * computed / 3)
@@ -433,24 +361,5 @@ def test_a_table_under_faults_has_the_counters(run: Run) -> None:
     assert "fl-training · round" not in err  # it was read from its files
     assert run("table", "2", *TINY, "--methods", "retrain-or", "--results-dir", "plain")[0] == 0
     assert not any(name in Path("plain/quick/table2/rows.jsonl").read_text() for name in COUNTERS)
-    assert not {"dropped", "late", "rejected"} & set(pd.read_csv(newest_history(folder)).columns)
-
-
-def newest_history(but: Path) -> Path:
-    (other,) = (path for path in Path("artifacts").iterdir() if path != but)
-    return other / "history.csv"
-
-
-def test_costs_from_before_there_were_faults_are_read(run: Run) -> None:
-    assert run("train", *TINY)[0] == 0
-    (folder,) = Path("artifacts").iterdir()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in COUNTERS:
-        assert manifest["cost"].pop(name) == 0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    cost = artifacts.load(folder, torch.device("cpu")).cost
-    assert (cost.rounds, cost.dropouts, cost.stragglers, cost.rejected_updates) == (2, 0, 0, 0)
-    del manifest["cost"]["rounds"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BadInput, match="counters"):
-        artifacts.load(folder, torch.device("cpu"))
+    (plain,) = (path for path in Path("artifacts").iterdir() if path != folder)
+    assert not {"dropped", "late", "rejected"} & set(pd.read_csv(plain / "history.csv").columns)

@@ -7,25 +7,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from quickdrop_bench.core.cost import Storage
-from quickdrop_bench.core.errors import BadInput, Unsupported
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import UnlearningRequest, retain_part
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
-from quickdrop_bench.methods.base import ClientData, Context, check_support
+from quickdrop_bench.methods.base import ClientData, Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
-from quickdrop_bench.models import ConvNet
-from tests.conftest import Guarded
+from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
@@ -34,23 +32,6 @@ FULL_BATCH = replace(TRAIN, rounds=2, batch_size=100)
 CLIENT = UnlearningRequest("client", (1,))
 CLASS = UnlearningRequest("class", (1,))
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class LockedHistory(UpdateHistory):
-    """Gives nobody the updates of one client, and remembers what it gave."""
-
-    locked: int
-    given: list[tuple[int, int]]
-
-    def update(self, k: int, client: int) -> tuple[State, int]:
-        assert client != self.locked, "a forbidden update was read"
-        self.given.append((k, client))
-        return super().update(k, client)
-
-
-def client_data(data: LabelledSet) -> ClientData:
-    return ClientData(data, data, data)
 
 
 @pytest.fixture
@@ -62,20 +43,11 @@ def trained(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> Call
         recorder = UpdateRecorder(tmp_path, training.rounds, every)
         initial = federation.fresh_state(1, "init")
         state = federation.run(initial, toy_clients, training, 1, record=recorder, **choice).state
-        clients = {i: client_data(d) for i, d in toy_clients.items()}
+        clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
         history = UpdateHistory(tmp_path, CPU)
         return Context(federation, training, clients, state, request, (request,), seed=1, history=history)
 
     return make
-
-
-def close(a: State, b: State, atol: float = 1e-5) -> None:
-    for name, value in a.items():
-        torch.testing.assert_close(value, b[name], atol=atol, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def equal(a: State, b: State) -> bool:
-    return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def norm(values: Tensor) -> float:
@@ -97,22 +69,13 @@ def test_calibrated_by_hand() -> None:
     assert result["w"].tolist() == [0, -10]
 
 
-def test_length_is_the_stored_one_and_direction_the_fresh_one() -> None:
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_length_is_the_stored_one_and_direction_the_fresh_one(factor: float) -> None:
     stored, fresh = random_update(1), random_update(2)
-    for name, value in calibrate(stored, fresh).items():
+    for name, value in calibrate(stored, {name: factor * value for name, value in fresh.items()}).items():
         assert norm(value) == pytest.approx(norm(stored[name]), rel=1e-6)
         cosine = float((value.double() * fresh[name].double()).sum()) / (norm(value) * norm(fresh[name]))
         assert cosine == pytest.approx(1, rel=1e-6)
-
-
-@pytest.mark.parametrize("factor", [1e-6, 0.3, 1.0, 7.0, 1e6])
-def test_scale_of_the_fresh_update_does_not_matter(factor: float) -> None:
-    stored, fresh = random_update(1), random_update(2)
-    close(calibrate(stored, {name: factor * value for name, value in fresh.items()}), calibrate(stored, fresh))
-
-
-def test_own_update_calibrates_to_itself() -> None:
-    close(calibrate(random_update(1), random_update(1)), random_update(1))
 
 
 def test_update_without_direction_becomes_zero() -> None:
@@ -120,9 +83,7 @@ def test_update_without_direction_becomes_zero() -> None:
     fresh = {"a": torch.zeros(2), "b": torch.tensor([9e-13, 0.0]), "c": torch.tensor([2e-12, 0.0])}
     stored = {name: torch.tensor([3.0, 4.0]) for name in fresh}
     result = calibrate(stored, fresh)
-    assert result["a"].tolist() == [0, 0]
-    assert result["b"].tolist() == [0, 0]
-    assert result["c"].tolist() == pytest.approx([5, 0])
+    assert {name: value.tolist() for name, value in result.items()} == {"a": [0, 0], "b": [0, 0], "c": [5, 0]}
     assert largest_growth(stored, fresh) == pytest.approx(2.5e12)
     assert largest_growth(stored, {"a": torch.zeros(2)}) == 0
 
@@ -132,143 +93,103 @@ def test_non_finite_update_is_not_hidden_and_inputs_stay() -> None:
     fresh["bias"][0] = torch.nan
     fresh["weight"][0, 0, 0] = torch.inf
     fresh["far"], stored["far"] = torch.full((3,), 1e25), torch.ones(3)  # finite, but its square is not
-    copies = [{name: value.clone() for name, value in s.items()} for s in (stored, fresh)]
+    before = {name: value.clone() for name, value in fresh.items()}
     result = calibrate(stored, fresh)
-    assert result["bias"].isnan().any()
-    assert result["weight"].isnan().any()
-    assert result["far"].isnan().all()
-    for before, after in zip(copies, (stored, fresh), strict=True):
-        for name in before:
-            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, equal_nan=True)
+    assert all(result[name].isnan().any() for name in ("bias", "weight", "far"))
+    torch.testing.assert_close(fresh, before, rtol=0, atol=0, equal_nan=True)
 
 
 # A whole run by hand.
-
-
-def descend(state: State, data: LabelledSet, steps: int, lr: float) -> State:
-    """Plain torch: full-batch gradient descent."""
-    model = ConvNet(1, 8, 3, width=4, depth=2)
-    model.load_state_dict(state)
-    images, labels = data.take(torch.arange(len(data)))
-    for _ in range(steps):
-        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter -= lr * gradient
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def minus(a: State, b: State) -> State:
-    return {name: a[name] - b[name] for name in a}
-
-
-def plus_mean(state: State, updates: dict[int, State], sizes: dict[int, int]) -> State:
-    total = sum(sizes[i] for i in updates)
-    return {n: v + sum(sizes[i] / total * updates[i][n] for i in updates) for n, v in state.items()}
-
-
-def stretched(direction: State, length: State) -> State:
-    """A bias that the normalisation cancels has no gradient, and so no direction."""
-    return {n: v * (norm(length[n]) / norm(v)) if norm(v) else v for n, v in direction.items()}
 
 
 def federaser_by_hand(initial: State, everyone: Clients, retained: Clients, steps: int, calibrate_first: bool) -> State:
     """The paper's algorithm, two rounds, with nothing of ours but the architecture and the initial model."""
     stored, model = [], initial
     for _ in range(2):
-        updates = {
-            i: minus(descend(model, d, FULL_BATCH.local_steps, FULL_BATCH.lr), model) for i, d in everyone.items()
-        }
-        stored.append(updates)
-        model = plus_mean(model, updates, {i: len(d) for i, d in everyone.items()})
-    sizes, model = {i: len(d) for i, d in retained.items()}, initial
+        descents = {i: descended(model, d, FULL_BATCH.local_steps, FULL_BATCH.lr) for i, d in everyone.items()}
+        stored.append({i: minus(end, model) for i, end in descents.items()})
+        model = plus_weighted(model, stored[-1], shares(everyone))
+    model = initial
     for t in range(2):
-        updates = {}
-        for i, data in retained.items():
-            if t == 0 and not calibrate_first:
-                updates[i] = stored[t][i]
-            else:
-                fresh = minus(descend(model, data, steps, FULL_BATCH.lr), model)
-                updates[i] = stretched(fresh, stored[t][i])
-        model = plus_mean(model, updates, sizes)
+        updates = {i: stored[t][i] for i in retained}
+        if t > 0 or calibrate_first:
+            fresh = {i: minus(descended(model, d, steps, FULL_BATCH.lr), model) for i, d in retained.items()}
+            # A bias that the normalisation cancels has no gradient, and so no direction.
+            updates = {
+                i: {n: v * (norm(updates[i][n]) / norm(v)) if norm(v) else v for n, v in own.items()}
+                for i, own in fresh.items()
+            }
+        model = plus_weighted(model, updates, shares(retained))
     return model
 
 
-@pytest.mark.parametrize(("ratio", "steps"), [(0.5, 2), (0.6, 3), (1.0, 4)])
-def test_two_clients_two_rounds_by_hand(
-    ratio: float, steps: int, trained: Callable[..., Context], toy_clients: Clients
+@pytest.mark.parametrize(
+    ("forgotten", "ratio", "steps", "calibrate_first"),
+    [
+        ((CLIENT,), 0.5, 2, False),
+        ((CLIENT,), 0.6, 3, False),
+        ((CLIENT,), 1.0, 4, False),
+        ((CLASS,), 0.5, 2, True),
+        ((CLASS, CLIENT), 0.5, 2, True),
+    ],
+)
+def test_two_rounds_by_hand(
+    forgotten: tuple[UnlearningRequest, ...],
+    ratio: float,
+    steps: int,
+    calibrate_first: bool,
+    trained: Callable[..., Context],
+    toy_clients: Clients,
 ) -> None:
-    """Three clients trained, the second leaves; T = 4 steps, so 2, ⌈2.4⌉ = 3 and 4 of calibration. Full batches, so
-    that no batch order is in the way."""
-    context = trained(CLIENT, FULL_BATCH)
+    """T = 4 steps, so 2, ⌈2.4⌉ = 3 and 4 of calibration. The first round's stored updates did see a class."""
+    context = replace(trained(forgotten[-1], FULL_BATCH), forgotten=forgotten)
     result = FedEraser(calibration_ratio=ratio).unlearn(context)
     assert context.history is not None
-    retained = {i: toy_clients[i] for i in (0, 2)}
-    expected = federaser_by_hand(context.history.initial(), toy_clients, retained, steps, calibrate_first=False)
-    close(result.state, expected, atol=1e-4)
-
-
-def test_class_request_calibrates_the_first_round_too(trained: Callable[..., Context], toy_clients: Clients) -> None:
-    """The stored updates of the first round did see the class."""
-    context = trained(CLASS, FULL_BATCH)
-    result = FedEraser().unlearn(context)
-    assert context.history is not None
-    retained = {i: d.with_classes((1,), keep=False) for i, d in toy_clients.items()}
-    by_hand = [federaser_by_hand(context.history.initial(), toy_clients, retained, 2, first) for first in (True, False)]
-    close(result.state, by_hand[0], atol=1e-4)
-    with pytest.raises(AssertionError):
-        close(result.state, by_hand[1], atol=1e-4)
-
-
-def test_client_request_after_a_class_request_calibrates_the_first_round_too(
-    trained: Callable[..., Context], toy_clients: Clients
-) -> None:
-    context = trained(CLIENT, FULL_BATCH)
-    context = replace(context, forgotten=(CLASS, CLIENT))
-    assert context.history is not None
-    retained = {i: toy_clients[i].with_classes((1,), keep=False) for i in (0, 2)}
-    expected = federaser_by_hand(context.history.initial(), toy_clients, retained, 2, calibrate_first=True)
-    close(FedEraser().unlearn(context).state, expected, atol=1e-4)
+    retained = {i: part for i, d in toy_clients.items() if len(part := retain_part(d, i, forgotten))}
+    initial = context.history.initial()
+    expected = federaser_by_hand(initial, toy_clients, retained, steps, calibrate_first)
+    assert_close(result.state, expected, atol=1e-4)
+    if ratio < 1:  # with as many steps as in training, the first round is calibrated to itself
+        with pytest.raises(AssertionError):
+            assert_close(
+                result.state, federaser_by_hand(initial, toy_clients, retained, steps, not calibrate_first), atol=1e-4
+            )
 
 
 # Invariants.
 
 
 @pytest.mark.parametrize("level", ["class", "client"])
-@pytest.mark.parametrize("participation", [1.0, 0.67])
 def test_replay_of_the_stored_updates_is_the_original_training(
-    level: str, participation: float, trained: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+    level: str, trained: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Δt = 1, nobody forgotten and Û = U: θ_0 + Σ_t Σ_i w_i·U_i is how FedAvg reached θ_K."""
     monkeypatch.setattr("quickdrop_bench.methods.fed_eraser.calibrate", lambda stored, fresh: calibrate(stored, stored))
     nobody = UnlearningRequest(level, (99,))
-    context = replace(trained(nobody, replace(TRAIN, participation=participation)), forgotten=())
+    context = replace(trained(nobody, replace(TRAIN, participation=0.67)), forgotten=())
     result = FedEraser().unlearn(context)
-    close(result.state, context.state)
+    assert_close(result.state, context.state, atol=1e-5)
     assert result.cost.rounds == TRAIN.rounds
 
 
-@pytest.mark.parametrize("request_", [CLASS, CLIENT], ids=str)
-def test_data_and_updates_of_the_forgotten_are_never_read(
-    request_: UnlearningRequest, trained: Callable[..., Context], toy_clients: Clients, tmp_path: Path
+@dataclass(frozen=True)
+class Watched(UpdateHistory):
+    """Remembers what it gave."""
+
+    given: list[tuple[int, int]]
+
+    def update(self, k: int, client: int) -> tuple[State, int]:
+        self.given.append((k, client))
+        return super().update(k, client)
+
+
+@pytest.mark.parametrize(("request_", "clients"), [(CLASS, (0, 1, 2)), (CLIENT, (0, 2))], ids=["class", "client"])
+def test_updates_of_the_forgotten_are_never_read(
+    request_: UnlearningRequest, clients: tuple[int, ...], trained: Callable[..., Context], tmp_path: Path
 ) -> None:
-    context = trained(request_)
-    if request_ is CLASS:
-        forbidden, locked = set(torch.nonzero(toy_clients[0].labels == 1).flatten().tolist()), -1
-    else:
-        forbidden, locked = set(toy_clients[1].rows.tolist()), 1
-    clients = {i: client_data(Guarded(d, forbidden)) for i, d in toy_clients.items()}
-    history = LockedHistory(tmp_path, CPU, locked, [])
-    guarded = replace(context, clients=clients, history=history)
-    method = FedEraser()
-    unlearned = method.unlearn(guarded)
-    assert equal(unlearned.state, FedEraser().unlearn(context).state)
-    expected = [(k, i) for k in range(3) for i in (0, 1, 2) if i != locked]  # each once, and in this order
-    assert history.given == expected
-    assert method.recover(guarded, unlearned.state) is not None
-    assert method.storage(guarded) == Storage(server_bytes=history.stored_bytes(range(3)))
-    with pytest.raises(AssertionError, match="forbidden data"):
-        method.relearn(guarded, unlearned.state)
+    given: list[tuple[int, int]] = []
+    FedEraser().unlearn(replace(trained(request_), history=Watched(tmp_path, CPU, given)))
+    assert given == [(k, i) for k in range(3) for i in clients]  # each once, and in this order
 
 
 def test_one_retained_round_is_fedavg_of_its_models(trained: Callable[..., Context], toy_clients: Clients) -> None:
@@ -278,14 +199,13 @@ def test_one_retained_round_is_fedavg_of_its_models(trained: Callable[..., Conte
     assert context.history is not None
     initial = context.history.initial()
     staying = {i: toy_clients[i] for i in (0, 2)}
-    close(result.state, context.federation.run(initial, staying, replace(TRAIN, rounds=1), 1).state)
+    assert_close(result.state, context.federation.run(initial, staying, replace(TRAIN, rounds=1), 1).state, atol=1e-5)
     cost = result.cost
     assert (cost.rounds, cost.data_size, cost.sample_gradients, cost.upload_bytes) == (1, 33, 0, 0)
     assert cost.seconds > 0
 
 
-@pytest.mark.parametrize("request_", [CLASS, CLIENT], ids=str)
-@pytest.mark.parametrize(("rounds", "every"), [(6, 2), (7, 2), (5, 3), (3, 9)])
+@pytest.mark.parametrize(("request_", "rounds", "every"), [(CLASS, 7, 2), (CLIENT, 5, 3), (CLIENT, 3, 9)], ids=str)
 def test_every_mth_recorded_round_is_as_if_only_those_were_recorded(
     request_: UnlearningRequest, rounds: int, every: int, trained: Callable[..., Context], tmp_path: Path
 ) -> None:
@@ -299,45 +219,16 @@ def test_every_mth_recorded_round_is_as_if_only_those_were_recorded(
     assert storage == FedEraser().storage(apart)
 
 
-def test_storage_is_the_formula(trained: Callable[..., Context]) -> None:
-    """4·P·(1 + Σ_j participants): rounds 0 and 2 of 4, three clients each."""
-    context = trained(CLIENT, replace(TRAIN, rounds=4), every=2)
-    parameters = sum(value.numel() for value in context.state.values())
-    assert FedEraser().storage(context) == Storage(server_bytes=4 * parameters * (1 + 2 * 3))
-
-
-@pytest.mark.parametrize(("request_", "calibrated", "size"), [(CLIENT, 2, 33), (CLASS, 3, 30)], ids=["client", "class"])
-def test_cost_counters(
-    request_: UnlearningRequest, calibrated: int, size: int, trained: Callable[..., Context]
-) -> None:
-    """J = 3 rounds; those that are calibrated take ⌈0.5·4⌉ = 2 full-batch steps on each retained sample, and an
-    upload per client (2 remain, or all 3)."""
-    context = trained(request_, replace(TRAIN, batch_size=100))
-    cost = FedEraser().unlearn(context).cost
-    parameters = sum(value.numel() for value in context.state.values())
-    clients = 2 if request_ is CLIENT else 3
-    assert (cost.rounds, cost.data_size) == (3, size)
-    assert cost.sample_gradients == calibrated * 2 * size
-    assert cost.upload_bytes == calibrated * clients * 4 * parameters
-
-
 def test_only_recorded_participants_take_part(trained: Callable[..., Context]) -> None:
     """Clients 1 and 2, then 1 alone, then 0 and 1. When 1 leaves, the middle round is skipped."""
     took_part = [[1, 2], [1], [0, 1]]
     context = trained(CLIENT, choose=lambda k, eligible: took_part[k])
     seen: list[tuple[int, tuple[int, ...]]] = []
-    context.federation.fabric._callbacks.append(_Watch(seen))
+    watch = SimpleNamespace(on_round_end=lambda federation, info: seen.append((info.round, info.participants)))
+    context.federation.fabric._callbacks.append(watch)
     cost = FedEraser().unlearn(context).cost
     assert seen == [(2, (0,))]  # the first round is the server's alone
     assert cost.rounds == 2
-
-
-class _Watch:
-    def __init__(self, seen: list[tuple[int, tuple[int, ...]]]) -> None:
-        self._seen = seen
-
-    def on_round_end(self, federation: Federation, info: object) -> None:
-        self._seen.append((info.round, info.participants))
 
 
 def test_first_round_of_nobody_is_skipped(trained: Callable[..., Context]) -> None:
@@ -350,19 +241,6 @@ def test_first_round_of_nobody_is_skipped(trained: Callable[..., Context]) -> No
     assert result.cost.rounds == 1
     for name, value in result.state.items():
         assert norm(value - initial[name]) == pytest.approx(norm(stored[name]), rel=1e-3, abs=1e-6)
-
-
-def test_deterministic_and_inputs_untouched(trained: Callable[..., Context], tmp_path: Path) -> None:
-    context = trained(CLASS)
-    state = {name: value.clone() for name, value in context.state.items()}
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    first, second = (FedEraser().unlearn(context) for _ in range(2))
-    assert equal(first.state, second.state)
-    assert equal(context.state, state)
-    assert not equal(first.state, state)
-    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    backward = replace(context, clients=dict(reversed(context.clients.items())))
-    assert equal(FedEraser().unlearn(backward).state, first.state)
 
 
 def test_current_model_and_patience_have_no_part(trained: Callable[..., Context]) -> None:
@@ -379,28 +257,9 @@ def test_current_model_and_patience_have_no_part(trained: Callable[..., Context]
     assert recovered.cost.rounds == 2
 
 
-def test_recovery_has_three_rounds_on_what_is_retained(trained: Callable[..., Context], toy_clients: Clients) -> None:
-    context = trained(CLIENT)
-    result = FedEraser().recover(context, context.state)
-    staying = {i: toy_clients[i] for i in (0, 2)}
-    expected = context.federation.run(context.state, staying, Phase("recovery", 3, 4, 8, 0.01), 1)
-    assert result is not None
-    assert equal(result.state, expected.state)
-    assert (result.cost.rounds, result.cost.data_size) == (3, 33)
-
-
-def test_relearning_is_descent_on_the_forget_set(trained: Callable[..., Context], toy_clients: Clients) -> None:
-    context = trained(CLIENT)
-    assert FedEraser.can_relearn
-    expected = context.federation.run(context.state, {1: toy_clients[1]}, Phase("relearning", 2, 4, 8, 0.01), 1)
-    assert equal(FedEraser().relearn(context, context.state).state, expected.state)
-
-
-@pytest.mark.parametrize(
-    "request_", [UnlearningRequest("class", (0, 1, 2)), UnlearningRequest("client", (0, 1, 2))], ids=str
-)
-def test_nothing_left_gives_the_initial_model(request_: UnlearningRequest, trained: Callable[..., Context]) -> None:
-    context = trained(request_)
+@pytest.mark.parametrize("level", ["class", "client"])
+def test_nothing_left_gives_the_initial_model(level: str, trained: Callable[..., Context]) -> None:
+    context = trained(UnlearningRequest(level, (0, 1, 2)))
     result = FedEraser().unlearn(context)
     assert context.history is not None
     assert equal(result.state, context.history.initial())
@@ -412,8 +271,7 @@ def test_explosion_is_reported_with_its_growth(
 ) -> None:
     """Stored updates beyond float32 make a non-finite step: the last finite model is kept."""
     context = trained(CLIENT)
-    vast = {name: torch.full_like(value, 1e30) for name, value in context.state.items()}
-    zero = {name: torch.zeros_like(value) for name, value in context.state.items()}
+    zero, vast = ({name: torch.full_like(v, value) for name, v in context.state.items()} for value in (0, 1e30))
     UpdateRecorder(tmp_path, 3, 1)(1, 0, 24, zero, vast)
     with caplog.at_level(logging.DEBUG, "quickdrop_bench.methods.fed_eraser"):
         result = FedEraser().unlearn(context)
@@ -423,9 +281,7 @@ def test_explosion_is_reported_with_its_growth(
     assert "round 1, client 0: updates grow up to" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("ratio", "steps", "expected"), [(0.5, 50, 25), (0.5, 5, 3), (0.07, 100, 7), (0.1, 30, 3), (0.01, 4, 1), (1, 7, 7)]
-)
+@pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.5, 5, 3), (0.07, 100, 7), (0.1, 30, 3), (0.01, 4, 1)])
 def test_calibration_steps_round_up(ratio: float, steps: int, expected: int) -> None:
     """⌈r·T⌉ in decimals; 0.07·100 is 7.000000000000001 in floating point."""
     phase = FedEraser(calibration_ratio=ratio).calibration(replace(TRAIN, local_steps=steps), rounds=2)
@@ -434,23 +290,7 @@ def test_calibration_steps_round_up(ratio: float, steps: int, expected: int) -> 
     assert FedEraser(calibration_lr=0.3).calibration(TRAIN, 2).lr == 0.3
 
 
-def test_needs_the_update_history() -> None:
-    check_support("federaser", CLASS, frozenset({"retain-data", "update-history"}))
-    check_support("federaser", CLIENT, frozenset({"retain-data", "update-history"}))
-    with pytest.raises(Unsupported, match="update-history"):
-        check_support("federaser", CLASS, frozenset({"retain-data", "forget-data"}))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"calibration_ratio": 0.0},
-        {"calibration_ratio": 1.1},
-        {"calibration_lr": 0.0},
-        {"recover_rounds": -1},
-        {"replay_every": 0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"calibration_ratio": 0.0}, {"calibration_ratio": 1.1}, {"replay_every": 0}])
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput):
         FedEraser(**wrong)

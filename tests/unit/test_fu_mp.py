@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,20 +14,23 @@ from torch import Tensor
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.federation.channels import measure, recorded_activity
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.functional.pruning import tf_idf
+from quickdrop_bench.functional.pruning import prunable_layers, tf_idf
 from quickdrop_bench.methods.base import METHODS, ClientData, Context, check_support
-from quickdrop_bench.methods.fu_mp import FuMp, measurable_data, measure, recorded_activity
-from quickdrop_bench.models import prunable_layers
+from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
+from quickdrop_bench.models import Model
+from quickdrop_bench.models.resnet18 import ResNet18
 from tests.conftest import Guarded
+from tests.small_models import CONVNETS, EACH
 
 Make = Callable[..., Federation]
 Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=3, local_steps=6, batch_size=8, lr=0.2)
 CLASSES = torch.arange(3)
-NORMS = ("instance", "layer", "none")
+on_models_in_a_row = pytest.mark.parametrize("model", [m for m in EACH if not isinstance(m, ResNet18)], ids=str)
 
 
 def class_request(target: int) -> UnlearningRequest:
@@ -41,6 +45,12 @@ def make_context(federation: Federation, clients: Clients, state: State | None =
     return Context(federation, TRAIN, data, state, request, (request,), seed=1)
 
 
+@pytest.fixture
+def context(make_federation: Make, toy_clients: Clients) -> Context:
+    """A request to forget class 1."""
+    return make_context(make_federation(), toy_clients)
+
+
 def guard(context: Context, *classes: int) -> Context:
     labels = context.clients[0].original.labels
     forbidden = set(torch.nonzero(torch.isin(labels, torch.tensor(classes))).flatten().tolist())
@@ -53,8 +63,8 @@ def equal(a: State, b: State) -> bool:
 
 
 def zeroed(state: State) -> list[int]:
-    """Channels, counted through both layers, whose filter is zero."""
-    filters = [state[n].flatten(1) for n in ("features.0.weight", "features.4.weight")]
+    """Channels, counted through all convolutions, whose filter is zero."""
+    filters = [value.flatten(1) for value in state.values() if value.dim() == 4]
     return torch.cat([(f == 0).all(1) for f in filters]).nonzero().flatten().tolist()
 
 
@@ -77,13 +87,15 @@ def activity_by_hand(federation: Federation, state: State, images: Tensor) -> Te
 
 
 def means_of(context: Context) -> Tensor:
-    return measure(context, measurable_data(context), CLASSES)[0]
+    return measure(context.federation, context.state, measurable_data(context), CLASSES)[0]
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_clients_statistics_pool_to_that_of_the_union(norm: str, make_federation: Make, toy_clients: Clients) -> None:
+@on_models_in_a_row
+def test_clients_statistics_pool_to_that_of_the_union(
+    model: Model, make_federation: Make, toy_clients: Clients
+) -> None:
     """Read without hooks, batches or clients; float32 uploads, so equal up to their rounding."""
-    federation = make_federation(norm=norm)
+    federation = make_federation(architecture=model)
     context = make_context(federation, toy_clients)
     images, labels = pictures(toy_clients)
     activity = activity_by_hand(federation, context.state, images)
@@ -91,18 +103,14 @@ def test_clients_statistics_pool_to_that_of_the_union(norm: str, make_federation
     torch.testing.assert_close(means_of(context), union, rtol=1e-5, atol=1e-7)
 
 
-def test_batches_do_not_change_the_statistic(
-    make_federation: Make, toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_batches_do_not_change_the_statistic(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = means_of(context)
-    monkeypatch.setattr("quickdrop_bench.methods.fu_mp.BATCH_SIZE", 5)
+    monkeypatch.setattr("quickdrop_bench.federation.channels.BATCH_SIZE", 5)
     torch.testing.assert_close(means_of(context), whole, rtol=1e-5, atol=1e-7)
 
 
-def test_the_order_and_the_split_of_clients_do_not_matter(make_federation: Make, toy_clients: Clients) -> None:
+def test_the_order_and_the_split_of_clients_do_not_matter(context: Context, toy_clients: Clients) -> None:
     """The same images on other clients give the same statistic; listed in another order, the same bits."""
-    context = make_context(make_federation(), toy_clients)
     rows = torch.arange(45).flip(0)
     other = {7: rows[:2], 8: rows[2:40], 9: rows[40:]}
     moved = {i: replace(toy_clients[0], rows=r) for i, r in other.items()}
@@ -113,52 +121,39 @@ def test_the_order_and_the_split_of_clients_do_not_matter(make_federation: Make,
     assert equal(FuMp().unlearn(backwards).state, FuMp().unlearn(context).state)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.75])
+@on_models_in_a_row
+@pytest.mark.parametrize("ratio", [0.04, 0.2, 0.5, 0.95])
 def test_the_highest_scores_are_pruned_and_nothing_else_changes(
-    norm: str, ratio: float, make_federation: Make, toy_clients: Clients
+    model: Model, ratio: float, make_federation: Make, toy_clients: Clients
 ) -> None:
-    """Scores of 8 channels by loops over the definitions: ⌊R·8⌋ of the highest go, at most 3 of each 4."""
-    federation = make_federation(norm=norm)
+    """Scores by loops over the definitions: ⌊R·n⌋ of the highest go, at R = 0.04 none; a tenth of each layer stays."""
+    federation = make_federation(architecture=model)
     context = make_context(federation, toy_clients)
     images, labels = pictures(toy_clients)
     activity = activity_by_hand(federation, context.state, images).double()
-    means = [[float(activity[labels == c][:, j].mean()) for j in range(8)] for c in range(3)]
+    layer_of = [name for name, value in context.state.items() if value.dim() == 4 for _ in value]
+    count = len(layer_of)
+    means = [[float(activity[labels == c][:, j].mean()) for j in range(count)] for c in range(3)]
     scores = []
-    for j in range(8):
-        layer = range(4) if j < 4 else range(4, 8)
+    for j in range(count):
+        layer = [k for k in range(count) if layer_of[k] == layer_of[j]]
         q = sum(means[c][j] >= sum(means[k][j] for k in range(3)) / 3 for c in range(3))
         scores.append(means[1][j] / sum(means[1][k] for k in layer) * float(torch.tensor(4 / (1 + q)).log()))
     expected: list[int] = []
-    for j in sorted(range(8), key=lambda j: -scores[j]):
-        if len(expected) < int(ratio * 8) and sum(k // 4 == j // 4 for k in expected) < 3:
+    for j in sorted(range(count), key=lambda j: -scores[j]):
+        most = math.floor(0.9 * layer_of.count(layer_of[j]))
+        if len(expected) < int(ratio * count) and sum(layer_of[k] == layer_of[j] for k in expected) < most:
             expected.append(j)
     after = FuMp(prune_ratio=ratio).unlearn(context).state
     assert zeroed(after) == sorted(expected)
-    modules = {module for pair in prunable_layers(federation.model.module) for module in pair}
+    layers = prunable_layers(federation.model.module)
+    of_module = {module: f"{conv}.weight" for conv, norm in layers for module in (conv, norm) if module}
     for name, value in after.items():
-        layer = name.split(".")[1]
-        if name.rsplit(".", 1)[0] not in modules:
-            assert torch.equal(value, context.state[name])  # the classifier, above all
-            continue
-        for channel in range(4):
-            index = channel if layer in "01" else channel + 4
-            want = torch.zeros_like(value[channel]) if index in expected else context.state[name][channel]
-            assert torch.equal(value[channel], want)
-
-
-def test_a_tiny_ratio_changes_nothing(make_federation: Make, toy_clients: Clients) -> None:
-    """⌊0.12·8⌋ = 0."""
-    context = make_context(make_federation(), toy_clients)
-    result = FuMp(prune_ratio=0.12).unlearn(context)
-    assert equal(result.state, context.state)
-    assert result.cost.sample_forwards == 45
-
-
-def test_an_extreme_ratio_leaves_a_channel_in_each_layer(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
-    gone = zeroed(FuMp(prune_ratio=0.95).unlearn(context).state)
-    assert sum(j < 4 for j in gone) == sum(j >= 4 for j in gone) == 3
+        want = context.state[name].clone()
+        layer = of_module.get(name.rsplit(".", 1)[0])  # none for the classifier, above all
+        if layer:
+            want[[j - layer_of.index(layer) for j in expected if layer_of[j] == layer]] = 0
+        assert torch.equal(value, want), name
 
 
 def test_a_channel_for_one_class_ranks_first_and_its_removal_hurts_that_class_most(make_federation: Make) -> None:
@@ -202,34 +197,34 @@ def test_a_channel_for_one_class_ranks_first_and_its_removal_hurts_that_class_mo
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("model", EACH, ids=str)
 def test_pruned_outputs_are_exactly_zero_after_recovery(
-    norm: str, precision: str, make_federation: Make, toy_clients: Clients
+    model: Model, precision: str, make_federation: Make, toy_clients: Clients
 ) -> None:
     """Seen behind the normalisation, on random images; the channels that are left have been trained."""
-    federation = make_federation(precision, norm=norm)
+    federation = make_federation(precision, architecture=model)
     context = make_context(federation, toy_clients)
-    method = FuMp(prune_ratio=0.4, recover_lr=0.2)
+    method = FuMp(prune_ratio=0.4, recover_lr=0.2, recover_rounds=2)
     unlearned = method.unlearn(context).state
     recovered = method.recover(context, unlearned)
     assert recovered is not None
-    assert recovered.cost.rounds == 4
-    assert len(zeroed(unlearned)) == 3
+    layers = prunable_layers(federation.model.module)
+    channels = sum(len(unlearned[f"{conv}.weight"]) for conv, _ in layers)
+    assert len(zeroed(unlearned)) == math.floor(0.4 * channels)
     assert zeroed(recovered.state) == zeroed(unlearned)
     assert not equal(recovered.state, unlearned)
     federation.load(recovered.state)
-    seen: list[Tensor] = []
-    features = federation.model.module.features
-    handles = [features[k].register_forward_hook(lambda m, i, out: seen.append(out)) for k in (1, 5)]
+    seen: dict[str, Tensor] = {}
+    for conv, norm in layers:
+        module = federation.model.module.get_submodule(norm or conv)
+        module.register_forward_hook(lambda m, i, out, conv=conv: seen.update({conv: out.clone()}))
     with torch.no_grad():
         federation.model(torch.randn(6, 1, 8, 8))
-    for handle in handles:
-        handle.remove()
-    silent = [not bool(out[:, j].any()) for out in seen for j in range(4)]
-    assert [j for j, is_silent in enumerate(silent) if is_silent] == zeroed(recovered.state)
+    loud = torch.cat([seen[conv].transpose(0, 1).flatten(1).any(1) for conv, _ in layers])
+    assert torch.nonzero(~loud).flatten().tolist() == zeroed(recovered.state)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", CONVNETS)
 def test_masks_hold_channels_that_would_grow_again(norm: str, make_federation: Make, toy_clients: Clients) -> None:
     """ReLU passes no gradient at 0; GELU's is ½ there, so that pruned channels grow behind every normalisation.
 
@@ -251,9 +246,8 @@ def test_masks_hold_channels_that_would_grow_again(norm: str, make_federation: M
     assert any(plain[n][unlearned[n] == 0].any() for n in own)
 
 
-def test_a_second_request_keeps_the_first_ones_channels(make_federation: Make, toy_clients: Clients) -> None:
+def test_a_second_request_keeps_the_first_ones_channels(context: Context) -> None:
     """⌊0.25·8⌋ = 2 channels for each request: two, then four, the first two among them."""
-    context = make_context(make_federation(), toy_clients)
     method = FuMp(prune_ratio=0.25)
     first = method.recover(context, method.unlearn(context).state)
     assert first is not None
@@ -265,9 +259,8 @@ def test_a_second_request_keeps_the_first_ones_channels(make_federation: Make, t
     assert set(zeroed(first.state)) < set(zeroed(second.state))
 
 
-def test_what_is_left_of_a_pruned_channel_goes_too(make_federation: Make, toy_clients: Clients) -> None:
+def test_what_is_left_of_a_pruned_channel_goes_too(context: Context) -> None:
     """A zero filter whose biases are not zero, as pruning of the filter alone would leave it, gives a constant."""
-    context = make_context(make_federation(), toy_clients)
     state = {n: v.clone() for n, v in context.state.items()}
     state["features.4.weight"][2] = 0
     after = FuMp(prune_ratio=0.12).unlearn(replace(context, state=state)).state
@@ -275,8 +268,7 @@ def test_what_is_left_of_a_pruned_channel_goes_too(make_federation: Make, toy_cl
     assert not any(after[f"features.{n}"][2].any() for n in ("4.weight", "4.bias", "5.weight", "5.bias"))
 
 
-def test_what_earlier_requests_forgot_is_not_read(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_what_earlier_requests_forgot_is_not_read(context: Context) -> None:
     second = context.then(context.state, class_request(0))
     result = FuMp().unlearn(guard(second, 1))
     assert (result.cost.data_size, result.cost.sample_forwards) == (30, 30)
@@ -286,24 +278,21 @@ def test_what_earlier_requests_forgot_is_not_read(make_federation: Make, toy_cli
     FuMp().recover(guard(second, 0, 1), result.state)
 
 
-def test_an_earlier_class_weighs_nothing_in_the_scores(make_federation: Make, toy_clients: Clients) -> None:
+def test_an_earlier_class_weighs_nothing_in_the_scores(context: Context, toy_clients: Clients) -> None:
     """As if its images had never been there."""
-    context = make_context(make_federation(), toy_clients)
     second = context.then(context.state, class_request(0))
     without = {i: d.with_classes((1,), keep=False) for i, d in toy_clients.items()}
     alone = make_context(context.federation, without, context.state, target=0)
     assert equal(FuMp(prune_ratio=0.5).unlearn(second).state, FuMp(prune_ratio=0.5).unlearn(alone).state)
 
 
-def test_an_earlier_clients_data_are_not_read(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_an_earlier_clients_data_are_not_read(context: Context) -> None:
     second = replace(context, forgotten=(UnlearningRequest("client", (2,)), context.request))
     assert FuMp().unlearn(second).cost.data_size == 24 + 12
 
 
-def test_costs(make_federation: Make, toy_clients: Clients) -> None:
+def test_costs(context: Context) -> None:
     """45 images on three clients, three classes, 2·4 channels; recovery is that of the shared settings."""
-    context = make_context(make_federation(), toy_clients)
     method = FuMp(recover_local_steps=3)
     unlearned = method.unlearn(context)
     assert unlearned.cost.seconds > 0
@@ -327,9 +316,8 @@ def test_each_image_is_passed_forward_once(make_federation: Make, toy_clients: C
     assert passed == [24, 24, 12, 9]
 
 
-def test_a_sample_of_each_client(make_federation: Make, toy_clients: Clients) -> None:
+def test_a_sample_of_each_client(context: Context) -> None:
     """At most ten images each: 10 + 10 + 9; all of D may be touched."""
-    context = make_context(make_federation(), toy_clients)
     cost = FuMp(score_samples=10).unlearn(context).cost
     assert (cost.data_size, cost.sample_forwards) == (45, 29)
     assert equal(FuMp(score_samples=24).unlearn(context).state, FuMp().unlearn(context).state)
@@ -345,8 +333,7 @@ def test_a_sample_without_the_class_is_an_error(make_federation: Make, toy_clien
     assert FuMp(score_samples=12).unlearn(context).cost.sample_forwards == 12
 
 
-def test_same_seed_same_result(make_federation: Make, toy_clients: Clients) -> None:
-    context = make_context(make_federation(), toy_clients)
+def test_same_seed_same_result(context: Context) -> None:
     before = {n: v.clone() for n, v in context.state.items()}
     method = FuMp(score_samples=12, prune_ratio=0.4)
 
@@ -359,9 +346,8 @@ def test_same_seed_same_result(make_federation: Make, toy_clients: Clients) -> N
     assert equal(context.state, before)
 
 
-def test_the_requested_class_alone_or_absent_is_no_crash(make_federation: Make, toy_clients: Clients) -> None:
+def test_the_requested_class_alone_or_absent_is_no_crash(context: Context) -> None:
     """Alone: every score is 0 and the first channels go. Absent: nothing to measure, nothing pruned."""
-    context = make_context(make_federation(), toy_clients)
     everything = replace(context, forgotten=tuple(class_request(c) for c in range(3)))
     result = FuMp(prune_ratio=0.2).unlearn(everything)
     assert zeroed(result.state) == [0]
@@ -377,17 +363,19 @@ def test_hooks_do_not_outlive_the_round(make_federation: Make) -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_what_it_does_not_do_is_refused(make_federation: Make, toy_clients: Clients) -> None:
+def test_what_it_does_not_do_is_refused(context: Context) -> None:
     assert METHODS["fu-mp"] is FuMp
     check_support("fu-mp", class_request(1), frozenset({"forget-data", "retain-data"}))
     with pytest.raises(Unsupported, match="class requests, not client"):
         check_support("fu-mp", UnlearningRequest("client", (1,)), frozenset({"forget-data", "retain-data"}))
-    context = make_context(make_federation(), toy_clients)
     assert not FuMp.can_relearn
     with pytest.raises(Unsupported, match="fu-mp class-1: pruned channels cannot learn again"):
         FuMp().relearn(context, context.state)
     with pytest.raises(Unsupported, match="one class at a time"):
         FuMp().unlearn(replace(context, request=UnlearningRequest("class", (0, 1))))
+    linear = Federation(context.federation.fabric, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
+    with pytest.raises(Unsupported, match="no convolution"):
+        FuMp().unlearn(replace(context, federation=linear))
 
 
 @pytest.mark.parametrize("options", [{"prune_ratio": r} for r in (0.0, -0.1, 1.0, 1.5, float("nan"))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,56 +11,39 @@ from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation, PhaseResult, RoundInfo
+from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder, retained_rounds
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
+from tests.by_hand import assert_close, equal, plus_weighted
 
 Clients = dict[int, LabelledSet]
 Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=5, local_steps=3, batch_size=8, lr=0.2, participation=0.67)
 CPU = torch.device("cpu")
+ZERO, ONES = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
 
 
 def train(
-    federation: Federation, clients: Clients, folder: Path, every: int, seen: list[RoundInfo] | None = None
+    federation: Federation, clients: Clients, folder: Path, every: int, seen: list[RoundInfo]
 ) -> tuple[State, PhaseResult, UpdateHistory]:
-    initial = federation.fresh_state(1, "init")
-    recorder = UpdateRecorder(folder, TRAIN.rounds, every)
-    on_round = (lambda info: None) if seen is None else seen.append
-    result = federation.run(initial, clients, TRAIN, 1, record=recorder, on_round=on_round)
+    initial, recorder = federation.fresh_state(1, "init"), UpdateRecorder(folder, TRAIN.rounds, every)
+    result = federation.run(initial, clients, TRAIN, 1, record=recorder, on_round=seen.append)
     return initial, result, UpdateHistory(folder, CPU)
 
 
 def payload_bytes(path: Path) -> int:
     """Bytes of a safetensors file after its header: 8 bytes of length, then that many of JSON."""
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        json.loads(file.read(header))
-    return path.stat().st_size - 8 - header
+    content = path.read_bytes()
+    return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
 @pytest.mark.parametrize(
-    ("rounds", "every", "expected"),
-    [(4, 1, [0, 1, 2, 3]), (10, 3, [0, 3, 6]), (10, 5, [0, 5]), (5, 5, [0]), (4, 5, [0])],
+    ("rounds", "every", "expected"), [(4, 1, [0, 1, 2, 3]), (10, 3, [0, 3, 6]), (10, 5, [0, 5]), (4, 5, [0])]
 )
 def test_retained_rounds_by_hand(rounds: int, every: int, expected: list[int]) -> None:
     """1-based: t_1 = 1, t_2 = 1 + Δt, …; J = ⌊K/Δt⌋ of them."""
     assert retained_rounds(rounds, every) == expected
-
-
-def test_update_is_measured_from_the_start_of_the_round(tmp_path: Path) -> None:
-    recorder = UpdateRecorder(tmp_path, rounds=3, every=1)
-    start, first, second = ({"w": torch.tensor([value, -value])} for value in (1.0, 3.0, 2.5))
-    recorder(0, 4, 7, start, first)
-    recorder(1, 4, 7, first, second)
-    history = UpdateHistory(tmp_path, CPU)
-    assert torch.equal(history.initial()["w"], torch.tensor([1.0, -1.0]))
-    for k, expected in ((0, [2.0, -2.0]), (1, [-0.5, 0.5])):
-        update, count = history.update(k, 4)
-        assert list(update) == ["w"]
-        assert torch.equal(update["w"], torch.tensor(expected))
-        assert count == 7
 
 
 def test_updates_add_up_to_the_training(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
@@ -71,54 +53,39 @@ def test_updates_add_up_to_the_training(make_federation: Make, toy_clients: Clie
     state, result, history = train(make_federation(), toy_clients, tmp_path, 1, seen)
     assert history.participants == {info.round: list(info.participants) for info in seen}
     assert any(len(clients) == 2 for clients in history.participants.values())
-    assert all(torch.equal(value, state[name]) for name, value in history.initial().items())
+    assert equal(history.initial(), state)
     for info in seen:
-        parts = [history.update(info.round, client) for client in info.participants]
-        assert [count for _, count in parts] == [len(toy_clients[client]) for client in info.participants]
-        total = sum(count for _, count in parts)
-        for name, value in info.state.items():
-            step = sum(count / total * update[name] for update, count in parts)
-            torch.testing.assert_close(value, state[name] + step, atol=1e-6, rtol=1e-5)
+        parts = {client: history.update(info.round, client) for client in info.participants}
+        counts = {client: count for client, (_, count) in parts.items()}
+        assert counts == {client: len(toy_clients[client]) for client in info.participants}
+        weights = {client: count / sum(counts.values()) for client, count in counts.items()}
+        assert_close(info.state, plus_weighted(state, {i: update for i, (update, _) in parts.items()}, weights))
         state = info.state
-    assert all(torch.equal(value, state[name]) for name, value in result.state.items())
+    assert equal(result.state, state)
 
 
-def test_recording_changes_nothing_and_counts_no_work(
-    make_federation: Make, toy_clients: Clients, tmp_path: Path
-) -> None:
+def test_what_lies_on_disk(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+    """Retained rounds only, as many bytes as the formula says, the same again; recording changes no training.
+
+    4·P·(1 + Σ_j participants): on disk, every update has its 8-byte count beside it.
+    """
     federation = make_federation()
-    initial, recorded, _ = train(federation, toy_clients, tmp_path, 2)
-    plain = federation.run(initial, toy_clients, TRAIN, 1)
-    assert all(torch.equal(value, plain.state[name]) for name, value in recorded.state.items())
-    assert recorded.cost.upload_bytes == plain.cost.upload_bytes
-
-
-def test_only_retained_rounds_lie_on_disk(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
-    *_, history = train(make_federation(), toy_clients, tmp_path, 2)
+    contents = []
+    for _ in range(2):
+        initial, recorded, history = train(federation, toy_clients, tmp_path, 2, [])
+        contents.append({path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]
     assert list(history.participants) == [0, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0000", "0002", "initial.safetensors"]
-
-
-def test_stored_bytes_equal_the_formula_and_the_disk(
-    make_federation: Make, toy_clients: Clients, tmp_path: Path
-) -> None:
-    """4·P·(1 + Σ_j participants): on disk, every update has its 8-byte count beside it."""
-    *_, history = train(make_federation(), toy_clients, tmp_path, 2)
     # The ConvNet on 1×8×8 images with 4 filters, 2 blocks, 3 classes: two blocks with affine norms, and 16·3 + 3.
     parameters = (9 * 4 + 4 + 8) + (9 * 16 + 4 + 8) + (4 * 2 * 2 * 3 + 3)
     participants = 2 + 2  # two of three clients in each of the rounds 0 and 2
     assert history.stored_bytes([0, 2]) == 4 * parameters * (1 + participants)
-    payload = sum(payload_bytes(path) for path in tmp_path.rglob("*.safetensors"))
+    payload = sum(payload_bytes(path) for path in contents[0])
     assert payload == history.stored_bytes([0, 2]) + 8 * participants
-
-
-def test_training_again_writes_the_same_files(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
-    federation = make_federation()
-    contents = []
-    for _ in range(2):
-        train(federation, toy_clients, tmp_path, 2)
-        contents.append({path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()})
-    assert contents[0] == contents[1]
+    plain = federation.run(initial, toy_clients, TRAIN, 1)
+    assert equal(recorded.state, plain.state)
+    assert recorded.cost.upload_bytes == plain.cost.upload_bytes
 
 
 def test_recorder_writes_at_once_and_keeps_nothing(tmp_path: Path) -> None:
@@ -133,17 +100,16 @@ def test_recorder_writes_at_once_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_ids_are_ordered_as_numbers_and_stray_files_ignored(tmp_path: Path) -> None:
-    recorder = UpdateRecorder(tmp_path, rounds=1, every=1)
     for client in (10_000, 9_999, 2):
-        recorder(0, client, 1, {"w": torch.zeros(1)}, {"w": torch.ones(1)})
+        UpdateRecorder(tmp_path, rounds=1, every=1)(0, client, 1, ZERO, ONES)
     (tmp_path / "0000" / ".0003.17.tmp.safetensors").touch()  # of a writer that was killed
     assert UpdateHistory(tmp_path, CPU).participants == {0: [2, 9_999, 10_000]}
 
 
 def test_an_update_without_its_count_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "updates"
-    UpdateRecorder(folder, rounds=1, every=1)(0, 3, 1, {"w": torch.zeros(1)}, {"w": torch.ones(1)})
-    save_file({"w": torch.ones(1)}, folder / "0000" / "0003.safetensors")
+    UpdateRecorder(folder, rounds=1, every=1)(0, 3, 1, ZERO, ONES)
+    save_file(ONES, folder / "0000" / "0003.safetensors")
     with pytest.raises(BadInput, match=r"^--artifacts-dir .*: updates/0000/0003\.safetensors is missing or damaged"):
         UpdateHistory(folder, CPU).update(0, 3)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from quickdrop_bench.cli.resolve import COMMANDS, parse
+from quickdrop_bench.cli.options import COMMANDS, declared
+from quickdrop_bench.cli.resolve import options_of
 from tests.conftest import Run
 
 POSITIONAL = {
@@ -26,21 +28,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_path_of_every_command(command: str, home: Path) -> None:
-    argv = [command, *POSITIONAL.get(command, [])]
-    preset = ["--preset", "quick"] if "preset" in parse(argv)[command] else []
-    paths = [name for name, value in vars(parse(argv)[command]).items() if isinstance(value, Path) or name == "output"]
-    for name in paths:
-        option = f"--{name.replace('_', '-')}"
-        assert option in OPTIONS
-        assert parse([*argv, *preset, f"{option}=~/x"])[command][name] == home / "x"
-        assert parse([*argv, *preset, option, "~/y"])[command][name] == home / "y"
-        assert parse([*argv, *preset, option, "a/~"])[command][name] == Path("a/~")
+    argv = [command, *POSITIONAL.get(command, [])] + (["--preset", "quick"] if COMMANDS[command].has_preset else [])
+    paths = [option for option in declared(command).values() if Path in (option.type, *get_args(option.type))]
+    for option in paths:
+        assert option.name in OPTIONS
+        for typed, found in (([f"{option.name}=~/x"], home / "x"), ([option.name, "a/~"], Path("a/~"))):
+            assert options_of([*argv, *typed])[option.key] == found
 
 
 def test_paths_in_a_file_and_the_files_own(home: Path) -> None:
     (home / "options.yaml").write_text("artifacts_dir: ~/x\nresults_dir: '~'\n")
     for given in (str(home / "options.yaml"), "~/options.yaml"):
-        found = parse(["train", "--preset", "quick", f"--config={given}"])["train"]
+        found = options_of(["train", "--preset", "quick", f"--config={given}"])
         assert (found.artifacts_dir, found.results_dir) == (home / "x", home)
 
 

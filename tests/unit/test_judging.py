@@ -16,12 +16,12 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
 from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData, Search
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Guarded
 
 Make = Callable[..., Federation]
@@ -42,7 +42,7 @@ def by_heart() -> Context:
     images, labels = torch.randn(120, 1, 8, 8, generator=stream), torch.randint(0, 2, (120,), generator=stream)
     clients = {i: LabelledSet(images, labels, torch.arange(40 * i, 40 * i + 40)) for i in range(3)}
     federation = Federation(
-        Fabric(accelerator="cpu", devices=1), ConvNet(1, 8, 3, width=16, depth=2), Distillation(1, 0.1, 0.5, 256)
+        Fabric(accelerator="cpu", devices=1), ConvNet(width=16, depth=2).build(1, 8, 3), Distillation(1, 0.1, 0.5, 256)
     )
     with torch.random.fork_rng(devices=[]):
         return context_of(federation, clients, UnlearningRequest("client", (1,)))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.resolve import options_of
+from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.base import ClientData
@@ -26,7 +26,7 @@ LETTERS = ("letter-steps", "letter-passes")
 def methods(*argv: str, number: int = 2) -> dict[str, Any]:
     line = ["table", str(number), "--data-dir", ".", *argv]
     name = f"table{number}"
-    found = list(cells(name, options_of(line, name), line, options_of))
+    found = list(cells(name, parse(line)))
     return dict(found[0][0].methods)
 
 

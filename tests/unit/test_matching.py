@@ -1,6 +1,8 @@
-"""The matching distance and the class-wise gradients, each against an independent reading."""
+"""The matching distance and the class-wise gradients, each against an independent reading, on every model."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +11,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickdrop_bench.functional.matching import ClassGradients, matched_weights, matching_distance
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models import Model
+from quickdrop_bench.models.convnet import ConvNet
+from tests.small_models import EACH
+
+LABELS = torch.tensor([0, 0, 0, 2, 2, 2, 3, 3, 3, 3, 3])
+SIZES, CLASSES = [3, 3, 5], [0, 2, 3]
+
+on_each_model = pytest.mark.parametrize("architecture", EACH, ids=str)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in double precision, and images sorted by class."""
+
+    model: nn.Module
+    images: Tensor
+
+    @classmethod
+    def of(cls, architecture: Model) -> Case:
+        torch.manual_seed(1)
+        return cls(architecture.build(2, 8, 4).double(), torch.randn(len(LABELS), 2, 8, 8, dtype=torch.float64))
+
+    def recorded(self, factor: float = 1.0) -> ClassGradients:
+        gradients = ClassGradients(self.model)
+        with gradients.recording():
+            (factor * F.cross_entropy(self.model(self.images), LABELS)).backward()
+        return gradients
+
+    def reference_gradients(self) -> list[Tensor]:
+        """One plain pass per class."""
+        weights = list(matched_weights(self.model).values())
+        rows = []
+        for batch, label in zip(self.images.split(SIZES), CLASSES, strict=True):
+            loss = F.cross_entropy(self.model(batch), torch.full((len(batch),), label))
+            rows.append(torch.autograd.grad(loss, weights))
+        return [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
 
 
 def reference_distance(real: list[np.ndarray], synthetic: list[np.ndarray]) -> float:
@@ -21,44 +58,6 @@ def reference_distance(real: list[np.ndarray], synthetic: list[np.ndarray]) -> f
                 a, b = a.ravel(), b.ravel()
                 total += 1 - a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b) + 1e-6)
     return total
-
-
-def reference_gradients(model: nn.Module, images: list[Tensor], labels: list[int]) -> list[Tensor]:
-    """One plain pass per class."""
-    weights = list(matched_weights(model).values())
-    rows = []
-    for batch, label in zip(images, labels, strict=True):
-        loss = F.cross_entropy(model(batch), torch.full((len(batch),), label))
-        rows.append(torch.autograd.grad(loss, weights, create_graph=True))
-    return [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return ConvNet(2, 8, 4, width=5, depth=2).double()
-
-
-@pytest.fixture
-def batch() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    return torch.randn(11, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 3, 3, 3, 0, 2, 3, 3]).sort().values
-
-
-def rows_of(labels: Tensor) -> tuple[list[int], list[Tensor]]:
-    classes = labels.unique().tolist()
-    return classes, [torch.nonzero(labels == c).flatten() for c in classes]
-
-
-def sizes_of(rows: list[Tensor]) -> list[int]:
-    return [len(r) for r in rows]
-
-
-def record(model: nn.Module, images: Tensor, labels: Tensor) -> ClassGradients:
-    gradients = ClassGradients(model)
-    with gradients.recording():
-        F.cross_entropy(model(images), labels).backward()
-    return gradients
 
 
 def test_distance_equals_the_definition() -> None:
@@ -76,117 +75,95 @@ def test_distance_of_known_rows() -> None:
     assert float(matching_distance([a], [b])) == pytest.approx(4.0, abs=1e-5)
 
 
-def test_distance_of_a_gradient_to_itself_is_the_number_of_dead_rows() -> None:
-    a = torch.randn(1, 6, 9)
-    a[0, 2] = 0
-    assert float(matching_distance([a], [a])) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_one_dimensional_parameters_do_not_count(model: nn.Module) -> None:
-    assert [p.dim() for p in matched_weights(model).values()] == [4, 4, 2]
-
-
-def test_class_gradients_of_the_recorded_batch(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    classes, rows = rows_of(labels)
-    gradients = record(model, images, labels).split(sizes_of(rows))
-    expected = reference_gradients(model, [images[r] for r in rows], classes)
-    for ours, theirs in zip(gradients, expected, strict=True):
+@on_each_model
+def test_class_gradients_of_the_recorded_batch(architecture: Model) -> None:
+    case = Case.of(architecture)
+    for ours, theirs in zip(case.recorded().split(SIZES), case.reference_gradients(), strict=True):
         # the recorder returns float32 by design
-        torch.testing.assert_close(ours, theirs.detach().float(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-7)
 
 
-def test_class_split_leaves_the_batch_gradient_as_a_plain_backward_pass_does(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    images, labels = batch
-    F.cross_entropy(model(images), labels).backward()
-    expected = {name: p.grad for name, p in model.named_parameters()}
-    model.zero_grad()
-    _, rows = rows_of(labels)
-    gradients = record(model, images, labels).split(sizes_of(rows))
-    for name, parameter in model.named_parameters():
+@on_each_model
+def test_class_split_leaves_the_batch_gradient_as_a_plain_backward_pass_does(architecture: Model) -> None:
+    case = Case.of(architecture)
+    F.cross_entropy(case.model(case.images), LABELS).backward()
+    expected = {name: p.grad for name, p in case.model.named_parameters()}
+    case.model.zero_grad()
+    gradients = case.recorded().split(SIZES)
+    for name, parameter in case.model.named_parameters():
         assert parameter.requires_grad
         torch.testing.assert_close(parameter.grad, expected[name])
-    shares = torch.tensor([len(r) / len(labels) for r in rows])
-    for ours, parameter in zip(gradients, matched_weights(model).values(), strict=True):
+    shares = torch.tensor(SIZES) / len(LABELS)
+    for ours, parameter in zip(gradients, matched_weights(case.model).values(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(torch.tensordot(shares, ours, dims=1), parameter.grad.float(), rtol=1e-5, atol=1e-7)
 
 
-def test_a_first_layer_without_bias_is_recorded_too(batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
+def test_a_first_layer_without_bias_is_recorded_too() -> None:
+    images = Case.of(ConvNet()).images
     model = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.Flatten(), nn.Linear(108, 4, bias=False)).double()
-    F.cross_entropy(model(images), labels).backward()
+    F.cross_entropy(model(images), LABELS).backward()
     expected = [p.grad for p in model.parameters()]
-    record(model, images, labels).split(sizes_of(rows_of(labels)[1]))
+    Case(model, images).recorded().split(SIZES)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_loss_scale_is_taken_out(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    _, rows = rows_of(labels)
-    gradients = ClassGradients(model)
-    with gradients.recording():
-        (1024 * F.cross_entropy(model(images), labels)).backward()
-    scaled = gradients.split(sizes_of(rows), loss_scale=1024)
-    for a, b in zip(scaled, record(model, images, labels).split(sizes_of(rows)), strict=True):
-        torch.testing.assert_close(a, b)
+def test_layers_that_run_in_another_order_than_they_are_listed() -> None:
+    class Backwards(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return self[0](self[1](images).flatten(1))  # type: ignore[no-any-return]
+
+    images = Case.of(ConvNet()).images
+    case = Case(Backwards(nn.Linear(108, 4), nn.Conv2d(2, 3, 3)).double(), images)
+    expected = case.reference_gradients()
+    torch.testing.assert_close(case.recorded().split(SIZES), [e.float() for e in expected], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ClassGradients(case.model).synthetic(images, SIZES, CLASSES), expected)
 
 
-def test_synthetic_gradients_equal_one_pass_per_class(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    classes, rows = rows_of(labels)
-    parts = [images[r] for r in rows]
-    for ours, theirs in zip(
-        ClassGradients(model).synthetic(parts, classes), reference_gradients(model, parts, classes), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+def test_loss_scale_is_taken_out() -> None:
+    case = Case.of(ConvNet(width=5, depth=2))
+    scaled = case.recorded(1024).split(SIZES, loss_scale=1024)
+    torch.testing.assert_close(scaled, case.recorded().split(SIZES))
 
 
-def test_image_gradient_of_the_distance_against_finite_differences(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    images, labels = batch
-    classes, rows = rows_of(labels)
-    targets = [t.double() for t in record(model, images, labels).split(sizes_of(rows))]
+@on_each_model
+def test_synthetic_gradients_equal_one_pass_per_class(architecture: Model) -> None:
+    case = Case.of(architecture)
+    found = ClassGradients(case.model).synthetic(case.images, SIZES, CLASSES)
+    torch.testing.assert_close(found, case.reference_gradients())
+
+
+@on_each_model
+def test_gradient_of_the_distance_against_finite_differences_of_the_definition(architecture: Model) -> None:
+    """Whether the passes are written out or autograd's; the model and its gradients stay as they are."""
+    case = Case.of(architecture)
+    targets = [t.double() for t in case.recorded().split(SIZES)]
+    before = {n: (p.detach().clone(), p.grad) for n, p in case.model.named_parameters()}
     torch.manual_seed(3)
-    start = [torch.randn(2, 2, 8, 8, dtype=torch.float64) for _ in classes]
-    gradients = ClassGradients(model)
+    start, direction = torch.randn(2, *case.images.shape, dtype=torch.float64)
+    distance, gradient = ClassGradients(case.model).distance(targets, start, SIZES, CLASSES)
 
-    def distance(parts: list[Tensor]) -> Tensor:
-        return matching_distance(targets, gradients.synthetic(parts, classes))
+    def by_definition(images: Tensor) -> float:
+        own = Case(case.model, images).reference_gradients()
+        return reference_distance([t.numpy() for t in targets], [t.numpy() for t in own])
 
-    leaves = [part.clone().requires_grad_() for part in start]
-    analytic = torch.autograd.grad(distance(leaves), leaves)
-    step = 1e-6
-    for k in range(len(classes)):
-        direction = torch.randn_like(start[k])
-        ends = []
-        for sign in (1, -1):
-            moved = [part.clone() for part in start]
-            moved[k] += sign * step * direction
-            ends.append(float(distance(moved).detach()))
-        numeric = (ends[0] - ends[1]) / (2 * step)
-        assert float((analytic[k] * direction).sum()) == pytest.approx(numeric, rel=1e-5)
-
-
-def test_matching_leaves_the_model_untouched(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    classes, rows = rows_of(labels)
-    gradients = record(model, images, labels)
-    targets = [t.double() for t in gradients.split(sizes_of(rows))]
-    before = {n: (p.detach().clone(), p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None}
-    leaves = [torch.randn(1, 2, 8, 8, dtype=torch.float64, requires_grad=True) for _ in classes]
-    torch.autograd.grad(matching_distance(targets, gradients.synthetic(leaves, classes)), leaves)
-    assert len(before) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
+    assert float(distance) == pytest.approx(by_definition(start), rel=1e-9)
+    step = 1e-8  # so that no ReLU turns within it
+    numeric = (by_definition(start + step * direction) - by_definition(start - step * direction)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(numeric, rel=1e-4)
+    for name, parameter in case.model.named_parameters():
         assert torch.equal(parameter, before[name][0])
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad, before[name][1])
+        assert parameter.grad is before[name][1]
 
 
-def test_unknown_kinds_of_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="Conv2d and Linear"):
-        ClassGradients(nn.Sequential(nn.Bilinear(2, 2, 2)))
+def test_what_is_matched() -> None:
+    """Weights of convolutions and linear layers: no biases, no norms, and nothing else is supported."""
+    assert [p.dim() for p in matched_weights(ConvNet(depth=2).build(2, 8, 4)).values()] == [4, 4, 2]
+
+    class Standardised(nn.Linear):
+        pass
+
+    for other in (nn.Bilinear(2, 2, 2), Standardised(2, 2)):
+        with pytest.raises(ValueError, match="Conv2d and Linear"):
+            ClassGradients(nn.Sequential(other))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.partition import class_counts, partition
 
 
+@settings(max_examples=50)
 @given(
     st.integers(1, 12),
     st.sampled_from([None, 0.01, 0.1, 1.0, 100.0]),
@@ -25,23 +26,25 @@ def test_disjoint_exact_cover(clients: int, alpha: float | None, seed: int, labe
     assert counts.sum(0).tolist() == np.bincount(labels, minlength=5).tolist()
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_minimum_size_is_kept_over_many_seeds(seed: int) -> None:
+def test_minimum_size_is_kept_over_many_seeds() -> None:
     labels = np.repeat(np.arange(10), 144)
-    parts = partition(labels, 10, 0.1, min_client_size=10, seed=seed)
-    assert min(map(len, parts)) >= 10
-    assert sum(map(len, parts)) == len(labels)
+    for seed in range(30):
+        parts = partition(labels, 10, 0.1, min_client_size=10, seed=seed)
+        assert min(map(len, parts)) >= 10
+    with pytest.raises(BadInput, match="100 draws"):
+        partition(np.zeros(100, int), 10, 0.001, min_client_size=10, seed=0)
 
 
 def test_iid_parts_are_equal() -> None:
     parts = partition(np.repeat(np.arange(10), 101), 20, None, min_client_size=10, seed=1)
-    assert {len(part) for part in parts} <= {50, 51}
+    assert {len(part) for part in parts} == {50, 51}
 
 
-def test_large_alpha_tends_to_equal_shares_and_small_alpha_does_not() -> None:
+def test_large_alpha_tends_to_equal_shares_of_shuffled_rows_and_small_alpha_does_not() -> None:
     labels = np.repeat(np.arange(4), 1000)
-    even = class_counts(labels, partition(labels, 5, 1e6, min_client_size=0, seed=3), 4)
-    assert np.abs(even - 200).max() <= 5
+    parts = partition(labels, 5, 1e6, min_client_size=0, seed=3)
+    assert np.abs(class_counts(labels, parts, 4) - 200).max() <= 5
+    assert parts[0][:200].max() > 900
     uneven = class_counts(labels, partition(labels, 5, 0.1, min_client_size=0, seed=3), 4)
     assert uneven.max() > 500
 
@@ -53,12 +56,6 @@ def test_seed_decides() -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_rows_are_shuffled_within_a_class() -> None:
-    labels = np.zeros(1000, int)
-    first = partition(labels, 2, 1e6, min_client_size=0, seed=1)[0]
-    assert not np.array_equal(first, np.arange(len(first)))
-
-
 @pytest.mark.parametrize(
     ("clients", "alpha", "minimum", "option"),
     [(50, 0.1, 10, "--clients"), (0, 0.1, 0, "--clients"), (5, 0.0, 0, "--alpha"), (5, -1.0, 0, "--alpha")],
@@ -67,8 +64,3 @@ def test_impossible_requests(clients: int, alpha: float, minimum: int, option: s
     with pytest.raises(BadInput) as caught:
         partition(np.repeat(np.arange(4), 25), clients, alpha, min_client_size=minimum, seed=0)
     assert caught.value.option == option
-
-
-def test_retries_are_bounded() -> None:
-    with pytest.raises(BadInput, match="100 draws"):
-        partition(np.zeros(100, int), 10, 0.001, min_client_size=10, seed=0)

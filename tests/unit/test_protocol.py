@@ -15,7 +15,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune

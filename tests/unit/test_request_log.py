@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,32 +12,25 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.cli.main import main
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import sha256
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.serving.log import chained_to, read_log, recover_log
-from tests.conftest import TINY, Run
-
-CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
+from tests.conftest import Run
+from tests.served import CLASS_3, CLASS_9, CLIENT_0, Measured, served
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def thrice(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that forgot class 9, client 0 and class 3."""
-    place = tmp_path_factory.mktemp("served")
-    assert main(["train", *TINY, "--min-client-size", "5", "--artifacts-dir", str(place)]) == 0
-    (folder,) = place.iterdir()
-    run = TrainedRun(folder)
-    for request in (CLASS_9, CLIENT_0, CLASS_3):
-        run.unlearn(request)
-    return folder
+    place = Path(shutil.copytree(measured.folder, tmp_path_factory.mktemp("thrice") / "run"))
+    served(place, CLASS_9, CLIENT_0, CLASS_3)
+    return place
 
 
 @pytest.fixture
-def folder(served: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(served, tmp_path / "run"))
+def folder(thrice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(thrice, tmp_path / "run"))
 
 
 def lines(folder: Path) -> list[str]:
@@ -90,22 +82,19 @@ def test_a_log_that_lost_something_is_refused_by_every_command_until_it_is_rebui
     assert "requests.jsonl was rebuilt" in err
     assert "forgotten: class-9, client-0, class-3" in out
     found = TrainedRun(folder)
-    facts = [replace(e, cost={}, before=None, after=None, provenance={}, previous=None) for e in whole]
-    assert [replace(e, cost={}, before=None, after=None, provenance={}, previous=None) for e in found.log] == facts
+    facts = [replace(e, cost={}, before=None, after=None, provenance={}, previous="") for e in whole]
+    assert [replace(e, cost={}, before=None, after=None, provenance={}, previous="") for e in found.log] == facts
     assert all(found.state(version) for version in range(4))
     assert {path.name: path.read_bytes() for path in (folder / "versions").iterdir()} == models
     assert found.relearn(CLASS_9).version == 4
 
 
-def test_each_entry_names_the_one_before(folder: Path) -> None:
+def test_each_entry_names_the_one_before_and_each_version_its_entry(folder: Path) -> None:
     log = read_log(folder)
     assert [entry.previous for entry in log] == [chained_to(log[:k]) for k in range(3)]
     assert len({entry.previous for entry in log}) == 3
     assert log[0].previous == ""
-
-
-def test_each_version_names_its_entry(folder: Path) -> None:
-    for entry in read_log(folder):
+    for entry in log:
         with safe_open(folder / f"versions/{entry.version:04d}.safetensors", "pt") as file:
             said = json.loads(file.metadata()["entry"])
         assert (said["version"], said["request"]) == (entry.version, entry.request)
@@ -129,33 +118,19 @@ def test_a_whole_log_is_left_as_it_is(folder: Path, run: Run) -> None:
     assert (folder / "requests.jsonl").read_bytes() == before
 
 
-def older(folder: Path) -> None:
-    """As older code wrote it: no chain, and no entries in the versions."""
+def test_a_log_without_a_chain_is_refused_and_nothing_is_guessed(folder: Path) -> None:
     log = [json.loads(line) for line in lines(folder)]
     for entry in log:
         del entry["previous"]
         path = folder / f"versions/{entry['version']:04d}.safetensors"
-        save_file(load_file(path), path)
-        entry["sha256"] = sha256(path)
-    (folder / "requests.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-
-
-def test_logs_that_older_code_wrote_are_read_and_continued(folder: Path) -> None:
-    older(folder)
-    assert TrainedRun(folder).relearn(CLASS_9).version == 4
-    log = read_log(folder)
-    assert [entry.previous for entry in log[:3]] == [None] * 3
-    assert log[3].previous == chained_to(log[:3])
-
-
-def test_a_lost_log_of_older_code_is_refused_and_nothing_is_guessed(folder: Path) -> None:
-    older(folder)
-    (folder / "requests.jsonl").unlink()
-    with pytest.raises(BadInput, match="does not know version 1"):
+        save_file(load_file(path), path)  # which says nothing of its entry
+    before = "".join(json.dumps(entry) + "\n" for entry in log)
+    (folder / "requests.jsonl").write_text(before)
+    with pytest.raises(BadInput, match="damaged"):
         TrainedRun(folder)
     with pytest.raises(BadInput, match="says what request made version 1; put one of them back from a copy"):
         recover_log(folder)
-    assert not os.path.lexists(folder / "requests.jsonl")
+    assert (folder / "requests.jsonl").read_text() == before
 
 
 def test_a_lost_version_and_a_lost_log_are_not_guessed(folder: Path) -> None:
@@ -212,9 +187,9 @@ def test_requests_go_back_to_a_version_explicitly_and_the_log_says_so(folder: Pa
     assert all(found.state(version) for version in (1, 2, 4, 5))
 
 
-def test_going_back_gives_what_that_version_would_have_given(folder: Path, served: Path, tmp_path: Path) -> None:
+def test_going_back_gives_what_that_version_would_have_given(folder: Path, thrice: Path) -> None:
     entry = TrainedRun(folder).unlearn(CLASS_3, from_version=2)
-    again, before = TrainedRun(folder).state(entry.version), TrainedRun(served).state(3)
+    again, before = TrainedRun(folder).state(entry.version), TrainedRun(thrice).state(3)
     assert all(again[name].equal(before[name]) for name in before)
 
 

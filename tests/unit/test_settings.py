@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from quickdrop_bench.cli.main import main
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.serving import TrainedRun
-from tests.conftest import TINY, Run
+from tests.conftest import Run
 from tests.damage import seal
-
-OPTIONS = [*TINY, "--min-client-size", "5"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("trained")
-    assert main(["train", *OPTIONS, "--artifacts-dir", str(place)]) == 0
-    (folder,) = place.iterdir()
-    return folder
-
-
-@pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "artifacts" / trained.name))
 
 
 def without_preset(folder: Path) -> None:
-    """As older code left it, and whoever lost its ``preset.txt``."""
+    """As it may come from elsewhere."""
     values = yaml.safe_load((folder / "config.yaml").read_text())
     assert values.pop("preset") == "quick"
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -42,7 +25,6 @@ def without_preset(folder: Path) -> None:
 
 def test_the_preset_is_in_a_file_with_a_checksum(folder: Path, run: Run) -> None:
     assert TrainedRun(folder).preset == "quick"
-    assert not (folder / "preset.txt").exists()
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("preset: quick", "preset: paper"))
     code, _, err = run("unlearn", str(folder), "--class", "9")
     assert (code, "config.yaml is missing or damaged" in err) == (2, True)
@@ -59,12 +41,9 @@ def test_without_it_nothing_is_served_with_other_settings(folder: Path, run: Run
     assert run("show", str(folder))[0] == 0
 
 
-def test_a_preset_on_the_command_line_or_of_older_code_serves(folder: Path, trained: Path, run: Run) -> None:
-    expected = TrainedRun(trained).method()
+def test_a_preset_on_the_command_line_serves(folder: Path, run: Run) -> None:
+    expected = TrainedRun(folder).method()
     without_preset(folder)
-    (folder / "preset.txt").write_text("quick\n")
-    assert TrainedRun(folder).method() == expected
-    (folder / "preset.txt").unlink()
     code, out, _ = run("unlearn", str(folder), "--class", "9", "--preset", "quick", "--json")
     assert code == 0
     assert json.loads(out)["hyper_parameters"] == asdict(expected)  # type: ignore[call-overload]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -14,11 +13,12 @@ from torch import nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
-from quickdrop_bench.federation.federation import Federation, PhaseResult
-from quickdrop_bench.federation.local import Phase
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
 from quickdrop_bench.federation.static import StaticEngine, is_possible
-from quickdrop_bench.models import ConvNet
+from quickdrop_bench.models import Model
+from tests.small_models import CONVNETS, SMALL
 
 CLASSES = 5
 SETTINGS = Distillation(1, 0.1, 0.5, 4)
@@ -40,12 +40,12 @@ def ran(
     distillation: Distillation = SETTINGS,
     scale: float = 4,
     distil: bool = True,
-    model: nn.Module | None = None,
+    model: Model | None = None,
 ) -> tuple[PhaseResult, dict[int, SyntheticSet]]:
     torch.manual_seed(0)
-    net = model or ConvNet(1, clients[0].images.shape[-1], CLASSES, width=4, depth=2)
-    federation = Federation(Fabric(accelerator="cpu", devices=1), copy.deepcopy(net), distillation, static=static)
-    assert (federation._static is not None) == static
+    net = (model or SMALL["convnet"]).build(1, clients[0].images.shape[-1], CLASSES)
+    federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, static=static)
+    assert isinstance(federation._engine, StaticEngine) == static
     starts = {i: initial_synthetic_set(d, scale, torch.Generator().manual_seed(1)) for i, d in clients.items()}
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if distil else {}
     result = federation.run(federation.fresh_state(1, "init"), clients, phase, 1, synthetic=synthetic)
@@ -94,9 +94,8 @@ def test_any_ragged_clients(clients: list[list[int]], image_steps: int, scale: f
     check_ragged(clients, image_steps, scale)
 
 
-@pytest.mark.parametrize("norm", ["instance", "layer", "none"])
-def test_every_normalisation_and_the_larger_first_padding(norm: str) -> None:
-    model = ConvNet(1, 28, CLASSES, width=4, depth=2, norm=norm)
+@pytest.mark.parametrize("model", [*CONVNETS.values(), SMALL["lenet5"]], ids=str)
+def test_every_normalisation_and_kernels_with_other_paddings(model: Model) -> None:
     check_same({0: images_of([0, 1, 1, 2, 4] * 6, size=28)}, TRAIN, model=model)
 
 
@@ -127,16 +126,20 @@ def test_a_plan_pads_and_sorts() -> None:
 
 
 def test_models_and_precisions_that_are_left_to_the_loop() -> None:
-    assert is_possible(ConvNet(1, 8, 3, width=4, depth=2), "32-true")
-    assert not is_possible(ConvNet(1, 8, 3, width=4, depth=2), "bf16-mixed")
-    assert not is_possible(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "32-true")
-    assert not is_possible(ConvNet(1, 10, 3, width=4, depth=2), "32-true")  # odd sides
+    usual = SMALL["convnet"].build(1, 8, 3)
+    assert is_possible(usual, "32-true")
+    assert not is_possible(usual, "bf16-mixed")
+    strided = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(18, 3))
+    odd = SMALL["convnet"].build(1, 10, 3)
+    convolutional = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+    for other in (strided, odd, convolutional, SMALL["resnet18"].build(1, 8, 3)):
+        assert not is_possible(other, "32-true")
 
 
 def test_few_graphs_serve_sets_of_all_sizes() -> None:
-    model = ConvNet(1, 8, CLASSES, width=4, depth=2)
+    model = SMALL["convnet"].build(1, 8, CLASSES)
     federation = Federation(Fabric(accelerator="cpu", devices=1), model, SETTINGS, static=True)
     data = {i: images_of(list(range(CLASSES)) * (i + 1)) for i in range(12)}
     federation.run(federation.fresh_state(1, "init"), data, replace(TRAIN, rounds=1, batch_size=64), 1)
-    assert isinstance(federation._static, StaticEngine)
-    assert len(federation._static._steps) <= 4
+    assert isinstance(federation._engine, StaticEngine)
+    assert len(federation._engine._steps) <= 4

@@ -13,12 +13,8 @@ __all__ = ["draw_parameters"]
 def draw_parameters(model: nn.Module, seed: int) -> None:
     """Draw the initial parameters of a model, in place, by each module's own ``reset_parameters``.
 
-    They are drawn on the CPU wherever the model lies, so that runs on different devices start alike; torch's global
-    random state is left as it was.
-
-    Args:
-        model: ends up as it would if it were built on the CPU right after ``torch.manual_seed(seed)``.
-        seed: at least 0, below 2⁶³.
+    The model ends up as if it were built on the CPU right after ``torch.manual_seed(seed)``, wherever it lies, so that
+    runs on different devices start alike; torch's global random state is left as it was.
     """
     drawn = copy.deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -1,0 +1,70 @@
+"""Accuracy on the F-Set and on the R-Set: which images these are.
+
+Class requests: the test images of the class, and those of all classes that are not forgotten (paper §4.1). Client
+requests: the clients' own training images, as no test data belong to a client, and the whole test set without
+forgotten classes; beside them the other clients' training images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from quickdrop_bench.data.requests import forget_part, forgotten_classes
+from quickdrop_bench.evaluation.accuracy import class_accuracy
+from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
+
+if TYPE_CHECKING:
+    from quickdrop_bench.data.labelled import LabelledSet
+
+__all__ = ["accuracy"]
+
+
+@METRICS.register("accuracy")
+@metric(
+    {
+        "r_set_accuracy": Number(better="higher", oracle=True),
+        "f_set_accuracy": Number(better="lower", oracle=True),
+        "others_training_accuracy": Number(better="higher", oracle=True),
+        "test_accuracy": Number(better="higher"),
+    },
+    {*STAGES, SERVED},
+)
+def accuracy(model: Evaluated, stage: str) -> dict[str, float]:
+    """Top-1 accuracy on the F-Set and on the R-Set."""
+    found = {"r_set_accuracy": model.on_test.without(forgotten_classes(model.forgotten))}
+    if model.about:
+        found["f_set_accuracy"] = _on_f_set(model)
+    if stage == SERVED:
+        return {"test_accuracy": model.on_test.without(()), **found}
+    if not model.by_class:
+        found["others_training_accuracy"] = _share(model, _others(model))
+    return found
+
+
+def _on_f_set(model: Evaluated) -> float:
+    """Of all images of the F-Set, classes' and clients' together, the share that is classified right."""
+    classes = forgotten_classes(model.about)
+    parts = [(model.on_test, classes)]
+    owned = [r for r in model.about if r.level != "class"]
+    if owned:
+        from quickdrop_bench.data.labelled import pool
+
+        data = pool(*(forget_part(data, i, request) for i, data in model.clients.items() for request in owned))
+        parts.append((class_accuracy(model.model, data, model.classes), set(range(model.classes))))
+    images = sum(part.counts[c] for part, chosen in parts for c in chosen)
+    correct = sum(part.confusion[c][c] for part, chosen in parts for c in chosen)
+    return correct / images if images else math.nan
+
+
+def _others(model: Evaluated) -> LabelledSet:
+    """Training images of the clients that no request is about."""
+    from quickdrop_bench.data.labelled import pool
+
+    own = {i for request in model.about if request.level == "client" for i in request.targets}
+    nothing = next(iter(model.clients.values())).rows[:0]
+    return pool(*(data.subset(nothing) if i in own else data for i, data in model.clients.items()))
+
+
+def _share(model: Evaluated, data: LabelledSet) -> float:
+    return class_accuracy(model.model, data, model.classes).without(())

@@ -1,0 +1,151 @@
+"""What measuring an experiment needs of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from lightning.fabric import Fabric
+
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.data.datasets import load_dataset
+from quickdrop_bench.data.labelled import ImageData
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
+from quickdrop_bench.harness.judging import Judge
+from quickdrop_bench.harness.provenance import provenance
+from quickdrop_bench.harness.request import Deployment
+from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.training import build_federation
+from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
+from quickdrop_bench.methods import Context, Method
+from quickdrop_bench.store.artifacts import TrainedFederation
+
+__all__ = ["Session"]
+
+
+@dataclass
+class Session:
+    """What runs need of the machine; data and model are loaded when the first run asks for them.
+
+    Attributes:
+        experiment: what is measured.
+        fabric: device, precision and callbacks.
+        artifacts_dir: parent of the trained federations' folders.
+    """
+
+    experiment: Experiment
+    fabric: Fabric
+    artifacts_dir: Path
+    _deployed: dict[int, Deployment] = field(default_factory=dict)
+    _tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set on the device."""
+        e = self.experiment
+        data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
+        for request in e.requests:
+            request.check(len(data.class_names), e.federation.clients)
+        return data
+
+    @cached_property
+    def federation(self) -> Federation:
+        """The simulated federation."""
+        return build_federation(self.experiment.federation, self.fabric, self.data)
+
+    def folder(self, seed: int, federation: FederationSpec | None = None) -> Path:
+        """Where the seed's trained federation lies, or that of another spec on the same data."""
+        return self.artifacts_dir / self.experiment.federation_hash(seed, federation)
+
+    def deployment(self, seed: int) -> Deployment:
+        """The seed's trained federation; it is trained now if it was not."""
+        if seed not in self._deployed:
+            e, at = self.experiment, partial(self.folder, seed)
+            trained = fine_tuned_federation(e.federation, self.federation, self.data, seed, at, e.preset)
+            self._deployed[seed] = Deployment(self.federation, e.federation, trained, at(), self.data)
+        return self._deployed[seed]
+
+    def context(self, seed: int) -> Context:
+        """The first request on the seed's trained federation.
+
+        Raises:
+            BadInput: a client that is to be forgotten holds no data.
+        """
+        e, deployment = self.experiment, self.deployment(seed)
+        for request in e.requests:
+            for target in request.targets if request.level == "client" else ():
+                if not len(deployment.clients[target].original):
+                    raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
+        context = deployment.context(e.requests[0])
+        training = by_the_letter(context.training, e.rules.protocol)
+        return replace(context, training=training, patience=e.rules.patience)
+
+    def prepare(self, seed: int) -> Context:
+        """:meth:`context`, and the callbacks hear of it."""
+        run = self.info(ORIGINAL, seed, kind=TRAINING)
+        self.fabric.call("on_run_start", run=run)
+        context, folder = self.context(seed), self.folder(seed)
+        ready = {"context": context, "trained": self.trained(seed), "data": self.data, "folder": folder}
+        self.fabric.call("on_federation_ready", run=run, **ready)
+        return context
+
+    def trained(self, seed: int) -> TrainedFederation:
+        """The seed's federation, trained now if it was not."""
+        return self.deployment(seed).trained
+
+    def info(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> RequestInfo:
+        """What callbacks are told about a run.
+
+        Args:
+            method: its name, or :data:`ORIGINAL`.
+            seed: of the federation.
+            step: index of the request.
+            kind: None for that of the method: unlearning, or the evaluation of the original model.
+        """
+        e = self.experiment
+        columns = {
+            **e.identity(step),
+            "request_name": ">".join(request.named(e.class_names) for request in e.requests[: step + 1]),
+            "seed": seed,
+            "method": method,
+            **e.method_setting(method),
+            "spec_hash": e.run_spec(method, seed, step).hash,
+            "federation_hash": e.federation_hash(seed),
+            "patience": e.rules.patience,
+            "scale": e.federation.scale,
+            "fine_tuning": e.federation.fine_tune,
+        }
+        settings = {
+            "federation": e.federation.resolved(),
+            "hyper_parameters": {} if method == ORIGINAL else asdict(e.methods[method]),  # type: ignore[call-overload]
+            "rules": asdict(e.rules),
+            "provenance": provenance(self.fabric, e.preset),
+        }
+        kind = kind or (EVALUATION if method == ORIGINAL else UNLEARNING)
+        return RequestInfo(kind, method, seed, step, len(e.requests), columns, settings)
+
+    def configured(self, name: str) -> Method:
+        """A method with the settings of the protocol; the tuned ones are searched when first asked for."""
+        return self.tuned(name).method if self.experiment.rules.protocol == "tuned" else self.experiment.methods[name]
+
+    def tuned(self, name: str) -> Tuned:
+        """The outcome of the search for a method, on the first seed's federation and the first request."""
+        if name not in self._tuned:
+            e = self.experiment
+            self._tuned[name] = tune(self.context(e.seeds[0]), e.methods[name], self._judge)
+        return self._tuned[name]
+
+    @cached_property
+    def _judge(self) -> Judge:
+        """One for all searches, so that they share its baseline."""
+        return Judge(self.context(self.experiment.seeds[0]), len(self.data.class_names))
+
+    def trials(self) -> list[Row]:
+        """Every setting that searches of this session tried, with the columns that tell searches apart."""
+        e = self.experiment
+        identity = {**e.identity(0), "seed": e.seeds[0]}
+        return [{**identity, "method": name, **trial} for name, tuned in self._tuned.items() for trial in tuned.trials]

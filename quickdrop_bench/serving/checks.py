@@ -1,0 +1,84 @@
+"""Whether a request can be served: all that can be said before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
+from quickdrop_bench.harness.spec import ORIGINALS, kept
+from quickdrop_bench.methods import METHODS, Method
+from quickdrop_bench.methods.base import SMALL_SETS, check_support
+
+__all__ = ["check", "method_name"]
+
+
+def method_name(method: Method) -> str:
+    """Under which a method is registered."""
+    return next(name for name in METHODS if METHODS[name] is type(method))
+
+
+def check(
+    deployment: Deployment,
+    action: str,
+    request: UnlearningRequest,
+    method: Method,
+    gone: Sequence[UnlearningRequest],
+    absent: Collection[int],
+    data_dir: Path,
+) -> None:
+    """Raise :class:`BadInput` unless a request can be served; the sentence says why not.
+
+    Args:
+        deployment: at which it arrives.
+        action: ``unlearn`` or ``relearn``.
+        request: what to forget, or to learn again.
+        method: that is to serve it.
+        gone: what is forgotten when it arrives.
+        absent: clients that cannot take part now.
+        data_dir: where the data set was looked for.
+    """
+    info, name = deployment.trained.data, method_name(method)
+    request.check(len(info.class_names), deployment.spec.clients)
+    _check_targets(action, request, gone, info.class_names)
+    if needs(method, action) & ORIGINALS and deployment.data is None:
+        allowed = f"{name} needs original data, and {info.name} is not there; quickdrop does without"
+        raise BadInput("--data-dir", data_dir, allowed)
+    try:
+        check_support(name, request, kept(deployment.spec, recorded=deployment.updates.is_dir()))
+    except BadInput as error:
+        raise BadInput("--method", error.value, error.allowed) from error
+    if action == RELEARN and not method.can_relearn:
+        raise BadInput("--method", name, "it cannot learn again")
+    _check_present(deployment, request, name, needs(method, action), absent)
+
+
+def _check_targets(
+    action: str, request: UnlearningRequest, gone: Sequence[UnlearningRequest], names: Sequence[str]
+) -> None:
+    known = {target for r in gone if r.level == request.level for target in r.targets}
+    for target in request.targets:
+        if (target in known) == (action == UNLEARN):
+            state = "forgotten already" if action == UNLEARN else "not forgotten"
+            named = request.target_name(target, names)
+            raise BadInput(f"--{request.level}", named, f"this is {state}; see the command 'show'")
+
+
+def _check_present(
+    deployment: Deployment, request: UnlearningRequest, name: str, needed: Collection[str], absent: Collection[int]
+) -> None:
+    for client in absent:
+        if not 0 <= client < deployment.spec.clients:
+            raise BadInput("--absent", client, f"between 0 and {deployment.spec.clients - 1}")
+    if not set(needed) & (SMALL_SETS | {"forget-data"}):
+        return
+    if request.level == "client" and (away := sorted(set(request.targets) & set(absent))):
+        raise BadInput("--client", away[0], f"it is absent, and {name} needs its data")
+    if request.level == "class":
+        clients = deployment.clients.items()
+        holders = {i for i, c in clients if len(c.subset.with_classes(request.targets, keep=True))}
+        if holders and not holders - set(absent):
+            named = request.target_name(request.targets[0], deployment.trained.data.class_names)
+            raise BadInput("--class", named, "all clients that hold it are absent")

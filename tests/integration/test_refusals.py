@@ -1,0 +1,230 @@
+"""What cannot be used, or would do nothing, is refused in one sentence, whichever command; nothing is run for it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from quickdrop_bench.cli.resolve import _UniqueKeys
+from quickdrop_bench.harness.presets import preset_files, presets
+from tests.conftest import PARTITION, TINY, Run
+from tests.integration.judging import Ended
+
+FILES = {
+    "unknown": "nonsense: 1\n",
+    "broken": "a: [1, {\n",
+    "words": "two rounds\n",
+    "nothing": "alpha:\n",
+    "flag": "iid: 3\n",
+    "method": "quickdrop: {nope: 1}\n",
+    "other": "config: mine.yaml\n",
+    "twice": "rounds: 2\nalpha: 1\nrounds: 3\n",
+    "within": "quickdrop: {unlearn_lr: 1, unlearn_lr: 2}\n",
+}
+"""Configuration files, each of which holds a mistake."""
+
+REFUSED = {
+    # No such thing.
+    "tabel": "command tabel: use one of table, figure,",
+    "table": "the following arguments are required: number",
+    "table 9": "table 9: use one of 1, 2, 3, 4, 5, 6",
+    "table two": "--number two",
+    "figure 1": "figure 1: use one of 2, 3, 4, 5, 6",
+    "table 2 --nope 1": "--nope",
+    "table 2 --roun 3": "--roun",
+    "table 2 more words": "more words",
+    "table 2 --preset qick": "--preset qick: use one of quick, small, paper",
+    "table 2 --dataset mnits": "--dataset mnits: did you mean mnist?",
+    "table 2 --methods sga": "--methods sga: did you mean sga-or?",
+    "table 2 --protocol fast": "--protocol fast: use one of preset, tuned, letter-steps, letter-passes",
+    "table 2 --model lenet": "--model lenet: did you mean lenet5?",
+    "table 2 --norm batch": "--norm batch",
+    "table 2 --accelerator cuda": "--accelerator cuda",
+    "table 2 --accelerator abacus": "--accelerator abacus",
+    "table 2 --precision 8": "--precision 8",
+    "table 2 --precision 16-mixed": "--precision 16-mixed",
+    "table 2 --dataset imagefolder --data-dir none": "--data-dir none",
+    # No such number.
+    "table 2 --alpha 0": "--alpha 0.0",
+    "table 2 --alpha nan": "--alpha nan",
+    "table 2 --alpha small": "--alpha small",
+    "table 2 --scale 0.5": "--scale 0.5",
+    "table 2 --clients 5000": "--clients 5000",
+    "table 2 --clients 0": "--clients 0",
+    "table 2 --depth 9": "--depth 9",
+    "table 2 --patience 0": "--patience 0",
+    "table 2 --devices 9999": "--devices 9999",
+    "table 2 --seeds one": "--seeds one",
+    "table 2 --seeds 0": "--seeds 0",
+    "table 2 --seeds 1,1": "--seeds 1,1",
+    "sweep --seeds 99999999999": "--seeds 99999999999",
+    "train --seeds 99999999999999999999,": "--seeds",
+    "train --fine-tune-steps -1 --fine-tune 1": "--fine-tune-steps -1",
+    "sweep --fine-tunes 1 --fine-tune-steps 0": "--fine-tune-steps 0",
+    "table 2 --quickdrop.unlearn-lr -1": "--quickdrop.unlearn-lr -1.0",
+    "table 2 --fu-mp.prune-ratio 1": "--fu-mp.prune-ratio 1.0",
+    "table 2 --federaser.calibration-ratio 0": "--federaser.calibration-ratio 0.0",
+    "table 4 --s2u.beta 2": "--s2u.beta 2.0",
+    "table 2 --class 10": "--class 10: between 0 and 9",
+    "table 2 --class -1": "--class -1",
+    "table 2 --class nine": "--class nine",
+    "table 4 --client 3": "--client 3: between 0 and 2",
+    "table 4 --client first": "--client first",
+    # No such list.
+    "table 2 --dataset ,": "--dataset ,: at least one is needed",
+    "sweep --datasets ,": "--datasets ,: at least one is needed",
+    "sweep --models ,": "--models ,: at least one is needed",
+    "sweep --scales ,": "--scales ,: numbers are needed",
+    "sweep --scales 1,many": "--scales 1,many: numbers are needed",
+    "sweep --scales 0.5": "--scale 0.5",
+    "sweep --clients some": "--clients some: whole numbers are needed",
+    "sweep --clients 10.5": "--clients 10.5: whole numbers are needed",
+    "sweep --fine-tunes 1.5": "--fine-tunes 1.5: whole numbers are needed",
+    "sweep --jobs 5000": "--jobs 5000",
+    "sweep --jobs 0": "--jobs 0",
+    "table 2 --class 3,3": "--class 3,3: each must be given once",
+    "table 4 --client 0,00": "--client 0,00: each must be given once",
+    "table 2 --class 3 --class=5": "--class is given twice: several are written as 9,3",
+    "table 2 --methods quickdrop,quickdrop": "--methods quickdrop,quickdrop: each must be given once",
+    "table 2 --protocol tuned,tuned": "--protocol tuned,tuned: each must be given once",
+    "sweep --scales 1,1.0": "--scales 1,1.0: each must be given once",
+    "sweep --clients 3,3": "--clients 3,3: each must be given once",
+    "sweep --datasets digits,digits": "--datasets digits,digits: each must be given once",
+    # No such file, or nothing that it could set.
+    "table 2 --config none.yaml": "--config none.yaml: it cannot be read",
+    "table 2 --config unknown.yaml": "--config unknown.yaml: this command has no option nonsense",
+    "train --config method.yaml": "this command has no option quickdrop.nope",
+    "table 2 --config broken.yaml": "--config broken.yaml: it is no YAML file",
+    "table 2 --config words.yaml": "--config words.yaml: it holds no options",
+    "table 2 --config nothing.yaml": "--alpha null: a value is needed",
+    "train --config flag.yaml": "--iid 3: true or false is needed",
+    "train --config other.yaml": "this command has no option config",
+    "train --config twice.yaml": "the key rounds is given twice",
+    "table 2 --config within.yaml": "the key unlearn_lr is given twice",
+    # What a method cannot do.
+    "table 4 --methods fu-mp": "fu-mp: it serves class requests",
+    "table 2 --methods s2u": "s2u: it serves client requests",
+    "figure 3 --methods s2u": "s2u: it serves client requests",
+    "table 2 --record-every 0": "federaser: it needs update-history",
+    "table 6 --methods quickdrop": "--methods quickdrop: table6 measures training and runs no method",
+    "table 6 --distill false": "--distill false: table6 is about distillation",
+    "figure 5 --distill false --fine-tunes 2": "--fine-tune 2",
+    # What would do nothing.
+    "table 2 --client 2": "--client 2: table2 serves class requests, see --class",
+    "table 4 --class 3": "--class 3: table4 serves client requests, see --client",
+    "figure 4 --client=1": "--client 1: figure4 serves class requests",
+    "sweep --client 1": "--client 1: sweep serves class requests",
+    "table 6 --class 3": "--class 3: table6 measures training",
+    "table 6 --patience 3": "--patience 3: table6 measures training",
+    "table 6 --protocol tuned": "--protocol tuned: table6 measures training",
+    "table 2 --iid --alpha 0.5": "--alpha 0.5: IID parts have no α",
+    "sweep --alphas 0.5,1 --iid": "--alphas 0.5,1: IID parts have no α",
+    "sweep --alphas 0.5,1 --alpha 0.5": "--alpha 0.5: --alphas 0.5,1 is swept",
+    "sweep --scales 1,10 --scale 5": "--scale 5: --scales 1,10 is swept",
+    "figure 5 --fine-tune 3": "--fine-tune 3: --fine-tunes 0,2,4,6,8 is swept",
+    "sweep --datasets digits --dataset digits": "--dataset digits: --datasets digits is swept",
+    "sweep --models lenet5 --model lenet5": "--model lenet5: --models lenet5 is swept",
+    "train --model lenet5 --norm none": "--norm none: --model lenet5 has no such option",
+    "table 2 --data-dir pics": "--data-dir pics: digits is read from no folder",
+    "train --fine-tune-steps 5": "--fine-tune-steps 5: nothing is fine-tuned",
+    "sweep --fine-tunes 0 --fine-tune-lr 0.1": "--fine-tune-lr 0.1: nothing is fine-tuned",
+    "train --distill false --image-lr 0.5": "--image-lr 0.5: nothing is distilled",
+    "figure 5 --distill false --fine-tunes 0 --methods retrain-or --scale 5": "--scale 5: nothing is distilled",
+    "figure 2 --sga-or.unlearn-lr 0.1": "--sga-or.unlearn-lr 0.1: figure2 neither runs nor shows it",
+    "table 4 --fu-mp.prune-ratio 0.3": "--fu-mp.prune-ratio 0.3: table4 neither runs nor shows it",
+    "table 2 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: table2 learns nothing again",
+    "figure 6 --quickdrop.recover-local-steps 3": "--quickdrop.recover-local-epochs 2 takes its place",
+    "table 2 --protocol tuned --quickdrop.unlearn-lr 0.1": "the protocol tuned searches for it",
+    "train --wandb disabled --wandb-project mine": "--wandb-project mine: --wandb is disabled",
+    "train --wandb disabled --wandb-images": "--wandb-images true: --wandb is disabled",
+    "train --model lenet5 --resume": "--resume artifacts: no training with these options was begun",
+    "distribution --rounds 2": "--rounds 2: this command trains nothing",
+    "distribution --image-size 8": "--image-size 8: digits images keep",
+    "distribution --data-dir x": "--data-dir x: digits is read from no",
+    "distribution --iid --alpha 1": "--alpha 1: IID parts have no α",
+}
+
+
+def argv_of(command: str) -> list[str]:
+    """The command with the options of a tiny federation in front of its own."""
+    argv = shlex.split(command)
+    if len(argv) == 1 and argv[0] in ("tabel", "table"):
+        return argv
+    start = 2 if argv[0] in ("table", "figure") else 1
+    tiny = [part for part in (PARTITION if argv[0] == "distribution" else TINY) if "--width" != part != "4"]
+    for option in ("--clients", "--seeds"):
+        if option in argv:
+            del tiny[(k := tiny.index(option)) : k + 2]
+    return [*argv[:start], *tiny, *argv[start:]]
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_a_refusal_is_one_sentence(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name, text in FILES.items():
+        Path(f"{name}.yaml").write_text(text)
+    code, out, err = run(*argv_of(command))
+    assert (code, out) == (2, ""), err
+    (sentence,) = err.splitlines()
+    assert sentence.startswith("quickdrop-bench: ")
+    assert sentence.endswith(".")
+    assert REFUSED[command] in sentence
+    assert not list(Path("artifacts").glob("*"))
+
+
+USED = [
+    "table 4 --iid",
+    "table 4 --alpha 0.5",
+    "table 1 --class 3 --client 1",
+    "sweep --scales 1,10 --scale 10 --dry-run",
+    "table 2 --methods quickdrop --sga-or.unlearn-lr 0.1",
+    "table 5 --quickdrop.relearn-lr 0.1",
+    "table 2 --protocol preset,tuned --quickdrop.unlearn-lr 0.1",
+    "table 2 --distill false --methods random-subset --scale 5",
+    "sweep --datasets digits,mnist --data-dir there --dry-run",
+    "sweep --models convnet,lenet5 --norm none --dry-run",
+    "table 2 --config mine.yaml",
+    "distribution --config mine.yaml",
+]
+
+
+@pytest.mark.parametrize("command", USED)
+def test_what_does_something_is_not_refused(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    Path("mine.yaml").write_text("rounds: 2\nfine_tune_steps: 3\n")
+    monkeypatch.setattr("quickdrop_bench.cli.runner.measure", lambda *args, **options: True)
+    monkeypatch.setattr("quickdrop_bench.cli.runner._render", lambda *args: None)
+    monkeypatch.setattr("quickdrop_bench.cli.runner.plan", lambda *args, **options: [])
+    code, _, err = run(*argv_of(command))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    {
+        "unlearn --class 3,3": "--class 3,3: each must be given once",
+        "unlearn --class 3 --absent 1,1": "--absent 1,1: each must be given once",
+        "unlearn --class 3 --data-dir x": "--data-dir x: digits is read from no folder",
+        "unlearn --class 3 --method nope": "--method nope",
+        "evaluate --data-dir x": "--data-dir x: digits is read from no folder",
+        "unlearn --class 3 --s2u.beta 0.1": "--s2u.beta 0.1: --method is quickdrop",
+        "unlearn --class 3 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: unlearn does not use it",
+        "relearn --class 3 --quickdrop.recover-lr 0.1": "--quickdrop.recover-lr 0.1: relearn does not use it",
+    }.items(),
+)
+def test_requests_refuse_what_they_would_not_use(trained: str, run: Run, command: str, sentence: str) -> None:
+    name, *more = command.split()
+    code, _, err = run(name, trained, *more)
+    assert (code, err.startswith(f"quickdrop-bench: {sentence}")) == (2, True), err
+
+
+@pytest.fixture(scope="module")
+def trained(table_2_once: tuple[Path, Ended]) -> str:
+    """The folder of a trained federation, which is only read."""
+    return str(next((table_2_once[0] / "artifacts").iterdir()))
+
+
+def test_presets_repeat_no_key() -> None:
+    for path in preset_files(presets()[0], None)[0].parent.glob("*.yaml"):
+        assert _UniqueKeys(path.read_text()).get_single_data()

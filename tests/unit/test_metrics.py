@@ -1,0 +1,217 @@
+"""Metrics: what they declare, which images they are about, and that a new one re-measures nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
+from quickdrop_bench.harness import sources
+from quickdrop_bench.harness.experiment import Experiment
+from quickdrop_bench.harness.measure import is_measured, measure
+from quickdrop_bench.harness.session import Session
+from quickdrop_bench.harness.spec import REQUEST, TRAINING, FederationSpec, Rules
+from quickdrop_bench.methods import METHODS
+from quickdrop_bench.store.rows import RowFile, is_last
+
+PAGE = sources.PACKAGE / "evaluation/README.md"
+(PLUGIN,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client", (1,))
+
+
+def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningRequest, ...] = ()) -> Evaluated:
+    """A model that always answers class 0; six test images, two of each class, and clients with three images each."""
+
+    class Zero(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.eye(3)[torch.zeros(len(images), dtype=torch.int64)]
+
+    state = {"w": torch.ones(2)}
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    train = [LabelledSet(torch.zeros(6, 1, 2, 2), labels, torch.tensor(rows)) for rows in ([0, 3, 4], [1, 2, 5])]
+    test = LabelledSet.of(torch.zeros(6, 1, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
+    return Evaluated(Zero(), state, state, test, 3, dict(enumerate(train)), about, forgotten or about, 1)
+
+
+@pytest.mark.parametrize(
+    ("about", "forgotten", "stage", "expected"),
+    [
+        ((CLASS_2,), (), "total", {"f_set_accuracy": 0, "r_set_accuracy": 2 / 4}),
+        ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
+        ((CLIENT_1,), (), "recovery", {"others_training_accuracy": 1 / 3}),
+        ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
+        ((CLASS_2, CLIENT_1), (), SERVED, {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6}),
+        ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
+    ],
+    ids=["class", "client", "the other clients", "client after class", "both", "nothing forgotten"],
+)
+def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expected: dict[str, float]) -> None:
+    found = measured(evaluated(about, forgotten), stage, ["accuracy"])["accuracy"]
+    assert expected.items() <= found.items()
+    assert ("f_set_accuracy" in found) == bool(about)
+
+
+def test_training_images_of_a_request_leave_out_what_others_forgot() -> None:
+    model = evaluated((CLIENT_1,), (CLASS_2, CLIENT_1))
+    assert model.forget_data().rows.tolist() == [1, 2]
+    assert model.retain_data().rows.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_each_gives_what_it_declares_where_it_declares_it(name: str) -> None:
+    one = METRICS[name]
+    assert one.summary.endswith(".")
+    assert one.stages <= STAGES | {PER_ROUND, SERVED}
+    assert {number.better for number in one.gives.values()} <= {"higher", "lower", "neutral"}
+    names = {key.replace("{c}", str(c)) for key in one.gives for c in range(3)}
+    given = Counter(key for stage in one.stages for about in (CLASS_2, CLIENT_1)
+                    for key in measured(evaluated((about,)), stage, [name])[name])  # fmt: skip
+    assert given.keys() == names
+    assert not measured(evaluated((CLASS_2,)), "no stage", [name])
+
+
+def test_each_number_is_one_metrics() -> None:
+    assert max(Counter(key for name in METRICS for key in METRICS[name].gives).values()) == 1
+
+
+def test_the_page_lists_them() -> None:
+    listed = re.findall(r"^\| `([\w-]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == sorted(name for name in METRICS if METRICS[name].source.parent == PAGE.parent)
+
+
+def test_no_result_depends_on_the_code_of_a_metric() -> None:
+    """But for the counting of right answers, which training and the search for settings do too."""
+    found = {p.name for p in sources.dependencies(*TRAINING, *REQUEST) if p.parent.name == "evaluation"}
+    assert found == {"accuracy.py"}
+
+
+# A metric of another package ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install a package with a metric under an entry point, in the place of the one before."""
+    own: Any = METRICS
+    monkeypatch.setattr(own, "_items", dict(own._items))
+    monkeypatch.setattr(own, "_loaded", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def put(factor: str) -> None:
+        monkeypatch.delitem(sys.modules, "norms", raising=False)
+        own._items.pop("norm", None)
+        (tmp_path / "norms-1.dist-info").mkdir(exist_ok=True)
+        (tmp_path / "norms-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: norms\nVersion: 1\n")
+        (tmp_path / "norms-1.dist-info/entry_points.txt").write_text("[quickdrop_bench.metrics]\nnorm = norms\n")
+        (tmp_path / "norms.py").write_text(PLUGIN.replace("** 0.5", f"** 0.5 * {factor}"))
+        sources.metric_digest.cache_clear()
+        own._loaded = False
+
+    return put
+
+
+def experiment(names: tuple[str, ...] = ("retrain-or", "sga-or")) -> Experiment:
+    spec = FederationSpec("digits", clients=3, iid=True, width=4, rounds=1, local_steps=1, distill=False)
+    requests = (UnlearningRequest("class", (9,)), UnlearningRequest("class", (3,)))
+    methods = {name: METHODS[name]() for name in names}
+    return Experiment("table2", "quick", spec, requests, methods, (1,), Path("data"), "32-true", Rules())
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(experiment(), Fabric(accelerator="cpu", devices=1), tmp_path / "artifacts")
+
+
+def lines(rows: RowFile) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in rows.path.read_text().splitlines()]
+
+
+def others(rows: RowFile) -> list[str]:
+    """The lines of all other metrics and costs as they stand; the last line of a run lists its metrics."""
+    texts = rows.path.read_text().splitlines()
+    return [
+        text
+        for text, row in zip(texts, lines(rows), strict=True)
+        if row["metric"] != "weight_norm" and not is_last(row)
+    ]
+
+
+def norms(rows: RowFile) -> list[float]:
+    return [row["value"] for row in lines(rows) if row["metric"] == "weight_norm"]
+
+
+def test_a_new_metric_measures_itself_and_a_changed_one_again_and_nothing_else(
+    session: Session, tmp_path: Path, install: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e, rows = session.experiment, RowFile(tmp_path / "rows.jsonl")
+    assert measure(session, rows, list(e.methods))
+    before, runs = others(rows), 2 * 3
+    assert not norms(rows)
+    install("1")
+    assert not is_measured(e, [rows], "sga-or", 1)
+    measured_now: list[str] = []
+    for name in ("membership", "accuracy", "collapse", "class-accuracy"):
+        real = METRICS[name].measure
+        monkeypatch.setitem(
+            METRICS[name].__dict__, "measure", lambda *a, n=name, r=real: measured_now.append(n) or r(*a)
+        )
+    assert measure(session, rows, list(e.methods))
+    assert measured_now == []
+    assert sorted(others(rows)) == sorted(before)
+    first = norms(rows)
+    assert len(first) == runs
+    again = RowFile(rows.path)
+    content = rows.path.read_bytes()
+    assert all(is_measured(e, [again], name, 1) for name in ("original", *e.methods))
+    assert measure(session, again, list(e.methods))
+    assert rows.path.read_bytes() == content
+    install("2")
+    assert measure(session, RowFile(rows.path), list(e.methods))
+    assert sorted(others(rows)) == sorted(before)
+    assert norms(rows) == [2 * value for value in first]
+
+
+def test_a_run_measured_for_another_exhibit_is_taken_over_with_the_metrics_that_it_has(
+    session: Session, tmp_path: Path, install: Callable[[str], None]
+) -> None:
+    own, other = RowFile(tmp_path / "own/rows.jsonl"), RowFile(tmp_path / "other/rows.jsonl")
+    assert measure(session, own, ["sga-or"])
+    install("1")
+    assert measure(session, other, ["sga-or"])
+    trained = sorted((tmp_path / "artifacts").iterdir())
+    session.prepare = None  # type: ignore[method-assign, assignment]  # nothing is served
+    assert measure(session, own, ["sga-or"], [other])
+    assert sorted(norms(own)) == sorted(norms(other))
+    assert sorted((tmp_path / "artifacts").iterdir()) == trained
+
+
+def test_a_failure_does_not_take_the_place_of_good_rows(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = RowFile(tmp_path / "rows.jsonl")
+    assert measure(session, rows, ["sga-or"])
+    before = [row for row in lines(rows) if row["method"] == "sga-or"]
+
+    def starve(*args: object) -> None:
+        raise MemoryError("no memory is left")
+
+    for target, name in ((METHODS["sga-or"], "unlearn"), (Session, "prepare")):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, starve)
+            assert not measure(session, rows, ["sga-or"], force=True)
+        assert [row for row in lines(rows) if row["method"] == "sga-or"] == before
+        assert not any(row["metric"] == "failed" for row in lines(rows))
+    assert "those rows stay" in caplog.text
+    assert measure(session, rows, ["sga-or"])
