@@ -59,7 +59,7 @@ def served(line: CommandLine) -> int:
         from quickdrop_bench.federation.ranks import find_rank
 
     find_rank()
-    return serving.COMMANDS[line.command](line.over({}), line)
+    return serving.SERVED[line.command](line.over({}), line)
 
 
 def report(line: CommandLine) -> int:

@@ -1,4 +1,4 @@
-"""Measure what an artefact lacks, here or in processes of its own, and render it."""
+"""Measure what an exhibit lacks, here or in processes of its own, and render it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _stamp(path: Path) -> int:
 
 
 def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
-    """Rows of other artefacts of the preset, to be taken over unless all is to be measured again."""
+    """Rows of other exhibits of the preset, to be taken over unless all is to be measured again."""
     if args.force:
         return []
     return [RowFile(path) for path in sorted(folder.parent.glob("*/rows.jsonl")) if path.parent != folder]

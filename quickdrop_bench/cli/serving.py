@@ -30,7 +30,7 @@ from quickdrop_bench.serving.plan import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
-__all__ = ["COMMANDS"]
+__all__ = ["SERVED"]
 
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
@@ -328,7 +328,7 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-COMMANDS: dict[str, Callable[[Namespace, CommandLine], int]] = {
+SERVED: dict[str, Callable[[Namespace, CommandLine], int]] = {
     "unlearn": unlearn,
     "relearn": relearn,
     "evaluate": evaluate,

@@ -13,6 +13,7 @@ import yaml
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.harness.presets import benchmarks_dir
+from quickdrop_bench.methods import METHODS
 
 __all__ = ["Column", "Exhibit", "Variant", "exhibit", "exhibits"]
 
@@ -121,7 +122,7 @@ class Exhibit:
         kind: ``table``, ``capabilities`` (what methods can do, beside what was measured) or ``figure``.
         number: of the table or figure; None for a sweep.
         title: its caption.
-        methods: in order, the oracle first.
+        methods: in order, the oracle first; in a file ``all`` stands for every registered one.
         level: the requests that it is about, ``class`` or ``client``.
         columns: of a table, from left to right.
         relearn: whether what was forgotten is learnt again.
@@ -210,6 +211,6 @@ def _read(name: str, path: Path) -> Exhibit:
         raise ValueError(f"unknown key {min(unknown)}")
     values["columns"] = tuple(Column(**{"group": "", **column}) for column in values.get("columns", ()))
     values["variants"] = tuple(Variant(**variant) for variant in values.get("variants", ()))
-    values["methods"] = tuple(values["methods"])
+    values["methods"] = tuple(METHODS if values["methods"] == "all" else values["methods"])
     number = int(path.stem) if path.stem.isdecimal() else None
     return Exhibit(**{"kind": path.parent.name.removesuffix("s"), **values, "name": name, "number": number})

@@ -129,7 +129,7 @@ def test_all_runs_are_shown_grouped_by_method_and_unsmoothed() -> None:
 def test_methods_have_the_colours_of_the_figures() -> None:
     colours = defined()["spec"]["section"]["customRunColors"]
     assert len(colours) == len(list(METHODS))
-    assert [colour for key, colour in colours.items() if "%22quickdrop%22" in key] == ["#0072B2"]
+    assert [colour for key, colour in colours.items() if "%22quickdrop%22" in key] == [METHODS["quickdrop"].color]
 
 
 @pytest.mark.parametrize("names", [("", "forgetting"), ("team", "")])

@@ -164,7 +164,9 @@ def test_replay_of_the_stored_updates_is_the_original_training(
     level: str, trained: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Δt = 1, nobody forgotten and Û = U: θ_0 + Σ_t Σ_i w_i·U_i is how FedAvg reached θ_K."""
-    monkeypatch.setattr("quickdrop_bench.methods.fed_eraser.calibrate", lambda stored, fresh: calibrate(stored, stored))
+    monkeypatch.setattr(
+        "quickdrop_bench.functional.calibration.calibrate", lambda stored, fresh: calibrate(stored, stored)
+    )
     nobody = UnlearningRequest(level, (99,))
     context = replace(trained(nobody, replace(TRAIN, participation=0.67)), forgotten=())
     result = FedEraser().unlearn(context)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from quickdrop_bench.core.errors import BadInput, Missing, printable
-from quickdrop_bench.core.files import open_tensors, read_bytes, write_atomically
+from quickdrop_bench.core.files import open_tensors, read_bytes, refuse_links, write_atomically
 from quickdrop_bench.data.class_names import in_natural_order
 from quickdrop_bench.data.datasets import DATASETS, DataSource, RawData
 
@@ -221,9 +221,10 @@ def _decoded_once(listing: _Listing, image_size: int | None) -> list[Tensor]:
         images = _decode(listing, image_size)
     # A cache that cannot be written costs time at the next start, nothing else.
     try:
+        refuse_links(cached.parent, cached.parent.parent, "cache")
         named = {f"{split}_images": tensor for split, tensor in zip(SPLITS, images, strict=True)}
         write_atomically(cached, lambda temporary: save_file(named, temporary))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, BadInput) as error:
         reason = getattr(error, "strerror", None) or error
         warnings.warn(f"decoded images are not cached in {cached.parent}: {reason}", stacklevel=2)
     return images

@@ -51,7 +51,7 @@ SKY, PURPLE, GREY, BLACK = "#56B4E9", "#CC79A7", "#8A8A8A", "#000000"
 CYCLE = ("#882255", "#B5A300", "#332288", GREEN, SKY, PURPLE, ORANGE, BLUE)
 """For methods that name no colour of their own."""
 
-MARKERS = ("s", "^", "v", "D", "P", "h", "o", "X", "<", ">", "*", "p")
+MARKERS = ("s", "^", "v", "D", "P", "X", "o", "*", "<", ">", "h", "p")
 LINES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 
 HOLLOW: dict[str, Any] = {

@@ -43,14 +43,16 @@ from quickdrop_bench.reporting.tables.texts import (
     typical,
 )
 
-__all__ = ["DIFFERENCES", "Section", "badges", "sections"]
+__all__ = ["Section", "badges", "sections"]
 
-DIFFERENCES = tuple(
-    Column(f"− {method_title(reference)}", f"{letter}-Set", "total", f"{letter.lower()}_set_gap{suffix}", "points")
-    for reference, suffix in ((ORACLE, ""), (CONTROL, "_control"))
-    for letter in "FR"
-)
-"""What the second table of a section shows."""
+
+def difference_columns() -> list[Column]:
+    """What the second table of a section shows: F-Set and R-Set, minus the oracle's and minus the control's."""
+    return [
+        Column(f"− {method_title(reference)}", f"{letter}-Set", "total", f"{letter.lower()}_set_gap{suffix}", "points")
+        for reference, suffix in ((ORACLE, ""), (CONTROL, "_control"))
+        for letter in "FR"
+    ]
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,15 @@ class Section:
         """The second table: every method − the oracle, and − the control, seed by seed; None if there is nothing."""
         if self.exhibit.per == "dataset":
             return None
-        lines = []
+        columns, lines = difference_columns(), []
         for method, settings in self.lines:
-            entries = [Entry(paired(setting, method, column)) for setting in settings for column in DIFFERENCES]
+            entries = [Entry(paired(setting, method, column)) for setting in settings for column in columns]
             if registered(method) != ORACLE and any(entry.text != EMPTY for entry in entries):
                 lines.append(Line(method_title(method), entries, _marks(method, settings)))
         several = any("[" in entry.text for line in lines for entry in line.entries)
         heading = ", ".join(filter(None, (self.heading, "differences paired over seeds")))
         notes = [PAIRED, *([INTERVALS] if several else [])]
-        return Table(heading, "Method", self._headers(DIFFERENCES), lines, notes) if lines else None
+        return Table(heading, "Method", self._headers(columns), lines, notes) if lines else None
 
     def _numbers(self) -> list[dict[str, Any]]:
         """One record per setting and method."""
@@ -248,7 +250,7 @@ def _record(exhibit: Exhibit, setting: Setting, method: str) -> dict[str, Any]:
             numbers = {"median": cell.median, "min": cell.low, "max": cell.high}
         record |= {f"{column.key}_{name}": number for name, number in numbers.items()}
         record[f"{column.key}_published"] = from_paper(setting, method, column)
-    for column in DIFFERENCES if exhibit.per == "method" else ():
+    for column in difference_columns() if exhibit.per == "method" else ():
         cell = cell_of(setting, method, column)
         record |= {f"{column.key}_mean": cell.mean, f"{column.key}_seeds": cell.seeds}
         record |= dict(zip((f"{column.key}_low", f"{column.key}_high"), cell.interval(), strict=True))

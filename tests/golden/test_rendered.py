@@ -1,6 +1,6 @@
 """Rows → exact tables.
 
-After a wanted change, ``PYTHONPATH=. python -m tests.golden.test_tables`` writes the files anew; read them before
+After a wanted change, ``PYTHONPATH=. python -m tests.golden.test_rendered`` writes the files anew; read them before
 committing.
 """
 
