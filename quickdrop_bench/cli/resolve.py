@@ -208,7 +208,7 @@ class CommandLine:
         values: dict[str, Any] = {**defaults, **below, **said, **preset}
         # A preset's bound gives way to reflection; one that the user gives stays, and the method refuses it.
         for key in [key for key in values if key.endswith(".unlearn_stop_loss") and key not in said]:
-            if values[key.replace("unlearn_stop_loss", "ascent")] == "reflection":
+            if values.get(key.replace("unlearn_stop_loss", "ascent")) == "reflection":
                 values[key] = None
         options = Namespace()
         for key, value in values.items():
@@ -371,7 +371,7 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     built = {}
     for name in METHODS:
         try:
-            built[name] = METHODS[name](**vars(args[name.replace("-", "_")]))
+            built[name] = METHODS[name](**vars(args.get(name.replace("-", "_"), Namespace())))
         except BadInput as error:
             field = error.option.rsplit(".", 1)[-1].replace("_", "-")
             raise BadInput(f"--{name}.{field}", error.value, error.allowed) from error

@@ -33,6 +33,9 @@ OTHERS = [name for name in SMALL if name != "convnet"]
 QUICK = ("fu-mp", "quickdrop")
 """Methods that are tried on every model in quick tests: each uses a model in a way of its own."""
 
+RESTING = ("none", "recovery-only", "fedquit")
+"""Those that may leave a model as it is: a teacher's least logit is the true class's, where that hardly trained."""
+
 CASES = [
     pytest.param(model, name, marks=[] if name in QUICK or model == "lenet5" else pytest.mark.slow)
     for model in OTHERS
@@ -58,7 +61,7 @@ def test_every_method_serves_a_request(
         assert not stage.diverged
         assert is_finite(stage.state)
         assert {n: v.shape for n, v in stage.state.items()} == {n: v.shape for n, v in context.state.items()}
-        assert not equal(stage.state, context.state)
+        assert name in RESTING or not equal(stage.state, context.state)
 
 
 @pytest.mark.parametrize("model", OTHERS)
