@@ -45,7 +45,6 @@ MEASURED = (
     ("small", "small/table2", "preset"),
     ("small", "small/table2-cifar10", "preset"),
     ("quick", "reference/quick/table2-preset", "preset"),
-    ("quick, tuned", "reference/quick/table2", "tuned"),
 )
 """Name, folder and protocol."""
 

@@ -90,7 +90,8 @@ def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     head = f"usage: {PROGRAM} COMMAND [OPTIONS]\n\nBenchmarks of federated unlearning.\n\ncommands:"
-    return "\n".join([head, *lines, "", f"{PROGRAM} COMMAND --help shows the options of a command."])
+    more = f"{PROGRAM} COMMAND --help shows the options of a command, --help-methods\nthe settings of the methods."
+    return "\n".join([head, *lines, "", more])
 
 
 def _follow(argv: Sequence[str], process: int) -> int:

@@ -41,6 +41,8 @@ Values = Mapping[str, Any]
 _SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
 """How ``--help`` calls values."""
 
+_PRESETS = "Defaults are the paper's. A preset changes many of them: --print_config prints what counts."
+
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
 
@@ -82,15 +84,18 @@ class _MethodsHelp(argparse.Action):
         shown = Parser(
             prog=parser.prog, usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter
         )
-        for option in of_methods():
-            _add(shown, option)
+        for name in METHODS:
+            group = shown.add_argument_group(name, METHODS[name].summary)
+            for option in of_methods(name):
+                _add(group, option)
         shown.print_help()
         sys.exit(0)
 
 
-def _add(parser: ArgumentParser, option: Option, *, hidden: bool = False) -> None:
-    """Declare an option to the parser."""
-    default = "" if option.default in (None, "") or option.is_flag else f" (default: {option.default})"
+def _add(parser: Any, option: Option, *, hidden: bool = False) -> None:
+    """Declare an option to a parser, or to a group of one."""
+    said = str(option.default).lower() if option.type is bool else option.default
+    default = "" if said in (None, "") or option.is_flag else f" (default: {said})"
     text = argparse.SUPPRESS if hidden else f"{option.help}{default}".replace("%", "%%")
     if not option.name.startswith("--"):
         parser.add_argument(option.name, type=option.type, help=text)
@@ -110,6 +115,7 @@ def _parser(command: str) -> Parser:
         prog=f"{PROGRAM} {command}",
         usage=" ".join(["%(prog)s", *named, "[OPTIONS]"]),
         description=own.summary,
+        epilog=_PRESETS if own.has_preset else None,
         allow_abbrev=False,
         print_config=None,  # it would print what was typed alone
         formatter_class=argparse.HelpFormatter,
@@ -118,14 +124,18 @@ def _parser(command: str) -> Parser:
         _add(parser, option)
     if own.has_preset:
         parser.add_argument(
-            "--config", type=str, action="append", help="YAML file with options; what is typed stands above it"
+            "--config",
+            type=str,
+            action="append",
+            metavar="FILE",
+            help="YAML file with options; what is typed stands above it",
         )
         parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
     if own.methods:
         parser.add_argument(
-            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of methods, and stop"
+            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of the methods, and stop"
         )
-        for option in of_methods():
+        for option in of_methods(*METHODS):
             _add(parser, option, hidden=True)
     return parser
 

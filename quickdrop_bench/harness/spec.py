@@ -88,10 +88,10 @@ class FederationSpec:
     image_size: int | None = _option(None, "resize imagefolder images to this many pixels", "partition")
     clients: int = _option(10, "number of clients N", "partition")
     alpha: float = _option(
-        0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition"
+        0.1, "Dirichlet α > 0 of the partition; the smaller, the fewer classes a client holds", "partition"
     )
-    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
-    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
+    iid: bool = _option(False, "equal random parts in place of a Dirichlet partition", "partition")
+    min_client_size: int = _option(10, "fewest images per client; 0 accepts empty clients", "partition")
     model: str = _option("convnet", "model, see the command 'models'")
     width: int = _option(128, "ConvNet: filters W per block")
     depth: int = _option(3, "ConvNet: number of blocks D")
@@ -101,23 +101,23 @@ class FederationSpec:
     batch_size: int = _option(256, "mini-batch size |B|")
     lr: float = _option(0.01, "learning rate η_θ of FL training")
     participation: float = _option(1.0, "share of the clients that take part in a training round")
-    record_every: int = _option(0, "keep every Δt-th round's client updates for FedEraser; 0 keeps none")
+    record_every: int = _option(0, "keep the clients' updates of every n-th round, for FedEraser; 0: of none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
-    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step", "distillation")
+    image_steps: int = _option(1, "steps ς_S on the synthetic images per local step", "distillation")
     image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
-    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)", "distillation")
-    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S", "distillation")
-    fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
-    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation", "fine-tuning")
+    image_momentum: float = _option(0.5, "momentum of these steps", "distillation")
+    synthetic_batch_size: int = _option(256, "most synthetic images per class and local step, |B_S|", "distillation")
+    fine_tune: int = _option(0, "random networks F on which to fine-tune the synthetic sets (§3.3.2); 0: off")
+    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per network", "fine-tuning")
     fine_tune_epochs: int = _option(
         10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning"
     )
     fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step", "fine-tuning")
-    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)", "fine-tuning")
-    dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")
-    straggler_rate: float = _option(0.0, "share of those that take part whose update comes too late, below 1")
-    corrupt_rate: float = _option(0.0, "share of the updates that arrive with NaN and are rejected, below 1")
+    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network", "fine-tuning")
+    dropout_rate: float = _option(0.0, "share of a round's clients that miss it, below 1")
+    straggler_rate: float = _option(0.0, "share of the updates that come too late, below 1")
+    corrupt_rate: float = _option(0.0, "share of the updates that arrive broken and are rejected, below 1")
 
     def __post_init__(self) -> None:
         for f in fields(self):

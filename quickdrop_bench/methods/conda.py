@@ -37,12 +37,12 @@ class ConDa(Recovery, Relearning):
     moved *least*. ``released`` does that.
 
     Attributes:
-        recover_rounds: rounds of descent afterwards (paper: 0).
-        alpha: α ≥ 0, cut-off of ρ (released: 0.3 on CIFAR-10, 0.4 on MNIST).
-        factor: λ > 0 (released: 0.5 or 1).
-        cap: U in (0, 1] (released: 0.5 or 1).
-        sums: ``initial`` or ``round``.
-        released: whether ρ = Φ_f/Φ_r.
+        recover_rounds: rounds of recovery afterwards (paper: 0).
+        alpha: weights with ρ below this are dampened, α ≥ 0 (released: 0.3 on CIFAR-10, 0.4 on MNIST).
+        factor: a weight is multiplied by λρ, λ > 0 (released: 0.5 or 1).
+        cap: and by U at most, in (0, 1] (released: 0.5 or 1).
+        sums: distances from θ_0 (initial), or from the start of each round (round).
+        released: take ρ = Φ_f/Φ_r, as the released code does by mistake.
     """
 
     title: ClassVar[str] = "ConDa"

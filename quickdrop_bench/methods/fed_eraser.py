@@ -39,9 +39,9 @@ class FedEraser(Recovery, Relearning):
     and measures lengths from the model *after* a round, which makes them far too short.
 
     Attributes:
-        calibration_ratio: r in (0, 1], local work of calibration as a share of the training's T (paper: 0.5).
-        calibration_lr: η of calibration; None takes the training's η.
-        replay_every: replay every m-th of the recorded rounds, as if Δt had been m times as long.
+        calibration_ratio: local steps of calibration, as a share r of the training's, in (0, 1].
+        calibration_lr: learning rate η of calibration; without it the training's.
+        replay_every: replay every m-th of the recorded rounds.
     """
 
     title: ClassVar[str] = "FedEraser"

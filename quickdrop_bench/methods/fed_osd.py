@@ -41,7 +41,7 @@ class FedOsd(Recovery, Relearning):
 
     Attributes:
         unlearn_rounds: most server steps (paper: 100); they end early where nothing orthogonal is left.
-        unlearn_lr: η of the server step.
+        unlearn_lr: learning rate η of a server step.
     """
 
     title: ClassVar[str] = "FedOSD"

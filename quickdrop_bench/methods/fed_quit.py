@@ -34,9 +34,9 @@ class FedQuit(Recovery, Relearning):
 
     Attributes:
         unlearn_rounds: rounds of distillation (paper: 1).
-        unlearn_local_steps: T; None takes the training's T (paper: one pass).
-        unlearn_lr: η of SGD (the released code uses Adam).
-        temperature: τ > 0 of the teacher (paper: 1).
+        unlearn_local_steps: local steps T; without it the training's (paper: one pass).
+        unlearn_lr: learning rate η (the released code uses Adam).
+        temperature: of the teacher, τ > 0 (paper: 1).
     """
 
     title: ClassVar[str] = "FedQUIT"

@@ -32,9 +32,8 @@ class FuMp(Recovery):
     :func:`~quickdrop_bench.functional.pruning.prunable_layers`.
 
     Attributes:
-        prune_ratio: R, share of all convolution channels that a request prunes, in (0, 1). The paper names none; the
-            R-Set of 11.6% that it has right after pruning says that it pruned many.
-        score_samples: most images that a client measures, drawn at random; None takes all (QuickDrop, Table 2).
+        prune_ratio: share R of all convolution channels that a request prunes, in (0, 1); the paper names none.
+        score_samples: most images that a client measures, drawn at random; without it all.
     """
 
     title: ClassVar[str] = "FU-MP"

@@ -35,11 +35,11 @@ class MoDe(Recovery, Relearning):
 
     Attributes:
         unlearn_rounds: rounds of guidance (released: 10).
-        degrade_rounds: the first of them begin with degradation (released: 6).
-        momentum: λ in [0, 1] (released: 0.95, of which 0.74 = λ⁶ of the model is left).
-        degrade_lr: η of θ_de; None takes the training's (released: 0.1).
-        unlearn_local_steps: T of both; None takes the training's T.
-        unlearn_lr: η of guidance (released: 5e-4).
+        degrade_rounds: so many of them begin with degradation (released: 6).
+        momentum: share λ of the model that a round of degradation keeps, in [0, 1] (released: 0.95).
+        degrade_lr: learning rate η of the fresh model; without it the training's (released: 0.1).
+        unlearn_local_steps: local steps T of both; without it the training's.
+        unlearn_lr: learning rate η of guidance (released: 5e-4).
     """
 
     title: ClassVar[str] = "MoDe"

@@ -30,8 +30,7 @@ class Not(Recovery, Relearning):
     silently negates nothing where names differ; it also keeps the round that does best on test data.
 
     Attributes:
-        recover_rounds: rounds of descent; negation leaves a model at chance, so the search tries more of them than for
-            other methods (that code on CIFAR-10: 150).
+        recover_rounds: rounds of recovery; negation leaves a model at chance, so it takes more than others.
     """
 
     title: ClassVar[str] = "NoT"

@@ -35,14 +35,14 @@ class Pga(Recovery, Relearning):
     so θ_ref is θ then, and each holder ascends on its images of the class, weighted by their number.
 
     Attributes:
-        unlearn_local_steps: most steps of ascent; None takes the training's T (released code: up to five passes).
-        unlearn_lr: η (released code: 0.01).
-        unlearn_momentum: m in [0, 0.999].
-        unlearn_stop_loss: most mean loss of a batch before a step (paper: guessing, 12% accuracy); None sets no bound.
-        stop_distance: κ > 0; a client stops once ‖θ − θ_ref‖ > κ·‖θ_ref − θ_ℓ‖, which needs its recorded update; None
-            never does (released code: ‖θ − θ_ℓ‖² > 2.2, whatever the size of the model).
-        clip: most that the norm of a gradient may be; None does not clip.
-        ball: δ² is this share of the mean of ‖θ_ref − θ_rand‖² over ten initialisations; None has no ball.
+        unlearn_local_steps: most local steps of ascent; without it the training's (released code: up to five passes).
+        unlearn_lr: learning rate η (released code: 0.01).
+        unlearn_momentum: momentum of ascent, in [0, 0.999].
+        unlearn_stop_loss: a client stops once the mean loss of its batch is above this; null: never.
+        stop_distance: κ > 0; a client stops once ‖θ − θ_ref‖ > κ·‖θ_ref − θ_ℓ‖, which needs its recorded update;
+            without it never (released code: ‖θ − θ_ℓ‖² > 2.2, whatever the size of the model).
+        clip: most that the norm of a gradient may be; null does not clip.
+        ball: δ² is this share of the mean of ‖θ_ref − θ_rand‖² over ten random networks; null has no ball.
     """
 
     title: ClassVar[str] = "PGA"

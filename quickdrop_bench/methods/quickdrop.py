@@ -30,7 +30,7 @@ class QuickDrop(Ascent, Recovery, Relearning):
 
     Attributes:
         augment: mix the kept real samples A into recovery (§3.3.1).
-        augment_unlearning: mix them into unlearning too, as the data sizes of Table 2 suggest.
+        augment_unlearning: mix them into unlearning too (the data sizes of Table 2 suggest it).
     """
 
     title: ClassVar[str] = "QuickDrop"

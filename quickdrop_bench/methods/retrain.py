@@ -23,7 +23,7 @@ class Retrain(Relearning):
     """FedAvg from a fresh θ_0 on D without D_f, with the hyper-parameters of the original training.
 
     Attributes:
-        rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
+        rounds: rounds of training (Table 2: 30); null takes as many as the original model had.
     """
 
     title: ClassVar[str] = "Retrain-Or"
