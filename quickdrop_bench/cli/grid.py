@@ -104,7 +104,7 @@ class _Plan:
         }
 
     def __len__(self) -> int:
-        return prod(map(len, (*self._kinds, *self._axes.values())))
+        return prod(len(values) for values in (*self._kinds, *self._axes.values()))
 
     def cells(self) -> Iterator[tuple[Experiment, list[str]]]:
         """Experiments with the methods to run; of the others, rows of earlier commands are shown."""

@@ -86,11 +86,20 @@ def test_a_log_that_fits_its_chain_is_served_on(run: Run) -> None:
     (folder,) = Path("artifacts").iterdir()
     (entry,) = read_log(folder)
     odd = COMMANDING.replace("\ud800", "")
-    (folder / "versions").rename("kept")
-    write_log(folder, [replace(entry, provenance=entry.provenance | {"device": odd, odd: odd}, previous=chained_to([]))])
-    code, out, _ = run("unlearn", "latest", "--class", "3", "--json")
-    assert code == 0
+    write_log(folder, [replace(entry, provenance=entry.provenance | {"device": odd}, previous=chained_to([]))])
+    code, out, err = run("unlearn", "latest", "--class", "3", "--json")
+    assert code == 0, err
     assert harmless(out)
     code, out, _ = run("show", "latest", "--json")
     assert harmless(out)
     assert json.loads(out)["requests"][0]["provenance"]["device"] == odd
+
+
+@pytest.mark.parametrize("command", ["show", "evaluate", "export", "unlearn"])
+def test_a_folder_s_name(command: str, run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    next(Path("artifacts").iterdir()).rename(Path("artifacts") / "x\x1b]0;title\x07\u202e")
+    code, out, err = run(command, "latest", *(["--class", "3"] if command == "unlearn" else []))
+    assert (code, out) == (2, "")
+    assert harmless(err)
+    assert "its name must be printable text" in err
