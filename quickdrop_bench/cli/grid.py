@@ -104,7 +104,8 @@ class _Plan:
         }
 
     def __len__(self) -> int:
-        return prod(len(values) for values in (*self._kinds, *self._axes.values()))
+        lists: list[Sequence[Any]] = [*self._kinds, *self._axes.values()]
+        return prod(map(len, lists))
 
     def cells(self) -> Iterator[tuple[Experiment, list[str]]]:
         """Experiments with the methods to run; of the others, rows of earlier commands are shown."""
