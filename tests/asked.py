@@ -14,7 +14,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.methods.context import ClientData, Context
 
 
 def asked(

@@ -19,8 +19,8 @@ from quickdrop_bench.core.files import check_replaceable, write_text
 from quickdrop_bench.core.starting import importing
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
-from quickdrop_bench.harness.spec import MODEL_OPTIONS
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 

@@ -12,8 +12,8 @@ import yaml
 
 from quickdrop_bench import __version__
 from quickdrop_bench.cli.commands import ANSWERS, CHANGES, FUNCTIONS, SERVES
-from quickdrop_bench.cli.options import COMMANDS, PROGRAM
 from quickdrop_bench.cli.output import forgiving_output
+from quickdrop_bench.cli.parser import COMMANDS, PROGRAM
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, is_out_of_memory

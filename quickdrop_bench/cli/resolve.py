@@ -15,11 +15,12 @@ from typing import Any, NoReturn, get_args
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.cli.options import COMMANDS, PROGRAM, Option, declared, of_methods
+from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import preset_values, presets
-from quickdrop_bench.harness.spec import LETTERS, FederationSpec
+from quickdrop_bench.harness.run_spec import LETTERS
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [

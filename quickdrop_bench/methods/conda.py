@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.methods.base import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.federation.history import UpdateHistory
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["ConDa"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.history import UpdateHistory
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FedEraser"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FedOsd"]
 

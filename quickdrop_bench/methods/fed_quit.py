@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.federation.phase import Phase
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FedQuit"]
 

@@ -10,7 +10,7 @@ from quickdrop_bench.core.errors import BadInput, Unsupported, positive
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.methods.base import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FuMp", "measurable_data"]
 

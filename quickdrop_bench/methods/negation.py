@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import Unsupported
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
 
 if TYPE_CHECKING:
     from torch import nn
 
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["Not"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import Unsupported
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 
 if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["Nothing"]
 

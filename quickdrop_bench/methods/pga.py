@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Storage
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.local import Stepper
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["Pga"]
 

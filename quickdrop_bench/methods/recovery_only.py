@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Cost, Storage
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
 
 if TYPE_CHECKING:
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["RecoveryOnly"]
 

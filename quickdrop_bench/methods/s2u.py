@@ -9,7 +9,7 @@ from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.methods.base import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.federation import Transform
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["S2U"]
 

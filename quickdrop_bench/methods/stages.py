@@ -12,7 +12,8 @@ from quickdrop_bench.federation.phase import Phase
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = [
     "ASCENTS",

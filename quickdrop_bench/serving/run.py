@@ -20,13 +20,13 @@ from quickdrop_bench.data.labelled import DataInfo, ImageData
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import SERVED, measured
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, stages, still_forgotten, total_cost
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
-from quickdrop_bench.methods.base import StageResult
+from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.serving.checks import check, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases

@@ -18,7 +18,7 @@ from torch import Tensor
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import is_finite
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving.export import FORMATS

@@ -23,7 +23,8 @@ from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.methods import METHODS, Context, Method
-from quickdrop_bench.methods.base import ClientData, check_support
+from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods.registry import check_support
 from tests.by_hand import equal
 from tests.conftest import Guarded, toy_images
 

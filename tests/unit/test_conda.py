@@ -16,8 +16,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
-from quickdrop_bench.methods.base import Context
 from quickdrop_bench.methods.conda import ConDa
+from quickdrop_bench.methods.context import Context
 from tests.asked import asked, recorded
 from tests.by_hand import equal
 

@@ -24,7 +24,7 @@ from quickdrop_bench.data.datasets import DATASETS, dataset_label, fingerprint, 
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.data.sources.imagefolder import cache_dir, load_folder
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 
 READER = "quickdrop_bench.data.sources.imagefolder"
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
 from tests.asked import asked
 from tests.by_hand import assert_close, equal, network

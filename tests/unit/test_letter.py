@@ -17,7 +17,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 
 TRAINING = Phase("fl-training", rounds=7, local_steps=10, batch_size=8, lr=0.2, participation=0.5)
 LETTERS = ("letter-steps", "letter-passes")

@@ -15,7 +15,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.pga import Pga
 from quickdrop_bench.methods.sga import Sga
 from tests.asked import asked, recorded

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from quickdrop_bench.harness import sources
-from quickdrop_bench.harness.spec import REQUEST, TRAINING
+from quickdrop_bench.harness.federation_spec import TRAINING
+from quickdrop_bench.harness.run_spec import REQUEST
 
 ROOTS = {"training": TRAINING, "request": (*REQUEST, sources.PACKAGE / "methods" / "fed_eraser.py")}
 

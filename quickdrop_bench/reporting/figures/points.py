@@ -11,7 +11,7 @@ import pandas as pd
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.base import SMALL_SETS
+from quickdrop_bench.methods.registry import SMALL_SETS
 from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
 from quickdrop_bench.reporting.names import ORIGINAL, registered, setting_name
 from quickdrop_bench.reporting.published import beside, is_fraction

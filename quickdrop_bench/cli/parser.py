@@ -12,8 +12,9 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import presets
-from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec
+from quickdrop_bench.harness.run_spec import PROTOCOLS
 from quickdrop_bench.methods import METHODS
 
 __all__ = ["AXES", "COMMANDS", "FEDERATION", "PRECISIONS", "PROGRAM", "Command", "Option", "declared", "spelled"]
