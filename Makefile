@@ -44,9 +44,10 @@ sweep: install ## over scales, alphas, clients, data sets: ARGS='--scales 1,10,1
 	@$(RUN) sweep $(OPTIONS)
 
 # Each command goes on where it was interrupted, so that the same line can be typed again.
-paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a GPU; goes on where it was interrupted
-	@for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
-		echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) || exit $$?; done
+paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a GPU, estimates first; goes on where it was interrupted
+	@for plan in --dry-run ''; do \
+		for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
+			echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) $$plan || exit $$?; done; done
 
 run: install ## any command: ARGS='unlearn latest --class 9'
 	@$(RUN) $(ARGS)

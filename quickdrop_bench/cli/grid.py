@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Any
 
 from jsonargparse import Namespace
 
 from quickdrop_bench.cli.lists import classes_of, numbers, numbers_of, split
 from quickdrop_bench.cli.options import AXES, spelled
+from quickdrop_bench.cli.output import counted
 from quickdrop_bench.cli.resolve import CommandLine, arithmetic, federation_spec, methods_of, seeds_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
@@ -25,6 +28,9 @@ __all__ = ["cells"]
 
 DEFAULT = " (the default)"
 
+MOST_CELLS = 10_000
+"""Federations of a command; planning takes some milliseconds each."""
+
 
 def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]]:
     """What an exhibit, e.g. ``table4``, measures, each with the methods to run.
@@ -32,19 +38,23 @@ def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]
     Methods that keep no small sets are measured at one scale and without fine-tuning.
 
     Raises:
-        BadInput: an option has no usable value, or a method cannot serve what is asked.
+        BadInput: an option has no usable value, a method cannot serve what is asked, or that is too much.
     """
     own, args = exhibit(name), line.options(name)
     _check(own, args)
-    seen: list[dict[str, Any]] = []
-    for variant in own.variants:
-        for experiment, here in _Plan(own, variant, line).cells():
-            identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
-            identity.pop("alpha")  # in the distribution, unless that is IID
-            if identity not in seen:  # --iid makes a variant equal to another
-                seen.append(identity)
-                experiment.check(here)
-                yield experiment, here
+    plans = [_Plan(own, variant, line) for variant in own.variants]
+    points = sum(map(len, plans))
+    if points * len(seeds_of(args)) > MOST_CELLS:
+        asked = f"{points * len(seeds_of(args))} federations, {points} of them on each seed"
+        raise BadInput("command line", f"asks for {asked}", f"at most {MOST_CELLS} are planned; give fewer values")
+    seen = set()
+    for experiment, here in counted((cell for plan in plans for cell in plan.cells()), "points laid out", points):
+        identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
+        identity.pop("alpha")  # in the distribution, unless that is IID
+        if (key := tuple(identity.items())) not in seen:  # --iid makes a variant equal to another
+            seen.add(key)
+            experiment.check(here)
+            yield experiment, here
 
 
 def _check(own: Exhibit, args: Namespace) -> None:
@@ -74,16 +84,38 @@ class _Plan:
     variant: Variant
     line: CommandLine
 
+    @cached_property
+    def _args(self) -> Namespace:
+        return self._options({})
+
+    @cached_property
+    def _kinds(self) -> tuple[list[str], ...]:
+        """Data sets, models and protocols."""
+        protocols = split("--protocol", self._args.protocol)
+        return _listed(self._args, "dataset"), _listed(self._args, "model"), protocols
+
+    @cached_property
+    def _axes(self) -> dict[str, list[float]]:
+        """Values by option of what is swept."""
+        return {
+            option: numbers(spelled(plural), self._args[plural], whole=option in ("clients", "fine_tune"))
+            for option, plural in AXES.items()
+            if self._args.get(plural) is not None
+        }
+
+    def __len__(self) -> int:
+        lists: list[Sequence[Any]] = [*self._kinds, *self._axes.values()]
+        return prod(map(len, lists))
+
     def cells(self) -> Iterator[tuple[Experiment, list[str]]]:
         """Experiments with the methods to run; of the others, rows of earlier commands are shown."""
-        args, shape = self._options({}), exhibit(self.variant.shape)
-        axes, asked = _axes(args), split("--methods", args.methods)
+        args, axes, shape = self._args, self._axes, exhibit(self.variant.shape)
+        asked = split("--methods", args.methods)
         able = [m for m in METHODS if shape.level in METHODS[m].levels]
         shown = [] if self.own.trains_only else [m for m in shape.methods if m in able]
         wanted = [m for m in asked if m in able] if asked else shown
         methods = list(dict.fromkeys((*shown, *wanted)))
-        kinds = _listed(args, "dataset"), _listed(args, "model"), split("--protocol", args.protocol)
-        for dataset, model, protocol in product(*kinds):
+        for dataset, model, protocol in product(*self._kinds):
             kind = {"dataset": dataset, "protocol": protocol}
             usual = self._experiment(self._options(kind, own=False), methods, ())
             kind["model"] = model
@@ -131,15 +163,6 @@ def _listed(args: Namespace, option: str) -> list[str]:
     """Names from an option or from its plural, which stands above it."""
     several = args.get(f"{option}s")
     return split(f"--{option}s", several) if several else split(f"--{option}", args[option])
-
-
-def _axes(args: Namespace) -> dict[str, list[float]]:
-    """Values by option of what is swept."""
-    return {
-        option: numbers(spelled(plural), args[plural], whole=option in ("clients", "fine_tune"))
-        for option, plural in AXES.items()
-        if args.get(plural) is not None
-    }
 
 
 def _is_reference(axes: Mapping[str, list[float]], place: Mapping[str, Any], args: Namespace) -> bool:

@@ -18,6 +18,7 @@ from quickdrop_bench.cli.options import PRECISIONS
 from quickdrop_bench.cli.resolve import on_gpu
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.launcher import mark_children, started
+from quickdrop_bench.core.processes import end_when_interrupted
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 
 __all__ = ["make_fabric", "processes_of"]
@@ -71,6 +72,8 @@ def make_fabric(
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
+    if several and is_first():
+        end_when_interrupted()
     if fabric.device.type == "cuda":
         # The host only plans, on some thousand numbers; threads that wait for each other make that 4 times slower.
         torch.set_num_threads(1)

@@ -126,6 +126,7 @@ RUNS = (
     Option("--patience", int | None, None, "end a stage of descent after this many rounds without progress"),
     Option("--force", bool, False, "measure again what was measured already"),
     Option("--jobs", int, 1, "seeds and cells at a time, each in a process of its own"),
+    Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
 )
 SWEPT = (
     Option("--scales", str | None, None, "scales s to sweep, as 1,10,100"),
@@ -134,7 +135,6 @@ SWEPT = (
     Option("--fine-tunes", str | None, None, "fine-tuning F to sweep, as 0,10"),
     Option("--datasets", str | None, None, "data sets to sweep, as digits,mnist"),
     Option("--models", str | None, None, "models to sweep, as convnet,lenet5"),
-    Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
 )
 NAMED = (
     Option("run", str, None, "a trained federation: latest, its folder, its name or the beginning of it"),

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Output", "forgiving_output"]
+__all__ = ["Output", "counted", "forgiving_output"]
+
+T = TypeVar("T")
+
+PATIENCE = 3.0
+"""Seconds for which a user is left without a word."""
 
 
 class Output:
@@ -60,3 +66,13 @@ def forgiving_output() -> Iterator[Output]:
     with redirect_stdout(out), redirect_stderr(Output(sys.stderr)):
         yield out
         out.flush()
+
+
+def counted(items: Iterable[T], label: str, of: int) -> Iterator[T]:
+    """Items as they come; where they take long, standard error says how many there were, e.g. ``points: 7/9``."""
+    since = time.monotonic()
+    for number, item in enumerate(items, 1):
+        if time.monotonic() - since > PATIENCE:
+            since = time.monotonic()
+            print(f"{label}: {number}/{of}", file=sys.stderr)
+        yield item

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric, processes_of
+from quickdrop_bench.cli.output import counted
 from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work, duration
 from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
@@ -64,7 +65,7 @@ def make_session(
 
 
 def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -> int:
-    """Measure what is missing of an exhibit and render it; a sweep shows its plan first.
+    """Measure what is missing of an exhibit and render it; a sweep shows its plan first, and a dry run nothing else.
 
     Of several processes that share the clients, all measure, and the first one does the rest.
 
@@ -81,13 +82,14 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
         return 0
     refuse_links(folder, args.results_dir, "--results-dir")
     rows.check_writable()
-    jobs, dry_run = args.get("jobs", 1), args.get("dry_run", False)
+    jobs, dry_run = args.jobs, args.dry_run
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if jobs > 1 and devices * nodes > 1:
         raise BadInput("--jobs", jobs, "either cells or, with --devices, clients run side by side; give one of them")
     timed = dry_run or name == "sweep"
     probe = Probe(lambda: make_fabric(args, alone=True), args.artifacts_dir) if timed else None
-    planned = list(plan(experiments, [rows, *_siblings(args, folder)], args.artifacts_dir, probe, force=args.force))
+    plans = plan(experiments, [rows, *_siblings(args, folder)], args.artifacts_dir, probe, force=args.force)
+    planned = list(counted(plans, "federations planned", sum(len(e.seeds) for e, _ in experiments)))
     if timed:
         Console(stderr=not dry_run).print(_plan_table(experiments, planned, jobs))
     if dry_run:

@@ -313,7 +313,7 @@ def _print_numbers(console: Console, header: Sequence[str], lines: Sequence[Sequ
 
 
 def _print_json(values: Mapping[str, Any]) -> None:
-    print(json.dumps(values, ensure_ascii=False))
+    print(json.dumps(values))  # all but ASCII is escaped: texts of a log may hold what commands a terminal
 
 
 def _percent(value: float | None) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
-__all__ = ["die_with_parent", "run_processes"]
+__all__ = ["die_with_parent", "end_when_interrupted", "run_processes"]
+
+UNHEARD = 5.0
+"""Seconds after which an interruption that the main thread has not heard of ends the process."""
 
 
 def run_processes(
@@ -60,3 +65,29 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def end_when_interrupted() -> None:
+    """From now on Ctrl-C ends this process even while it waits for another one that stands still, with exit code 130.
+
+    Python hears of it only once the library that waits returns; the system writes to a pipe at once.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # done already, or a background job
+        return
+    heard, (reads, writes) = threading.Event(), os.pipe()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.set()
+        signal.default_int_handler(number, frame)
+
+    def watch() -> None:
+        while os.read(reads, 1)[0] != signal.SIGINT:
+            pass
+        if not heard.wait(UNHEARD):
+            os.write(2, b"quickdrop-bench: interrupted; the same command continues from here\n")
+            os._exit(130)
+
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes)
+    signal.signal(signal.SIGINT, hear)
+    threading.Thread(target=watch, daemon=True).start()

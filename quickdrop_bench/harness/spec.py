@@ -181,8 +181,8 @@ class FederationSpec:
                 del values[name]
         if not self.fine_tune:
             values = {name: value for name, value in values.items() if not name.startswith("fine_tune")}
-        if not self.faults.possible:
-            values = {name: value for name, value in values.items() if name not in asdict(self.faults)}
+        if not (faults := self.faults).possible:
+            values = {name: value for name, value in values.items() if name not in vars(faults)}
         return values
 
     def setting(self, apart: Collection[str] = ()) -> dict[str, Any]:

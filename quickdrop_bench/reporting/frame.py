@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +12,10 @@ from typing import Any
 import pandas as pd
 from scipy.stats import t
 
-from quickdrop_bench.core.files import read_bytes
+from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, registered, request_name
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, Published
-from quickdrop_bench.store.rows import KEY, LARGEST, is_row
+from quickdrop_bench.store.rows import KEY, is_row, read_lines
 
 __all__ = [
     "EQUIVALENTS",
@@ -76,24 +74,16 @@ def _is_readable(row: Any) -> bool:
 def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
     """The last row of each key in a file, and one sentence, without full stop, on what could not be read."""
     try:
-        there = os.path.lexists(path)
-        lines = read_bytes(path, LARGEST).decode("utf-8", errors="replace").splitlines() if there else []
-    except OSError as error:
-        return frame_of([]), f"cannot be read ({error.strerror})"
-    frame = frame_of(map(_parsed, lines))
+        lines = [row for _, row in read_lines(path)]
+    except BadInput as error:
+        return frame_of([]), error.allowed.removeprefix(f"{path.name} ")
+    frame = frame_of(lines)
     left = len(lines) - len(frame)
     problem = f"{left} of {len(lines)} lines are torn or of an earlier version; they are kept and not shown"
     if frame.empty:
         return frame, problem if left else ""
     keys = [name for name in dict.fromkeys((*KEY, *SETTING, "phase", "round")) if name in frame]
     return frame.drop_duplicates(keys, keep="last").reset_index(drop=True), problem if left else ""
-
-
-def _parsed(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ class TrainedRun:
         data_dir: where the data set lies; only evaluation and methods that work on original data look there.
 
     Raises:
-        BadInput: the folder or its log is damaged.
+        BadInput: the folder or its log is damaged, or the folder's name commands a terminal.
 
     Example:
         ``run = TrainedRun(find_run("artifacts/3fa9"))``, ``run.unlearn(UnlearningRequest("class", (9,)))``,
@@ -88,6 +88,8 @@ class TrainedRun:
     def __init__(
         self, folder: Path, fabric: Fabric | Callable[[str], Fabric] | None = None, data_dir: Path = Path("data")
     ) -> None:
+        if not str(folder).isprintable():
+            raise BadInput("RUN", folder, "its name must be printable text")
         self.folder = folder
         trained = artifacts.load(folder, torch.device("cpu"))
         self.fabric = fabric if isinstance(fabric, Fabric) else (fabric or _on_cpu)(trained.precision)

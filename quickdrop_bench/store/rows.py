@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.errors import BadInput, printable
 from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically
 
 __all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_last", "is_row", "read_lines"]
@@ -90,10 +90,17 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, Row | None]]:
 
 def _parsed(line: bytes) -> Row | None:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_hook=_printable)
     except (ValueError, RecursionError):
         return None  # the line that an interrupted process left unfinished, or another program's
     return row if is_row(row) else None
+
+
+def _printable(values: Row) -> Row:
+    """What commands no terminal, wherever it is shown."""
+    if all(text.isprintable() for text in (*values, *values.values()) if isinstance(text, str)):
+        return values
+    return {printable(n): printable(value) if isinstance(value, str) else value for n, value in values.items()}
 
 
 class RowFile:

@@ -234,14 +234,20 @@ def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_pat
 
 
 @pytest.mark.slow
-def test_an_interruption_ends_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_interruption_ends_both(stopped: bool, tmp_path: Path) -> None:
     argv = [*PROGRAM, "train", *TINY, "--rounds", "2000", *TWO]
     with subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0) as process:
         while not list(Path("artifacts").rglob("training.ckpt")):
             assert process.poll() is None
             time.sleep(0.05)
+        (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+            time.sleep(1)  # until the first one waits for it
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=600)
+    ended(child)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "quickdrop-bench: interrupted; the same command continues from here"
     assert "Traceback" not in err
@@ -257,11 +263,16 @@ def kill_while_it_trains(argv: list[str], victim: str) -> None:
         (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
         os.kill(process.pid if victim == "first" else child, signal.SIGKILL)
         assert process.wait(600) != 0
-        patience = time.monotonic() + 600
-        while Path(f"/proc/{child}").exists() and time.monotonic() < patience:
-            time.sleep(0.05)
-        assert not Path(f"/proc/{child}").exists()
+        ended(child)
     assert states_saved()
+
+
+def ended(process: int) -> None:
+    """Wait until there is no such process."""
+    patience = time.monotonic() + 600
+    while Path(f"/proc/{process}").exists() and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
 
 
 def states_saved() -> dict[Path, int]:

@@ -1,0 +1,105 @@
+"""What rows and logs hold is shown so that it commands no terminal, wherever a command shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quickdrop_bench.serving.log import LOG, chained_to, read_log, write_log
+from tests.conftest import TINY, Run
+
+TABLE = ["table", "2", *TINY, "--methods", "quickdrop"]
+COMMANDING = "\ud800\x1b]0;title\x07\r\x08\x7f\x9b2J\u202e\u2066\u200f\u2028"
+"""Half of a character pair, which JSON can write and UTF-8 cannot; control characters; bidirectional marks."""
+
+
+def harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def spoil_rows() -> None:
+    for path in Path("results").rglob("rows.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        texts = {name for name, value in lines[-1].items() if isinstance(value, str)} - {"spec_hash"}
+        assert len(texts) > 10
+        for line in lines[:: max(len(lines) // 20, 1)]:
+            line["versions"][COMMANDING] = COMMANDING
+            line |= {name: f"{line.get(name, '')}{COMMANDING}" for name in texts}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout")  # many long names leave no room in the figure
+def test_every_text_of_a_row(run: Run) -> None:
+    assert run(*TABLE)[0] == 0
+    figure = ["figure", "6", *TINY, "--scales", "10", "--methods", "quickdrop"]
+    for argv in (TABLE, [*TABLE, "--details"], figure, figure, ["report"]):
+        spoil_rows()
+        code, *said = run(*argv)
+        assert code == 0, said
+        files = [path for kind in ("md", "tex", "csv", "html") for path in Path("results").rglob(f"*.{kind}")]
+        for text in (*said, *(path.read_text() for path in files)):
+            assert harmless(text), argv
+    assert "\\u202e" in Path("results/quick/table2/table.md").read_text()
+
+
+def spoilt(values: Any) -> Any:
+    """The same with an odd end of every text in it."""
+    if isinstance(values, dict):
+        return {f"{name}{COMMANDING}": spoilt(value) for name, value in values.items()} | values
+    return f"{values}{COMMANDING}" if isinstance(values, str) else values
+
+
+def logs(folder: Path) -> Iterator[str]:
+    """Logs with an odd text at each place of an entry, one after the other; some would be refused."""
+    (entry,) = read_log(folder)
+    for name in json.loads(entry.line):
+        value = getattr(entry, name)
+        odd = spoilt(value) if isinstance(value, dict | str) else value
+        values = json.loads(entry.line) | {name: odd}
+        yield json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass").decode("utf-8", "replace") + "\n"
+
+
+def test_every_text_of_a_log(run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    assert run("unlearn", "latest", "--class", "9")[0] == 0
+    (folder,) = Path("artifacts").iterdir()
+    accepted = 0
+    for log in logs(folder):
+        (folder / LOG).write_text(log)
+        for argv in (["show"], ["evaluate"], ["unlearn", "--class", "3", "--dry-run"]):
+            for more in ([], ["--json"]):
+                code, out, err = run(argv[0], "latest", *argv[1:], *more)
+                assert code in (0, 2)
+                assert harmless(out + err)
+                accepted += code == 0
+    assert accepted > 12
+
+
+def test_a_log_that_fits_its_chain_is_served_on(run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    assert run("unlearn", "latest", "--class", "9")[0] == 0
+    (folder,) = Path("artifacts").iterdir()
+    (entry,) = read_log(folder)
+    odd = COMMANDING.replace("\ud800", "")
+    write_log(folder, [replace(entry, provenance=entry.provenance | {"device": odd}, previous=chained_to([]))])
+    code, out, err = run("unlearn", "latest", "--class", "3", "--json")
+    assert code == 0, err
+    assert harmless(out)
+    code, out, _ = run("show", "latest", "--json")
+    assert harmless(out)
+    assert json.loads(out)["requests"][0]["provenance"]["device"] == odd
+
+
+@pytest.mark.parametrize("command", ["show", "evaluate", "export", "unlearn"])
+def test_a_folder_s_name(command: str, run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    next(Path("artifacts").iterdir()).rename(Path("artifacts") / "x\x1b]0;title\x07\u202e")
+    code, out, err = run(command, "latest", *(["--class", "3"] if command == "unlearn" else []))
+    assert (code, out) == (2, "")
+    assert harmless(err)
+    assert "its name must be printable text" in err
