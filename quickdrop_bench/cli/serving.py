@@ -236,7 +236,7 @@ def _named(run: TrainedRun, entry: Entry) -> str:
 
 
 def _when(entry: Entry) -> str:
-    return str(entry.provenance.get("created_at", ""))
+    return str(entry.provenance.get("created_at", ""))[: len("2026-11-28T01:20")].replace("T", " ")
 
 
 def _change(entry: Entry) -> str:
@@ -286,7 +286,7 @@ def _print_plan(
         return
     console = Console(highlight=False, markup=False)
     lines = [_plan_line(run, request, phase, seconds) for request, phase, seconds in phases]
-    header = ("request", "stage", "rounds", "clients", "local steps", "sample-gradients", "upload", "about")
+    header = ("request", "stage", "rounds", "clients", "steps", "gradients", "upload", "about")
     _print_numbers(console, header, lines)
     console.print(f"At most; seconds at the rate of the training on {run.trained.device}. Nothing was changed.")
 
