@@ -62,6 +62,8 @@ def _check(own: Exhibit, args: Namespace) -> None:
         if args.get(option) is not None and not split(f"--{option}", args[option]):
             raise BadInput(f"--{option}", args[option], "at least one is needed")
     asked = split("--methods", args.methods)
+    if args.methods and not asked:
+        raise BadInput("--methods", args.methods, "at least one is needed")
     if own.trains_only and asked:
         raise BadInput("--methods", args.methods, f"{own.name} measures training and runs no method")
     if own.trains_only and not args.distill:

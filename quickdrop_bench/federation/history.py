@@ -22,14 +22,14 @@ COUNT = "num_examples"
 """Entry beside the parameters: |D_i|."""
 
 
-def retained_rounds(rounds: int, every: int) -> list[int]:
+def retained_rounds(rounds: int, every: int) -> range:
     """0-based rounds whose updates are kept: t_1 = 1, t_{j+1} = t_j + Δt, J = max(⌊K/Δt⌋, 1) of them.
 
     Example:
-        >>> retained_rounds(10, 3), retained_rounds(2, 3)
+        >>> list(retained_rounds(10, 3)), list(retained_rounds(2, 3))
         ([0, 3, 6], [0])
     """
-    return [j * every for j in range(max(rounds // every, 1))]
+    return range(0, max(rounds // every, 1) * every, every)
 
 
 @dataclass(frozen=True)

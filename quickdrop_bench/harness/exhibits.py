@@ -94,7 +94,7 @@ class Column:
 
 
 def _byte_unit(value: float) -> tuple[float, str]:
-    power = min(int(math.log10(max(abs(value), 1.0)) / 3 + 1e-9), 4)
+    power = int(min(math.log10(max(abs(value), 1.0)) / 3 + 1e-9, 4))
     return 1000.0**-power, f" {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 

@@ -330,7 +330,7 @@ class Setting:
 
     def count(self, method: str, metric: str, stage: str = "total") -> int:
         """Runs that ``diverged``, ``failed`` or, in a stage, ``collapsed``."""
-        return int(self.values(method, stage, metric).sum())
+        return int((self.values(method, stage, metric) > 0).sum())
 
     def status(self, method: str) -> str:
         """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""

@@ -24,6 +24,9 @@ KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "requ
 WHOLE = ("clients", "seed")
 """Those of them that are whole numbers; the others are text."""
 
+NUMBERS = ("value", "scale", "fine_tuning", "round")
+"""Columns of numbers, which may be null or, but for the value, missing."""
+
 LAST = (("total", "diverged"), ("fl-training", "diverged"))
 """Stage and metric of the row that a run writes last; without it the run was cut off while writing."""
 
@@ -46,7 +49,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def is_row(row: object) -> bool:
-    """Whether a line's content can be a row: each column of the key has its type, and the value is a number or null.
+    """Whether a line's content can be a row: each column of the key has its type, and numbers are such or null.
 
     ``versions`` alone is a table of its own; other columns hold single values.
     """
@@ -54,7 +57,7 @@ def is_row(row: object) -> bool:
         isinstance(row, dict)
         and len(row) <= MOST_COLUMNS
         and all(type(row.get(name)) is (int if name in WHOLE else str) for name in KEY)
-        and isinstance(row.get("value"), int | float | None)
+        and all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
         and all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
         and all(abs(value) < 2**63 for value in row.values() if type(value) is int)  # else pandas makes it an object
     )

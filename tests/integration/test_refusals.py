@@ -39,6 +39,7 @@ REFUSED = {
     "table 2 more words": "more words",
     "table 2 --preset qick": "--preset qick: use one of quick, small, paper",
     "table 2 --dataset mnits": "--dataset mnits: did you mean mnist?",
+    "table 2 --methods ,": "--methods ,: at least one is needed",
     "table 2 --methods sga": "--methods sga: did you mean sga-or?",
     "table 2 --protocol fast": "--protocol fast: use one of preset, tuned, letter-steps, letter-passes",
     "table 2 --model lenet": "--model lenet: did you mean lenet5?",

@@ -43,7 +43,11 @@ def payload_bytes(path: Path) -> int:
 )
 def test_retained_rounds_by_hand(rounds: int, every: int, expected: list[int]) -> None:
     """1-based: t_1 = 1, t_2 = 1 + Δt, …; J = ⌊K/Δt⌋ of them."""
-    assert retained_rounds(rounds, every) == expected
+    assert list(retained_rounds(rounds, every)) == expected
+
+
+def test_retained_rounds_of_a_training_without_end_take_no_memory() -> None:
+    assert 3 * 10**20 in retained_rounds(10**21, 3)
 
 
 def test_updates_add_up_to_the_training(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
