@@ -17,8 +17,8 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.measure import measure
+from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.store.rows import RowFile
 from tests.conftest import TINY

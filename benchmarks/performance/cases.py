@@ -39,7 +39,7 @@ from quickdrop_bench.functional import layers
 from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.models.convnet import ConvNet
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "speed"

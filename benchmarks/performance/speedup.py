@@ -34,7 +34,7 @@ from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.harness.provenance import device_name, provenance
 from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.reporting.frame import SETTING, frame_of, latest, named
 from quickdrop_bench.reporting.names import differing
 from quickdrop_bench.serving.plan import CountingFederation
@@ -45,7 +45,6 @@ MEASURED = (
     ("small", "small/table2", "preset"),
     ("small", "small/table2-cifar10", "preset"),
     ("quick", "reference/quick/table2-preset", "preset"),
-    ("quick, tuned", "reference/quick/table2", "tuned"),
 )
 """Name, folder and protocol."""
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from textwrap import fill
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from quickdrop_bench.core.files import check_replaceable, write_text
 from quickdrop_bench.core.starting import importing
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
@@ -126,15 +128,19 @@ def list_metrics(line: CommandLine) -> int:
     with importing():
         from quickdrop_bench.evaluation.metric import METRICS
 
-    found = ((name, METRICS[name]) for name in METRICS)
-    lines = [(name, m.summary, ", ".join(m.gives), ", ".join(sorted(m.stages))) for name, m in found]
+    found = ((name, METRICS[name]) for name in sorted(METRICS))
+    lines = [(name, m.summary.rstrip("."), ", ".join(m.gives), ", ".join(sorted(m.stages))) for name, m in found]
     return _print_list(line, ("metric", "what it is", "in rows", "measured at"), lines)
 
 
 def list_models(line: CommandLine) -> int:
     """List the models; at length with the options that they have."""
-    found = ((name, MODELS[name]) for name in MODELS)
-    lines = [(name, m.summary, ", ".join(f"--{f.name}" for f in fields(m))) for name, m in found]  # type: ignore[arg-type]
+    lines = []
+    for name in MODELS:
+        own = {f.name for f in fields(MODELS[name])}  # type: ignore[arg-type]
+        lines.append(
+            (name, MODELS[name].summary, ", ".join(f"--{option}" for option in MODEL_OPTIONS if option in own))
+        )
     return _print_list(line, ("model", "what it is", "options"), lines)
 
 
@@ -161,9 +167,9 @@ def _print_list(line: CommandLine, header: Sequence[str], lines: Sequence[Sequen
     shown = len(header) if details or wide else 2
     if details and not wide:
         for name, *others in lines:
-            console.print(
-                name, *(f"  {h}: {value}" for h, value in zip(header[1:], others, strict=True) if value), sep="\n"
-            )
+            console.print(name)
+            for title, value in ((h, v) for h, v in zip(header[1:], others, strict=True) if v):
+                console.print(fill(f"{title}: {value}", console.width, initial_indent="  ", subsequent_indent="    "))
         return 0
     listing = Table(*header[:shown], box=None, pad_edge=False)
     for entry in lines:

@@ -12,17 +12,17 @@ from typing import Any
 from jsonargparse import Namespace
 
 from quickdrop_bench.cli.lists import classes_of, numbers, numbers_of, split
-from quickdrop_bench.cli.options import AXES, spelled
 from quickdrop_bench.cli.output import counted
+from quickdrop_bench.cli.parser import AXES, spelled
 from quickdrop_bench.cli.resolve import CommandLine, arithmetic, federation_spec, methods_of, seeds_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.exhibits import Exhibit, Variant, exhibit
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.spec import Rules
+from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.base import SMALL_SETS, check_support
+from quickdrop_bench.methods.registry import SMALL_SETS, check_support
 
 __all__ = ["cells"]
 

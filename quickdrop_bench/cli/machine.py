@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from quickdrop_bench.cli.options import PRECISIONS
+from quickdrop_bench.cli.parser import PRECISIONS
 from quickdrop_bench.cli.resolve import on_gpu
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.launcher import mark_children, started

@@ -12,8 +12,8 @@ import yaml
 
 from quickdrop_bench import __version__
 from quickdrop_bench.cli.commands import ANSWERS, CHANGES, FUNCTIONS, SERVES
-from quickdrop_bench.cli.options import COMMANDS, PROGRAM
 from quickdrop_bench.cli.output import forgiving_output
+from quickdrop_bench.cli.parser import COMMANDS, PROGRAM
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, is_out_of_memory
@@ -90,7 +90,8 @@ def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     head = f"usage: {PROGRAM} COMMAND [OPTIONS]\n\nBenchmarks of federated unlearning.\n\ncommands:"
-    return "\n".join([head, *lines, "", f"{PROGRAM} COMMAND --help shows the options of a command."])
+    more = f"{PROGRAM} COMMAND --help shows the options of a command, --help-methods\nthe settings of the methods."
+    return "\n".join([head, *lines, "", more])
 
 
 def _follow(argv: Sequence[str], process: int) -> int:

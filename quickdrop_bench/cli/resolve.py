@@ -15,11 +15,12 @@ from typing import Any, NoReturn, get_args
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.cli.options import COMMANDS, PROGRAM, Option, declared, of_methods
+from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import preset_values, presets
-from quickdrop_bench.harness.spec import LETTERS, FederationSpec
+from quickdrop_bench.harness.run_spec import LETTERS
 from quickdrop_bench.methods import METHODS, Method
 
 __all__ = [
@@ -40,6 +41,8 @@ Values = Mapping[str, Any]
 
 _SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
 """How ``--help`` calls values."""
+
+_PRESETS = "Defaults are the paper's. A preset changes many of them: --print_config prints what counts."
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
@@ -82,15 +85,18 @@ class _MethodsHelp(argparse.Action):
         shown = Parser(
             prog=parser.prog, usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter
         )
-        for option in of_methods():
-            _add(shown, option)
+        for name in METHODS:
+            group = shown.add_argument_group(name, METHODS[name].summary)
+            for option in of_methods(name):
+                _add(group, option)
         shown.print_help()
         sys.exit(0)
 
 
-def _add(parser: ArgumentParser, option: Option, *, hidden: bool = False) -> None:
-    """Declare an option to the parser."""
-    default = "" if option.default in (None, "") or option.is_flag else f" (default: {option.default})"
+def _add(parser: Any, option: Option, *, hidden: bool = False) -> None:
+    """Declare an option to a parser, or to a group of one."""
+    said = str(option.default).lower() if option.type is bool else option.default
+    default = "" if said in (None, "") or option.is_flag else f" (default: {said})"
     text = argparse.SUPPRESS if hidden else f"{option.help}{default}".replace("%", "%%")
     if not option.name.startswith("--"):
         parser.add_argument(option.name, type=option.type, help=text)
@@ -110,6 +116,7 @@ def _parser(command: str) -> Parser:
         prog=f"{PROGRAM} {command}",
         usage=" ".join(["%(prog)s", *named, "[OPTIONS]"]),
         description=own.summary,
+        epilog=_PRESETS if own.has_preset else None,
         allow_abbrev=False,
         print_config=None,  # it would print what was typed alone
         formatter_class=argparse.HelpFormatter,
@@ -118,14 +125,18 @@ def _parser(command: str) -> Parser:
         _add(parser, option)
     if own.has_preset:
         parser.add_argument(
-            "--config", type=str, action="append", help="YAML file with options; what is typed stands above it"
+            "--config",
+            type=str,
+            action="append",
+            metavar="FILE",
+            help="YAML file with options; what is typed stands above it",
         )
         parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
     if own.methods:
         parser.add_argument(
-            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of methods, and stop"
+            "--help-methods", action=_MethodsHelp, nargs=0, help="show the settings of the methods, and stop"
         )
-        for option in of_methods():
+        for option in of_methods(*METHODS):
             _add(parser, option, hidden=True)
     return parser
 
@@ -198,7 +209,7 @@ class CommandLine:
         values: dict[str, Any] = {**defaults, **below, **said, **preset}
         # A preset's bound gives way to reflection; one that the user gives stays, and the method refuses it.
         for key in [key for key in values if key.endswith(".unlearn_stop_loss") and key not in said]:
-            if values[key.replace("unlearn_stop_loss", "ascent")] == "reflection":
+            if values.get(key.replace("unlearn_stop_loss", "ascent")) == "reflection":
                 values[key] = None
         options = Namespace()
         for key, value in values.items():
@@ -361,7 +372,7 @@ def methods_of(args: Namespace) -> dict[str, Method]:
     built = {}
     for name in METHODS:
         try:
-            built[name] = METHODS[name](**vars(args[name.replace("-", "_")]))
+            built[name] = METHODS[name](**vars(args.get(name.replace("-", "_"), Namespace())))
         except BadInput as error:
             field = error.option.rsplit(".", 1)[-1].replace("_", "-")
             raise BadInput(f"--{name}.{field}", error.value, error.allowed) from error

@@ -31,9 +31,9 @@ from quickdrop_bench.federation.ranks import find_rank, is_first
 from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
 from quickdrop_bench.reporting.render import on_terminal, write_exhibit
 from quickdrop_bench.reporting.trials import write_trials

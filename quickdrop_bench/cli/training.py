@@ -25,8 +25,8 @@ from quickdrop_bench.federation.ranks import find_rank, is_first
 from quickdrop_bench.harness.estimate import plan
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
+from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.spec import Rules
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet

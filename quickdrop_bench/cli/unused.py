@@ -10,10 +10,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from quickdrop_bench.cli.lists import numbers, split
-from quickdrop_bench.cli.options import AXES, spelled
+from quickdrop_bench.cli.parser import AXES, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.harness.spec import MODEL_OPTIONS, FederationSpec
+from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS, FederationSpec
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.models import MODELS
 

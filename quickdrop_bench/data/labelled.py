@@ -17,7 +17,7 @@ class LabelledSet:
 
     Attributes:
         images: (n, C, H, W) float32, normalised.
-        labels: (n,) int64.
+        labels: (n,) int64; for local training alone also (n, C) float32, the probabilities of the classes.
         rows: (m,) int64, the rows of ``images`` that belong to the set, on the same device.
     """
 

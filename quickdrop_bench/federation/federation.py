@@ -17,7 +17,7 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalWork, LoopEngine
+from quickdrop_bench.federation.local import LocalWork, LoopEngine, Stepper
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.static import StaticEngine, is_possible
@@ -95,6 +95,7 @@ class _Job:
     synthetic: Mapping[int, SyntheticSet]
     transform: Transform | None
     record: Record | None
+    stepper: Stepper | None
 
     def work(self, clients: Iterable[int]) -> dict[int, int]:
         """Sample-gradients of each client's local steps in a round."""
@@ -151,11 +152,10 @@ class Federation:
         self.faults = faults or Faults()
         self._masks: Mapping[str, Tensor] = {}
         wanted = fabric.device.type == "cuda" if static is None else static
-        self._engine: LoopEngine | StaticEngine
+        self._loop = LoopEngine(fabric, self.model, self._optimizer, distillation)
+        self._engine: LoopEngine | StaticEngine = self._loop
         if wanted and is_possible(model, fabric.strategy.precision.precision):
             self._engine = StaticEngine(model, distillation)
-        else:
-            self._engine = LoopEngine(fabric, self.model, self._optimizer, distillation)
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -190,6 +190,7 @@ class Federation:
         choose: Choose | None = None,
         transform: Transform | None = None,
         record: Record | None = None,
+        stepper: Stepper | None = None,
     ) -> PhaseResult:
         """FedAvg(Z, θ, phase): average the clients' local training, weighted by |Z_i|, round by round.
 
@@ -207,12 +208,13 @@ class Federation:
             choose: picks the clients of a round, in place of ``phase.participation``.
             transform: changes what is averaged for a client, in the process that simulates it, inside the time.
             record: sees every update that arrives, in the same process, outside the time.
+            stepper: takes the place of SGD in the clients' local steps.
         """
         eligible = sorted(client for client, z in data.items() if len(z))
         result = start or PhaseResult(state, Cost(data_size=sum(len(data[client]) for client in eligible)))
         if not eligible:
             return result
-        job = _Job(data, phase, seed, synthetic or {}, transform, record)
+        job = _Job(data, phase, seed, synthetic or {}, transform, record, stepper)
         if isinstance(self._engine, StaticEngine):
             self._engine.begin(job.synthetic)
         warm = isinstance(self._engine, StaticEngine)
@@ -302,8 +304,8 @@ class Federation:
         own = job.synthetic.get(client) if self.distillation is not None else None
         batches = generator(job.seed, job.phase.name, "batches", k, client)
         matching = generator(job.seed, "distillation", k, client)
-        work = LocalWork(job.data[client], job.phase, batches, self._masks, own, matching)
-        result = self._engine.train(work, clock, distillation_clock)
+        work = LocalWork(job.data[client], job.phase, batches, self._masks, own, matching, job.stepper)
+        result = (self._loop if work.plain else self._engine).train(work, clock, distillation_clock)
         accepted = None
         if fate is not Fate.LATE:
             update = self._received(client, fate, before, k, job, clock)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import open_tensors, write_atomically
-from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.functional.aggregation import RunningMean, State, difference
 
-__all__ = ["UpdateHistory", "UpdateRecorder", "retained_rounds"]
+__all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "mean_distances", "retained_rounds"]
 
 INITIAL = "initial.safetensors"
 COUNT = "num_examples"
@@ -72,6 +72,10 @@ class UpdateHistory:
             found.setdefault(k, []).append(client)
         return found
 
+    def clients(self) -> set[int]:
+        """Those that took part in any retained round."""
+        return {client for clients in self.participants.values() for client in clients}
+
     def initial(self) -> State:
         """θ_0, before the first round.
 
@@ -104,6 +108,58 @@ class UpdateHistory:
         """4·P·(1 + Σ_j participants of round t_j): float32 updates of these rounds and θ_0, on the server."""
         parameters = sum(value.numel() for value in self.initial().values())
         return 4 * parameters * (1 + sum(len(self.participants[k]) for k in rounds))
+
+
+def last_part(history: UpdateHistory, leavers: Collection[int]) -> tuple[State, float] | None:
+    """What some clients' updates in the last retained round have beyond those of all, and their share of its samples.
+
+    Returns:
+        U_ℓ − Σ_i p_i·U_i, with the leavers' own mean U_ℓ, and p_ℓ in (0, 1); None if all or none of the round's clients
+        are leavers.
+    """
+    k = max(history.participants, default=0)
+    initial = history.initial()
+    leaving, everyone = RunningMean(initial), RunningMean(initial)
+    for client in history.participants.get(k, ()):
+        update, size = history.update(k, client)
+        everyone.add(update, size)
+        if client in leavers:
+            leaving.add(update, size)
+    if not 0 < leaving.weight < everyone.weight:
+        return None
+    return difference(leaving.result(), everyone.result()), leaving.weight / everyone.weight
+
+
+def mean_distances(
+    history: UpdateHistory, groups: Sequence[Collection[int]], *, from_start: bool
+) -> list[State | None]:
+    """Φ of each group of clients: the mean over those recorded of Σ_t |θ_i^t − θ_0|, elementwise.
+
+    Args:
+        history: of every round, or with ``from_start`` off of any.
+        groups: client ids.
+        from_start: measure from θ_0; else from the start of the round.
+
+    Returns:
+        By group; None for one of whose clients nothing was recorded.
+    """
+    moved = {name: torch.zeros_like(value) for name, value in history.initial().items()}  # θ_t − θ_0
+    sums = [{name: torch.zeros_like(value) for name, value in moved.items()} for _ in groups]
+    for k, clients in history.participants.items():
+        mean = RunningMean(moved)
+        for client in clients:
+            update, size = history.update(k, client)
+            mean.add(update, size)
+            for total in (total for total, group in zip(sums, groups, strict=True) if client in group):
+                for name, value in total.items():
+                    value += (update[name] + moved[name] if from_start else update[name]).abs()
+        step = mean.result()
+        moved = {name: value + step[name] for name, value in moved.items()}
+    counts = [len(history.clients() & {*group}) for group in groups]
+    return [
+        {name: value / count for name, value in total.items()} if count else None
+        for total, count in zip(sums, counts, strict=True)
+    ]
 
 
 def _path(folder: Path, k: int, client: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule as FabricModule
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.data.labelled import LabelledSet
@@ -19,7 +19,12 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalResult", "LocalWork", "LoopEngine"]
+__all__ = ["LocalResult", "LocalWork", "LoopEngine", "Stepper"]
+
+Stepper = Callable[[nn.Module], Callable[[], bool]]
+"""From the model that a client trains in a round to what takes the place of each optimizer step there.
+
+The latter changes the model in place by its gradients, and says whether the client goes on."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class LocalWork:
         synthetic: its S_i, matched in place at each step (Algorithm 2); None leaves it out.
         matching: draws the synthetic images of a step, from a stream of its own, so that the model's training is, up to
             rounding, the same with and without them.
+        stepper: takes the place of SGD; ``phase.lr`` and ``phase.ascend`` are then its own to obey.
     """
 
     data: LabelledSet
@@ -42,6 +48,12 @@ class LocalWork:
     masks: Mapping[str, Tensor]
     synthetic: SyntheticSet | None
     matching: torch.Generator
+    stepper: Stepper | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether only :class:`LoopEngine` can do it: its steps are not SGD, or its labels are probabilities."""
+        return self.stepper is not None or self.data.labels.is_floating_point()
 
     def drawn(self) -> Iterator[Tensor]:
         """Positions in the data, step by step."""
@@ -83,6 +95,7 @@ class LoopEngine:
             group["lr"], group["maximize"] = phase.lr, phase.ascend
         # SGD has no momentum or weight decay, so a gradient of zero leaves a parameter as it is.
         held = [(p, work.masks[name]) for name, p in self._model.module.named_parameters() if name in work.masks]
+        step = None if work.stepper is None else work.stepper(self._model.module)
         used, losses, matched = 0, [], []
         with clock.running():
             for batch in work.drawn():
@@ -104,10 +117,24 @@ class LoopEngine:
                 for parameter, mask in held:
                     assert parameter.grad is not None
                     parameter.grad.mul_(mask)
-                self._optimizer.step()
+                if step is None:
+                    self._optimizer.step()
+                elif not self._unscaled(step):
+                    break
         cost = Cost(sample_gradients=used, second_order_sample_gradients=sum(m.samples for m in matched))
         distance = sum(float(m.distance) for m in matched) / max(len(matched), 1)
         return LocalResult(cost, float(torch.stack(losses).mean()), distance)
+
+    def _unscaled(self, step: Callable[[], bool]) -> bool:
+        """A step that is not the optimizer's, which would undo the scaling of the loss."""
+        for parameter in self._model.module.parameters():
+            parameter.grad = None if parameter.grad is None else parameter.grad / self._loss_scale()
+        return step()
+
+    def _loss_scale(self) -> float:
+        """Not 1 under ``16-mixed`` only."""
+        scaler = getattr(self._fabric.strategy.precision, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _distil(
         self, work: LocalWork, images: Tensor, labels: Tensor, distillation_clock: Clock
@@ -120,9 +147,7 @@ class LoopEngine:
             loss = F.cross_entropy(self._model(images), labels)
             self._fabric.backward(loss)
         classes, sizes = labels.cpu().unique_consecutive(return_counts=True)
-        # Not 1 under ``16-mixed`` only.
-        scaler = getattr(self._fabric.strategy.precision, "scaler", None)
-        targets = gradients.split(sizes.tolist(), 1.0 if scaler is None else float(scaler.get_scale()))
+        targets = gradients.split(sizes.tolist(), self._loss_scale())
         with distillation_clock.running():
             result = match(gradients, targets, classes.tolist(), work.synthetic, self._distillation, work.matching)
         return loss.detach(), result

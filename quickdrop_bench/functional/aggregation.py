@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["RunningMean", "State", "is_finite"]
+__all__ = ["RunningMean", "State", "difference", "flat", "is_finite", "moved", "norm"]
 
 State = dict[str, Tensor]
 
@@ -50,6 +50,27 @@ class RunningMean:
 def is_finite(state: Mapping[str, Tensor]) -> bool:
     """Whether every value of every tensor is finite."""
     return bool(torch.stack([value.isfinite().all() for value in state.values()]).all())
+
+
+def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> State:
+    """The difference a − b, by name."""
+    return {name: value - b[name] for name, value in a.items()}
+
+
+def norm(state: Mapping[str, Tensor]) -> float:
+    """The Euclidean norm over all parameters."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in state.values()])))
+
+
+def flat(state: Mapping[str, Tensor], order: Iterable[str]) -> Tensor:
+    """All parameters in an order of their names, (P,) float64 on the CPU."""
+    return torch.cat([state[name].flatten().cpu().double() for name in order])
+
+
+def moved(state: Mapping[str, Tensor], direction: Tensor, factor: float) -> State:
+    """θ + factor·d for a (P,) direction d in the order of the state."""
+    parts = direction.split([value.numel() for value in state.values()])
+    return {n: v + factor * part.view_as(v).to(v) for (n, v), part in zip(state.items(), parts, strict=True)}
 
 
 def _wide(device: torch.device) -> torch.dtype:

@@ -11,10 +11,12 @@ from typing import Any
 
 from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.harness.federation_spec import FederationSpec, kept
+from quickdrop_bench.harness.run_spec import Rules, RunSpec, as_numbers
 from quickdrop_bench.harness.setting import changes
-from quickdrop_bench.harness.spec import FederationSpec, Rules, RunSpec, as_numbers, digest, kept
+from quickdrop_bench.harness.sources import digest
 from quickdrop_bench.methods import Method
-from quickdrop_bench.methods.base import check_support
+from quickdrop_bench.methods.registry import check_support
 
 __all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row"]
 

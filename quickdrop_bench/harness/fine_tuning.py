@@ -12,7 +12,7 @@ from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import hand_round, on_first, spread
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, save_finished, train_federation
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation

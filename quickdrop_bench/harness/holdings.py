@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.data.partition import class_counts
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 
 __all__ = ["class_holdings", "synthetic_pairs", "visibly_changed"]
 

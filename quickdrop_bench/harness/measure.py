@@ -25,7 +25,7 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.sources import metric_digest
 from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import StageResult
+from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.store.rows import RowFile, is_last
 
 __all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]

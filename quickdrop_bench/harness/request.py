@@ -22,10 +22,11 @@ from quickdrop_bench.evaluation.metric import Evaluated
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.training import training_phase
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import SMALL_SETS, ClientData, StageResult
+from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods.registry import SMALL_SETS, StageResult
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation
 

@@ -14,11 +14,11 @@ from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import Deployment
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation
 from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method

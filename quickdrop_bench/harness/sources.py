@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["dependencies", "metric_digest", "source_digest"]
 
@@ -21,7 +23,8 @@ APART = (
     "harness/callbacks.py",
     "harness/provenance.py",
     "harness/sources.py",
-    "harness/spec.py",
+    "harness/federation_spec.py",
+    "harness/run_spec.py",
     "store",
 )
 """Code that names, keeps and reports results and decides none of them: a change to it retires nothing.
@@ -74,3 +77,8 @@ def _imported(path: Path) -> list[Path]:
     own = [name.split(".")[1:] for name in names if name.split(".")[0] == PACKAGE.name]
     files = [PACKAGE.joinpath(*parts) for parts in own]
     return [f for base in files for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()]
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """A short hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -37,8 +37,8 @@ from quickdrop_bench.federation.history import UpdateRecorder
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import on_first, same
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.provenance import device_name
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 

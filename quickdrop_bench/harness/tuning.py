@@ -26,7 +26,7 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Judge, Judgement
 from quickdrop_bench.methods import Context, Method
-from quickdrop_bench.methods.base import StageResult
+from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["TOLERANCE", "UNTOUCHED", "Tuned", "by_the_letter", "tune"]
 

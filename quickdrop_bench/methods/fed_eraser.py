@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.requests import forgotten_classes
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.history import UpdateHistory
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FedEraser"]
 
@@ -39,9 +39,9 @@ class FedEraser(Recovery, Relearning):
     and measures lengths from the model *after* a round, which makes them far too short.
 
     Attributes:
-        calibration_ratio: r in (0, 1], local work of calibration as a share of the training's T (paper: 0.5).
-        calibration_lr: η of calibration; None takes the training's η.
-        replay_every: replay every m-th of the recorded rounds, as if Δt had been m times as long.
+        calibration_ratio: local steps of calibration, as a share r of the training's, in (0, 1].
+        calibration_lr: learning rate η of calibration; without it the training's.
+        replay_every: replay every m-th of the recorded rounds.
     """
 
     title: ClassVar[str] = "FedEraser"

@@ -10,7 +10,7 @@ from quickdrop_bench.core.errors import BadInput, Unsupported, positive
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.requests import forgotten_classes, retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.methods.base import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["FuMp", "measurable_data"]
 
@@ -32,9 +32,8 @@ class FuMp(Recovery):
     :func:`~quickdrop_bench.functional.pruning.prunable_layers`.
 
     Attributes:
-        prune_ratio: R, share of all convolution channels that a request prunes, in (0, 1). The paper names none; the
-            R-Set of 11.6% that it has right after pruning says that it pruned many.
-        score_samples: most images that a client measures, drawn at random; None takes all (QuickDrop, Table 2).
+        prune_ratio: share R of all convolution channels that a request prunes, in (0, 1); the paper names none.
+        score_samples: most images that a client measures, drawn at random; without it all.
     """
 
     title: ClassVar[str] = "FU-MP"

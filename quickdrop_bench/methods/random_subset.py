@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.small_sets import forget_sets, retain_sets, stored
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from quickdrop_bench.core.cost import Storage
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["RandomSubset"]
 
@@ -25,7 +26,7 @@ class RandomSubset(Ascent, Recovery, Relearning):
 
     Attributes:
         augment: mix the kept real samples A into recovery (§3.3.1).
-        augment_unlearning: mix them into unlearning too, as the data sizes of Table 2 suggest.
+        augment_unlearning: mix them into unlearning too (the data sizes of Table 2 suggest it).
     """
 
     title: ClassVar[str] = "Random subset (control)"

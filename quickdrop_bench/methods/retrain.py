@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import Relearning
 
 if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["Retrain"]
 
@@ -23,7 +24,7 @@ class Retrain(Relearning):
     """FedAvg from a fresh θ_0 on D without D_f, with the hyper-parameters of the original training.
 
     Attributes:
-        rounds: rounds until convergence (Table 2: 30); None trains as long as the original model did.
+        rounds: rounds of training (Table 2: 30); null takes as many as the original model had.
     """
 
     title: ClassVar[str] = "Retrain-Or"

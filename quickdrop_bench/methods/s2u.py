@@ -9,7 +9,7 @@ from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import positive
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.federation.faults import Fate
-from quickdrop_bench.methods.base import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import LOCAL_STEPS, RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.federation import Transform
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["S2U"]
 
@@ -32,13 +32,13 @@ class S2U(Recovery, Relearning):
     remaining ones"), and every factor is an option. At β = 0 the leaver does not take part, so p_ℓ = 0.
 
     Attributes:
-        alpha: α > 0, factor of those who stay. None makes the factors sum to one, α = (1 − β·p_ℓ)/(1 − p_ℓ): then
-            β = 1 is a FedAvg round with the leaver and β = 0 one without.
+        alpha: α > 0, factor of those who stay; without it α = (1 − β·p_ℓ)/(1 − p_ℓ), so that the factors sum to
+            one: then β = 1 is a FedAvg round with the leaver and β = 0 one without.
         beta: β in [0, 1], factor of the leaver.
-        max_alpha: cap ≥ 1 of α = None, which grows without bound as p_ℓ → 1.
+        max_alpha: at least 1, the most that α becomes by itself; it grows without bound as p_ℓ → 1.
         unlearn_rounds: scaled rounds, with all clients.
-        unlearn_local_steps: T of the scaled rounds; None takes the training's T.
-        unlearn_lr: η of the scaled rounds; None takes that of recovery.
+        unlearn_local_steps: local steps T of the scaled rounds; without it the training's.
+        unlearn_lr: learning rate η of the scaled rounds; without it that of recovery.
     """
 
     title: ClassVar[str] = "S2U"

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Storage
-from quickdrop_bench.methods.base import LEVELS_ALL, METHODS, Search
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
 if TYPE_CHECKING:
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["Sga"]
 

@@ -10,7 +10,7 @@ from quickdrop_bench.data.requests import retain_part
 
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
-    from quickdrop_bench.methods.base import Context
+    from quickdrop_bench.methods.context import Context
 
 __all__ = ["forget_sets", "retain_sets", "stored"]
 

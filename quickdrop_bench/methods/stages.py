@@ -12,7 +12,8 @@ from quickdrop_bench.federation.phase import Phase
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.functional.aggregation import State
-    from quickdrop_bench.methods.base import Context, StageResult
+    from quickdrop_bench.methods.context import Context
+    from quickdrop_bench.methods.registry import StageResult
 
 __all__ = [
     "ASCENTS",
@@ -86,9 +87,9 @@ class Relearning:
     """Relearning: descent on what was forgotten (§4.7, the same for all methods).
 
     Attributes:
-        relearn_rounds: rounds of descent (unsaid in the paper).
-        relearn_local_steps: T; None takes the training's T.
-        relearn_lr: η (unsaid in the paper; that of training and recovery).
+        relearn_rounds: rounds of relearning; the paper names none.
+        relearn_local_steps: local steps T; without it the training's.
+        relearn_lr: learning rate η; the paper names none.
     """
 
     relearn_rounds: int = 2
@@ -114,12 +115,12 @@ class Recovery:
     """Recovery: descent on what is retained.
 
     Attributes:
-        recover_rounds: rounds of descent (Table 2, §4.1: 2).
-        recover_local_steps: T; None takes the training's T.
-        recover_local_epochs: passes over the client's set in place of T steps, so that the size of the set decides
-            the cost (§4.4.2, benchmarks/DEVIATIONS.md); None counts T as training does.
-        recover_lr: η (§4.1: 0.01).
-        recover_participation: share of clients per round; None takes that of training (§4.5).
+        recover_rounds: rounds of recovery (Table 2, §4.1: 2).
+        recover_local_steps: local steps T; without it the training's.
+        recover_local_epochs: passes over the client's set in place of T steps, so that its size decides the
+            cost (§4.4.2).
+        recover_lr: learning rate η (§4.1: 0.01).
+        recover_participation: share of the clients in a round; without it the training's (§4.5).
     """
 
     recover_rounds: int = 2
@@ -153,12 +154,12 @@ class Ascent:
 
     Attributes:
         unlearn_rounds: rounds of ascent (Table 2: SGA-Or 2; §4.1: QuickDrop 1).
-        unlearn_local_steps: T; None takes the training's T. Gradient ascent is unbounded: T = 50 steps at 0.02 can
-            destroy a model (benchmarks/DEVIATIONS.md).
-        unlearn_lr: η (§4.1: 0.02).
-        unlearn_stop_loss: a client ends its gradient ascent once its batch's mean loss is above this; None never
-            does. It cannot be combined with reflection.
-        ascent: ``gradient`` or ``reflection``.
+        unlearn_local_steps: most local steps T; without it the training's. The paper's 50, by gradient, destroy
+            the model.
+        unlearn_lr: learning rate η (§4.1: 0.02).
+        unlearn_stop_loss: a client stops once the mean loss of its batch is above this; without it never. Not with
+            reflection.
+        ascent: gradient (Algorithm 1), or reflection: T steps of descent, then θ ← 2θ₀ − θ′.
     """
 
     unlearn_rounds: int = 1

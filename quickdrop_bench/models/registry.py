@@ -15,8 +15,8 @@ __all__ = ["MODELS", "Model"]
 class Model(Protocol):
     """An architecture: a frozen dataclass whose fields are its options.
 
-    The command line sets those that :class:`~quickdrop_bench.harness.spec.FederationSpec` has too. PyTorch is imported
-    in :meth:`build`, so that lists of models need not wait for it.
+    The command line sets those that :class:`~quickdrop_bench.harness.federation_spec.FederationSpec` has too. PyTorch
+    is imported in :meth:`build`, so that lists of models need not wait for it.
     """
 
     title: ClassVar[str]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.harness.federation_spec import ORIGINALS, kept
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
-from quickdrop_bench.harness.spec import ORIGINALS, kept
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.methods.base import SMALL_SETS, check_support
+from quickdrop_bench.methods.registry import SMALL_SETS, check_support
 
 __all__ = ["check", "method_name"]
 

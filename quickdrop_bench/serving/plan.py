@@ -50,23 +50,36 @@ class CountingFederation(Federation):
         self.phases: list[PlannedPhase] = []
 
     def run(
-        self, state: State, data: Mapping[int, LabelledSet], phase: Phase, seed: int, **options: Any
+        self,
+        state: State,
+        data: Mapping[int, LabelledSet],
+        phase: Phase,
+        seed: int,
+        *,
+        start: PhaseResult | None = None,
+        **options: Any,
     ) -> PhaseResult:
         """The phase's cost at most, and the state as it was."""
+        rounds = phase.rounds - (start.cost.rounds if start else 0)
         sizes = {client: len(z) for client, z in sorted(data.items()) if len(z)}
         steps = {client: phase.steps(size) for client, size in sizes.items()}
         count = len(sample_clients(list(sizes), phase.participation, torch.Generator())) if sizes else 0
         largest = sorted((steps[client] * min(phase.batch_size, size) for client, size in sizes.items()), reverse=True)
         per_client = 4 * sum(p.numel() for p in self.model.parameters())
         cost = Cost(
-            rounds=phase.rounds if sizes else 0,
+            rounds=rounds if sizes else 0,
             data_size=sum(sizes.values()),
-            sample_gradients=phase.rounds * sum(largest[:count]),
-            upload_bytes=per_client * count * phase.rounds,
+            sample_gradients=rounds * sum(largest[:count]),
+            upload_bytes=per_client * count * rounds,
         )
         most = max(steps.values(), default=0)
-        self.phases.append(PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost))
-        return PhaseResult(state, cost)
+        planned = PlannedPhase(phase.name, cost.rounds, tuple(sizes), most, phase.participation, cost)
+        begun = [i for i, other in enumerate(self.phases) if start and other.name == phase.name]
+        for i in begun:  # by a method that comes back to a phase round by round
+            total = replace(self.phases[i].cost + cost, data_size=cost.data_size)
+            self.phases[i] = replace(planned, rounds=total.rounds, cost=total)
+        self.phases += [] if begun else [planned]
+        return PhaseResult(state, start.cost + replace(cost, data_size=0) if start else cost)
 
 
 def planned_phases(action: str, context: Context, method: Method) -> list[PlannedPhase]:

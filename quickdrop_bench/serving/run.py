@@ -20,13 +20,13 @@ from quickdrop_bench.data.labelled import DataInfo, ImageData
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import SERVED, measured
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, stages, still_forgotten, total_cost
-from quickdrop_bench.harness.spec import FederationSpec
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
-from quickdrop_bench.methods.base import StageResult
+from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.serving.checks import check, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
@@ -315,10 +315,12 @@ class TrainedRun:
     def _stages(self, action: str, context: Context, method: Method, absent: Collection[int]) -> dict[str, StageResult]:
         """What the engine makes of a request, if that is a model."""
         request, results = context.request, dict(stages(action, context, method))
-        if idle := [stage for stage, result in results.items() if not result.cost.rounds and not result.diverged]:
+        # A stage without a round may be the server's own.
+        if idle := [stage for stage, r in results.items() if not (r.cost.rounds or r.cost.seconds or r.diverged)]:
             absence = "; clients that hold them are absent" if absent else ""
             named = request.target_name(request.targets[0], self.info.class_names)
-            raise BadInput(f"--{request.level}", named, f"no client has data for the stage {idle[0]}{absence}")
+            reason = f"no client has data for it{absence}, or the method is a control"
+            raise BadInput(f"--{request.level}", named, f"the stage {idle[0]} changes nothing: {reason}")
         if any(result.diverged for result in results.values()):
             what = f"{method_name(method)} diverged on {request.named(self.info.class_names)}"
             raise ArithmeticError(f"{what}; version {self.current} stays the current one")

@@ -13,7 +13,8 @@ from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Method
-from quickdrop_bench.methods.base import Context, StageResult
+from quickdrop_bench.methods.context import Context
+from quickdrop_bench.methods.registry import StageResult
 from tests.contract.test_methods import CASES, make_context, tiny
 from tests.small_models import SMALL
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import is_finite
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving.export import FORMATS
@@ -32,6 +32,9 @@ OTHERS = [name for name in SMALL if name != "convnet"]
 
 QUICK = ("fu-mp", "quickdrop")
 """Methods that are tried on every model in quick tests: each uses a model in a way of its own."""
+
+RESTING = ("none", "recovery-only", "fedquit")
+"""Those that may leave a model as it is: a teacher's least logit is the true class's, where that hardly trained."""
 
 CASES = [
     pytest.param(model, name, marks=[] if name in QUICK or model == "lenet5" else pytest.mark.slow)
@@ -58,7 +61,7 @@ def test_every_method_serves_a_request(
         assert not stage.diverged
         assert is_finite(stage.state)
         assert {n: v.shape for n, v in stage.state.items()} == {n: v.shape for n, v in context.state.items()}
-        assert not equal(stage.state, context.state)
+        assert name in RESTING or not equal(stage.state, context.state)
 
 
 @pytest.mark.parametrize("model", OTHERS)

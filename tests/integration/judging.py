@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.options import declared
+from quickdrop_bench.cli.parser import declared
 from tests.conftest import PARTITION, TINY
 
 RUN = [*TINY, "--methods", "quickdrop"]

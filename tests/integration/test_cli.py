@@ -23,7 +23,7 @@ from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.lists import split
 from quickdrop_bench.cli.machine import _warn_of_slow_bfloat16
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.options import COMMANDS, declared
+from quickdrop_bench.cli.parser import COMMANDS, declared
 from quickdrop_bench.cli.resolve import Parser, federation_spec, methods_of, options_of, parse
 from quickdrop_bench.harness.exhibits import exhibits
 from quickdrop_bench.harness.presets import preset_files, presets
@@ -110,7 +110,7 @@ def test_other_specs_are_not_mixed_in(run: Run, table_2: Ended) -> None:
 
 
 def test_changed_code_is_not_reused(run: Run, table_2: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quickdrop_bench.harness.spec.source_digest", lambda *roots: "other code")
+    monkeypatch.setattr("quickdrop_bench.harness.sources.source_digest", lambda *roots: "other code")
     _, _, err = run("table", "2", *TINY, "--methods", "quickdrop")
     assert "fl-training · round" in err
 

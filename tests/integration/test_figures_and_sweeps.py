@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quickdrop_bench.methods import METHODS
+from quickdrop_bench.harness.exhibits import exhibit
 from tests.conftest import TINY, Run, facts, read_rows
 from tests.integration.forks import start_command
 from tests.integration.judging import Ended
@@ -54,7 +54,7 @@ def test_figure_3_takes_its_runs_from_table_2(run: Run, table_2: Ended) -> None:
     assert "round" not in err
     rows = rows_of("figure3")
     attacks = rows[rows["metric"].str.contains("_mia")]
-    assert set(attacks["method"]) == {"original", *(m for m in METHODS if "class" in METHODS[m].levels)}
+    assert set(attacks["method"]) == {"original", *exhibit("figure3").methods}
     advantages = attacks["metric"].str.contains("advantage")
     assert attacks["value"][~advantages].between(0, 1).all()
     keys = ["method", "stage", "metric"]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from quickdrop_bench.cli.main import main
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.registry import Registry
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.reporting.frame import read_rows
+from quickdrop_bench.reporting.render import on_terminal
 from tests.conftest import TINY
 from tests.integration.judging import Ended
 
@@ -93,12 +98,15 @@ def test_the_picture_is_of_the_rows() -> None:
     assert list(points) == list(readme.METHODS)
 
 
-def test_the_sample_is_what_was_printed() -> None:
-    printed = (ROOT / "results/reference/quick/table2-preset/table.md").read_text(encoding="utf-8").splitlines()
+def test_the_sample_is_what_a_terminal_shows() -> None:
+    folder = ROOT / "results/reference/quick/table2-preset"
+    rows, _ = read_rows(folder / "rows.jsonl")
+    console = Console(width=80, file=StringIO())
+    console.print(*on_terminal(exhibit("table2"), rows, folder, 80))
+    shown = [line.rstrip() for line in console.file.getvalue().splitlines()]
     sample = next(text for language, text in BLOCKS if language == "text").splitlines()
-    assert len(sample) == 7
-    for line in sample:
-        assert any(whole.startswith(line) for whole in printed), line
+    assert len(sample) == 10
+    assert shown[: len(sample)] == sample
 
 
 def test_make_targets_exist() -> None:

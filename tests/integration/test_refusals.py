@@ -61,7 +61,7 @@ REFUSED = {
     "table 2 --devices 9999": "--devices 9999",
     "table 2 --seeds one": "--seeds one",
     "table 2 --seeds 0": "--seeds 0",
-    f"sweep --scales {THOUSAND} --alphas {THOUSAND}": "command line asks for 3000000 federations",
+    f"sweep --scales {THOUSAND} --alphas {THOUSAND}": "command line asks for 1000000 federations",
     "table 4 --seeds 5001": "asks for 10002 federations, 2 of them on each seed: at most 10000 are planned",
     "table 2 --seeds 1,1": "--seeds 1,1",
     "sweep --seeds 99999999999": "--seeds 99999999999",

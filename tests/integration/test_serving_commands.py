@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from quickdrop_bench.cli.main import main
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.models import MODELS
-from quickdrop_bench.serving import TrainedRun, export
+from quickdrop_bench.serving import TrainedRun, export, find_run
 from tests.conftest import TINY, Run
 from tests.integration.forks import start_script
 
@@ -291,11 +291,7 @@ SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[0] for
 
 @TRACING
 def test_the_pages_commands_run_as_they_stand(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    first, assigned, *others = SHELL.splitlines()
-    assert assigned == "RUN=$(ls -td artifacts/* | head -1)"
-    said = [run(*shlex.split(first)[1:])]
-    (folder,) = Path("artifacts").iterdir()
-    said += [run(*shlex.split(line.replace("$RUN", str(folder)))[1:]) for line in others]
+    said = [run(*shlex.split(line)[1:]) for line in SHELL.splitlines()]
     assert [code for code, _, _ in said] == [0] * len(said), said
     shown = "".join(out for _, out, _ in said)
     assert "current version 3 · forgotten: client-3" in shown
@@ -304,7 +300,7 @@ def test_the_pages_commands_run_as_they_stand(run: Run, capsys: pytest.CaptureFi
     exec(PYTHON, {})  # noqa: S102 - the page's own code
     assert "class" in capsys.readouterr().out
     assert Path("model.safetensors").is_file()
-    assert [str(request) for request in TrainedRun(folder).forgotten()] == ["client-3", "class-3"]
+    assert [str(request) for request in TrainedRun(find_run("latest")).forgotten()] == ["client-3", "class-3"]
 
 
 def test_extras_that_the_pages_name_exist() -> None:

@@ -17,7 +17,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 from tests.by_hand import assert_close, descended
 from tests.conftest import Run
 

@@ -40,9 +40,9 @@ def test_every_definition_can_be_used(name: str) -> None:
 
 def test_a_table_is_one_file(tables: Path) -> None:
     column = "{header: R-Set, stage: total, metric: r_set_accuracy, kind: percent}"
-    (tables / "8.yaml").write_text(f"title: mine\nmethods: [quickdrop]\ncolumns: [{column}]\n", encoding="utf-8")
-    assert exhibits()[5:7] == ["table6", "table8"]
-    assert exhibit("table8").heading == "Table 8: mine"
+    (tables / "9.yaml").write_text(f"title: mine\nmethods: [quickdrop]\ncolumns: [{column}]\n", encoding="utf-8")
+    assert exhibits()[7:9] == ["table8", "table9"]
+    assert exhibit("table9").heading == "Table 9: mine"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_table_is_one_file(tables: Path) -> None:
     ],
 )
 def test_a_wrong_file_is_named(tables: Path, text: str, said: str) -> None:
-    (tables / "8.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=r"tables/8\.yaml") as caught:
-        exhibit("table8")
+    (tables / "9.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"tables/9\.yaml") as caught:
+        exhibit("table9")
     assert said in str(caught.value)

@@ -22,8 +22,8 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.harness.spec import FederationSpec
-from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.harness.federation_spec import FederationSpec
+from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.s2u import S2U

@@ -21,7 +21,7 @@ from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.calibration import calibrate, largest_growth
-from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
 

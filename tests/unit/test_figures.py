@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from rich.console import Console
 
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.reporting import render as module
@@ -23,7 +25,7 @@ from quickdrop_bench.reporting.figures.style import ACCENT, label_ends, label_po
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import derive, settings_in
-from quickdrop_bench.reporting.tables.writers import markdown
+from quickdrop_bench.reporting.tables.writers import markdown, terminal
 from tests.golden import common
 
 Row = dict[str, Any]
@@ -445,3 +447,15 @@ def test_sheet_of_synthetic_images(tmp_path: Path, shape: tuple[int, ...]) -> No
     assert ("no synthetic images" in text) == (shape[0] == 0)
     assert text.count("<image") == -(-shape[0] // 10)
     assert write_sheet(tmp_path / "again", real, synthetic, labels, "Synthetic images")[0].read_text() == text
+
+
+def test_a_terminal_of_80_columns_shows_the_values_of_several_settings() -> None:
+    _, numbers = draw("figure6", scales())
+    both = pd.concat([numbers, numbers.assign(changes="rounds 2", setting="0" * 16)])
+    console = Console(width=80, file=StringIO())
+    console.print(terminal(numbers_table(both), "", 80))
+    shown = console.file.getvalue()
+    assert shown.count("72.99 ± 1.41%") == 2
+    assert "0" * 16 not in shown
+    console.print(terminal(numbers_table(numbers), "", 80))
+    assert "\nscale " in console.file.getvalue()

@@ -19,8 +19,9 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import prunable_layers, tf_idf
-from quickdrop_bench.methods.base import METHODS, ClientData, Context, check_support
+from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
+from quickdrop_bench.methods.registry import METHODS, check_support
 from quickdrop_bench.models import Model
 from quickdrop_bench.models.resnet18 import ResNet18
 from tests.conftest import Guarded

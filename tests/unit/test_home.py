@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from quickdrop_bench.cli.options import COMMANDS, declared
+from quickdrop_bench.cli.parser import COMMANDS, declared
 from quickdrop_bench.cli.resolve import options_of
 from tests.conftest import Run
 

@@ -20,7 +20,8 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
 from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.base import ClientData, Search
+from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods.registry import Search
 from quickdrop_bench.models.convnet import ConvNet
 from tests.conftest import Guarded
 

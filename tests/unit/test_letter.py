@@ -17,7 +17,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.base import ClientData
+from quickdrop_bench.methods.context import ClientData
 
 TRAINING = Phase("fl-training", rounds=7, local_steps=10, batch_size=8, lr=0.2, participation=0.5)
 LETTERS = ("letter-steps", "letter-passes")
@@ -65,8 +65,8 @@ def test_the_fields_of_the_methods_are_the_papers_by_default() -> None:
     ]  # fmt: skip
     assert (m["retrain-or"].rounds, m["fu-mp"].recover_rounds, m["federaser"].recover_rounds) == (30, 4, 3)
     assert {m[n].unlearn_lr for n in ("sga-or", "quickdrop", "random-subset")} == {0.02}
-    assert {m[n].recover_lr for n in m if n != "retrain-or"} == {0.01}
-    assert {m[n].relearn_lr for n in m if n != "fu-mp"} == {0.01}
+    assert {m[n].recover_lr for n in m if n not in ("retrain-or", "none")} == {0.01}
+    assert {m[n].relearn_lr for n in m if n not in ("fu-mp", "none")} == {0.01}
     assert {m[n].unlearn_stop_loss for n in ("sga-or", "quickdrop", "random-subset")} == {None}
 
 

@@ -20,9 +20,10 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
 from quickdrop_bench.harness import sources
 from quickdrop_bench.harness.experiment import Experiment
+from quickdrop_bench.harness.federation_spec import TRAINING, FederationSpec
 from quickdrop_bench.harness.measure import is_measured, measure
+from quickdrop_bench.harness.run_spec import REQUEST, Rules
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.spec import REQUEST, TRAINING, FederationSpec, Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.store.rows import RowFile, is_last
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.functional.pooling import SMALL, HalvingPool
-from quickdrop_bench.harness.spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.models import MODELS, Model
 from quickdrop_bench.models.convnet import ConvNet
 from quickdrop_bench.models.lenet5 import LeNet5
@@ -109,7 +109,7 @@ def test_a_model_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_change_of_the_models_own_file_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     roots: list[Path] = []
-    monkeypatch.setattr("quickdrop_bench.harness.spec.source_digest", lambda *paths: str(roots.extend(paths)))
+    monkeypatch.setattr("quickdrop_bench.harness.sources.source_digest", lambda *paths: str(roots.extend(paths)))
     FederationSpec(model="lenet5").hash("", 1, "32-true")
     assert roots[-1].name == "lenet5.py"
 

@@ -20,7 +20,8 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
-from quickdrop_bench.methods.base import LEVELS_ALL, ClientData, Search
+from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.trials import write_trials
 

@@ -12,7 +12,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase, PhaseResult
-from quickdrop_bench.methods.base import ClientData, Context
+from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.s2u import S2U
 from tests.by_hand import assert_close, descended, equal, minus, plus_weighted
 from tests.conftest import Guarded

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from quickdrop_bench.harness import sources
-from quickdrop_bench.harness.spec import REQUEST, TRAINING
+from quickdrop_bench.harness.federation_spec import TRAINING
+from quickdrop_bench.harness.run_spec import REQUEST
 
 ROOTS = {"training": TRAINING, "request": (*REQUEST, sources.PACKAGE / "methods" / "fed_eraser.py")}
 
@@ -19,21 +20,33 @@ def names(*roots: Path) -> set[str]:
     return {path.relative_to(sources.PACKAGE).as_posix() for path in sources.dependencies(*roots)}
 
 
-@pytest.mark.parametrize("kind", ROOTS)
-def test_whatever_python_loads_is_known(kind: str) -> None:
-    """Python's own import of the roots is the reference."""
-    modules = [
-        ".".join(("quickdrop_bench", *p.relative_to(sources.PACKAGE).with_suffix("").parts)) for p in ROOTS[kind]
-    ]
-    code = (
-        f"import sys, {', '.join(modules)}\n"
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('quickdrop_bench')), sep='\\n')"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    inside = {Path(path).relative_to(sources.PACKAGE).as_posix() for path in loaded}
-    decide = {name for name in inside if not name.startswith(sources.APART)}
-    empty = {name for name in decide if name.endswith("__init__.py")}
-    assert decide - empty <= names(*ROOTS[kind])
+LOADED = """
+import importlib, os, sys
+import lightning.fabric, pandas, torchmetrics  # once for all
+for roots in sys.argv[1:]:
+    if not os.fork():
+        for module in roots.split(","):
+            importlib.import_module(module)
+        print(*(m.__file__ for n, m in sys.modules.items() if n.startswith("quickdrop_bench.")), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_whatever_python_loads_is_known() -> None:
+    """Python's own import of the roots, each kind in a process of its own, is the reference."""
+    modules = [",".join(map(module_of, roots)) for roots in ROOTS.values()]
+    printed = subprocess.run(
+        [sys.executable, "-c", LOADED, *modules], check=True, capture_output=True, text=True
+    ).stdout
+    for roots, line in zip(ROOTS.values(), printed.splitlines(), strict=True):
+        loaded = {Path(path).relative_to(sources.PACKAGE).as_posix() for path in line.split()}
+        decide = {name for name in loaded if not name.startswith(sources.APART) and not name.endswith("__init__.py")}
+        assert decide <= names(*roots)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("quickdrop_bench", *path.relative_to(sources.PACKAGE).with_suffix("").parts))
 
 
 @pytest.mark.parametrize("kind", ROOTS)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.base import SMALL_SETS
+from quickdrop_bench.methods.registry import SMALL_SETS
 from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
 from quickdrop_bench.reporting.names import ORIGINAL, registered, setting_name
 from quickdrop_bench.reporting.published import beside, is_fraction
@@ -128,7 +128,8 @@ def numbers_table(numbers: pd.DataFrame) -> Table:
     keys = numbers.drop(columns=["mean", "std", "seeds", "published"])
     same = [name for name in keys if keys[name].nunique(dropna=False) == 1]
     heading = ", ".join(f"{name}: {plain(keys[name].iloc[0])}" for name in same if keys[name].replace("", None).any())
-    shown = keys.drop(columns=same)
+    hashed = "setting" in keys and keys["setting"].nunique() == keys["changes"].nunique()  # in words already
+    shown = keys.drop(columns={*same, *(["setting"] if hashed else [])})
     records = numbers.to_dict(orient="records")
     pairs = zip(shown.itertuples(index=False), records, strict=True)
     body = [[*map(plain, key), *_value_texts(line)] for key, line in pairs]

@@ -105,7 +105,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
         color = getattr(METHODS[own], "color", "") if own in METHODS else ""
         again = sum(registered(other) == own for other in found)
         marker = MARKERS[(k + 7 * again) % len(MARKERS)]
-        found[method] = Style(color or CYCLE[k % len(CYCLE)], marker, LINES[again % len(LINES)])
+        found[method] = Style(color or CYCLE[k % len(CYCLE)], marker, LINES[(again + k // len(MARKERS)) % len(LINES)])
     return found
 
 

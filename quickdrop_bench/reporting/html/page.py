@@ -34,6 +34,9 @@ __all__ = ["render_report", "write_report"]
 
 TITLE = "Federated unlearning: benchmark results"
 
+ABREAST = 7
+"""Methods that stand side by side where a table is turned."""
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -207,15 +210,13 @@ def _picture_caption(found: Found, name: str) -> str:
     return " — ".join(filter(None, (f"{found.folder}/{name}", "; ".join(dataset_name(str(label)) for label in labels))))
 
 
-def turned(table: Table) -> Table:
-    """Lines as columns: a table of many columns and few lines fits a page so."""
-    titles = [line.name for line in table.lines]
-    lines = (
-        [Line(title, [line.entries[k] for line in table.lines]) for k, title in enumerate(table.titles[1:])]
-        if table.lines
-        else []
-    )
-    return Table(table.heading, "", [(title,) for title in titles], lines, table.notes)
+def turned(table: Table) -> Iterator[Table]:
+    """Lines as columns, so that a table of many columns fits a page; in several parts if there are many lines."""
+    for first in range(0, len(table.lines), ABREAST):
+        shown = table.lines[first : first + ABREAST]
+        lines = [Line(title, [line.entries[k] for line in shown]) for k, title in enumerate(table.titles[1:])]
+        last = first + ABREAST >= len(table.lines)
+        yield Table(table.heading, "", [(line.name,) for line in shown], lines, table.notes if last else [])
 
 
 def head(table: Table) -> list[list[tuple[str, int]]]:

@@ -160,7 +160,10 @@ def finding(setting: Setting, method: str = "quickdrop") -> str:
     if not control.seeds:
         return f"{first}."
     low, high = control.interval()
-    verdict = "more than chance explains" if low > 0 or high < 0 else "no more than chance explains"
+    if control.seeds == 1:
+        verdict = "one seed, which may be chance"
+    else:
+        verdict = "more than chance explains" if low > 0 or high < 0 else "no more than chance explains"
     return f"{first}. Its R-Set is {_signed(control)} points from that of the untouched random subset: {verdict}."
 
 

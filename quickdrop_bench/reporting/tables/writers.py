@@ -108,7 +108,7 @@ def terminal(table: Table, title: str, width: int) -> Group:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    name = min(max([len(line.name) for line in table.lines], default=0), LONGEST_NAME)
+    name = min(max(len(text) for text in (table.corner, *(line.name for line in table.lines))), LONGEST_NAME)
     shown.add_column(escape(table.corner), overflow="fold", width=name)
     room, count = width - name, 0
     for k, header in enumerate(table.titles[1:]):

@@ -1,10 +1,8 @@
-"""What one run measures, as frozen dataclasses, and the hashes that identify it."""
+"""What a federation is and how it is trained, with the defaults of its options, and the hash that identifies it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from inspect import getfile
 from pathlib import Path
@@ -12,37 +10,17 @@ from typing import Any
 
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.datasets import DATASETS
-from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.federation.faults import Faults
-from quickdrop_bench.harness.sources import source_digest
+from quickdrop_bench.harness.sources import digest, source_digest
 from quickdrop_bench.models import MODELS, Model
 
-__all__ = [
-    "LETTERS",
-    "MODEL_OPTIONS",
-    "ORIGINALS",
-    "PROTOCOLS",
-    "FederationSpec",
-    "Rules",
-    "RunSpec",
-    "as_numbers",
-    "digest",
-    "kept",
-]
+__all__ = ["MODEL_OPTIONS", "ORIGINALS", "FederationSpec", "kept"]
 
 HARNESS = Path(__file__).parent
 
 TRAINING = (HARNESS / "training.py", HARNESS / "fine_tuning.py", HARNESS.parent / "data" / "datasets.py")
 """Code that decides what a trained federation is, with all that it imports."""
-
-REQUEST = (HARNESS / "request.py", HARNESS / "tuning.py")
-"""Code that, with all that it imports and the method's own file, decides what a run makes of the model."""
-
-LETTERS = ("letter-steps", "letter-passes")
-"""The paper's letter, with T read in two ways; settings that presets give methods have no part in it."""
-
-PROTOCOLS = ("preset", "tuned", *LETTERS)
 
 LEAST = {
     "min_client_size": 0,
@@ -88,10 +66,10 @@ class FederationSpec:
     image_size: int | None = _option(None, "resize imagefolder images to this many pixels", "partition")
     clients: int = _option(10, "number of clients N", "partition")
     alpha: float = _option(
-        0.1, "Dirichlet concentration α > 0 of the classes over the clients; small is non-IID", "partition"
+        0.1, "Dirichlet α > 0 of the partition; the smaller, the fewer classes a client holds", "partition"
     )
-    iid: bool = _option(False, "equal random parts instead of a Dirichlet partition", "partition")
-    min_client_size: int = _option(10, "fewest samples per client; 0 accepts empty clients", "partition")
+    iid: bool = _option(False, "equal random parts in place of a Dirichlet partition", "partition")
+    min_client_size: int = _option(10, "fewest images per client; 0 accepts empty clients", "partition")
     model: str = _option("convnet", "model, see the command 'models'")
     width: int = _option(128, "ConvNet: filters W per block")
     depth: int = _option(3, "ConvNet: number of blocks D")
@@ -101,23 +79,23 @@ class FederationSpec:
     batch_size: int = _option(256, "mini-batch size |B|")
     lr: float = _option(0.01, "learning rate η_θ of FL training")
     participation: float = _option(1.0, "share of the clients that take part in a training round")
-    record_every: int = _option(0, "keep every Δt-th round's client updates for FedEraser; 0 keeps none")
+    record_every: int = _option(0, "keep the clients' updates of every n-th round, for FedEraser; 0: of none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
-    image_steps: int = _option(1, "optimizer steps ς_S on the synthetic images per local step", "distillation")
+    image_steps: int = _option(1, "steps ς_S on the synthetic images per local step", "distillation")
     image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
-    image_momentum: float = _option(0.5, "momentum of the image optimizer (Zhao et al.)", "distillation")
-    synthetic_batch_size: int = _option(256, "most synthetic images per class in a local step's B_S", "distillation")
-    fine_tune: int = _option(0, "fine-tune the synthetic sets on this many random initialisations F (§3.3.2)")
-    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per initialisation", "fine-tuning")
+    image_momentum: float = _option(0.5, "momentum of these steps", "distillation")
+    synthetic_batch_size: int = _option(256, "most synthetic images per class and local step, |B_S|", "distillation")
+    fine_tune: int = _option(0, "random networks F on which to fine-tune the synthetic sets (§3.3.2); 0: off")
+    fine_tune_steps: int = _option(50, "fine-tuning: matching steps per network", "fine-tuning")
     fine_tune_epochs: int = _option(
         10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning"
     )
     fine_tune_batch_size: int = _option(256, "fine-tuning: real images per class and matching step", "fine-tuning")
-    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network (Zhao et al.)", "fine-tuning")
-    dropout_rate: float = _option(0.0, "share of the chosen clients that drop out of a round, below 1")
-    straggler_rate: float = _option(0.0, "share of those that take part whose update comes too late, below 1")
-    corrupt_rate: float = _option(0.0, "share of the updates that arrive with NaN and are rejected, below 1")
+    fine_tune_lr: float = _option(0.01, "fine-tuning: learning rate of the network", "fine-tuning")
+    dropout_rate: float = _option(0.0, "share of a round's clients that miss it, below 1")
+    straggler_rate: float = _option(0.0, "share of the updates that come too late, below 1")
+    corrupt_rate: float = _option(0.0, "share of the updates that arrive broken and are rejected, below 1")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -219,76 +197,3 @@ def kept(spec: FederationSpec, *, recorded: bool) -> frozenset[str]:
     """
     own = {"real-subset": True, "synthetic-sets": spec.distill, "update-history": recorded}
     return ORIGINALS | {name for name, there in own.items() if there}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How every method is run.
-
-    Attributes:
-        protocol: where the settings of the methods come from: ``preset`` (the preset's files), ``tuned`` (a search
-            on training data), ``letter-steps`` or ``letter-passes`` (the paper's own), see
-            :mod:`quickdrop_bench.harness.tuning`.
-        patience: descents end after this many rounds without progress; None makes all rounds.
-        relearn: learn again afterwards what was forgotten (§4.7).
-        each_round: evaluate after every round too (Figures 2 and 4), not only after every stage.
-    """
-
-    protocol: str = "preset"
-    patience: int | None = None
-    relearn: bool = False
-    each_round: bool = False
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise BadInput("--protocol", self.protocol, f"use one of {', '.join(PROTOCOLS)}")
-        if self.patience is not None:
-            positive("--patience", self.patience, at_least=1)
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One method serving requests on one trained federation.
-
-    Attributes:
-        federation_hash: of the trained federation.
-        method: its name; None stands for the original model, which is only evaluated.
-        hyper_parameters: of the method.
-        source: path of the method's own module.
-        requests: what is to be forgotten, in order; the rows are about the last one.
-        rules: how methods are run.
-        tuned_on: seed of the federation on which the tuned protocol searches; None for the other protocols.
-    """
-
-    federation_hash: str
-    method: str | None
-    hyper_parameters: Mapping[str, Any]
-    source: Path | None
-    requests: tuple[UnlearningRequest, ...]
-    rules: Rules
-    tuned_on: int | None = None
-
-    @property
-    def hash(self) -> str:
-        """Identifies the run's rows."""
-        return digest(
-            {
-                "federation": self.federation_hash,
-                "method": self.method,
-                "hyper_parameters": as_numbers(self.hyper_parameters),
-                "requests": [str(request) for request in self.requests],
-                "rules": asdict(self.rules),
-                "tuned_on": self.tuned_on,
-                "source": source_digest(*REQUEST, *([self.source] if self.source else [])),
-            }
-        )
-
-
-def as_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """1 as 1.0: which of them a preset or an option gives makes no difference."""
-    return {n: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for n, v in values.items()}
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """A short hash of values that JSON can hold."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

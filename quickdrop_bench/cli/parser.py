@@ -12,8 +12,9 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import presets
-from quickdrop_bench.harness.spec import PROTOCOLS, FederationSpec
+from quickdrop_bench.harness.run_spec import PROTOCOLS
 from quickdrop_bench.methods import METHODS
 
 __all__ = ["AXES", "COMMANDS", "FEDERATION", "PRECISIONS", "PROGRAM", "Command", "Option", "declared", "spelled"]
@@ -84,11 +85,11 @@ def _described(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         _, _, attributes = cleandoc(base.__doc__ or "").partition("Attributes:\n")
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
-            found[name] = " ".join(text.split())
+            found[name] = " ".join(text.split()).rstrip(".")
     return found
 
 
-_CLASS = "class to forget, by name, or by position from 0 where no name is a number; 9,3 one by one"
+_CLASS = "by name, or by position from 0 where no name is a number; 9,3: one after the other"
 """A number is a name wherever classes are named by numbers."""
 
 FEDERATION = _of_fields(FederationSpec)
@@ -97,8 +98,8 @@ FEDERATION = _of_fields(FederationSpec)
 SHARED = (
     Option("--preset", str | None, None, f"one of {', '.join(presets())} (default: paper with a GPU, else quick)"),
     Option("--data-dir", Path, Path("data"), "folder with the data sets"),
-    Option("--seeds", int | str, "5", "seeds as 1,2,3, or how many; 7, is the seed 7"),
-    Option("--results-dir", Path, Path("results"), "where rows and tables go"),
+    Option("--seeds", int | str, "5", "how many seeds, or which, as 1,2,3; 7, is the seed 7 alone"),
+    Option("--results-dir", Path, Path("results"), "where rows, tables and figures go"),
 )
 _STARTED = "(default: 1, or what torchrun or srun started)"
 WANDB = (
@@ -117,11 +118,13 @@ MACHINE = (
     Option("--wandb-images", bool, False, "upload synthetic images too; they may reveal data"),
 )
 RUNS = (
-    Option("--methods", str, "", "methods to run, as a,b (default: the table's)"),
-    Option("--class", str, "9", _CLASS, "forget_class"),
-    Option("--client", str, "0", "client to forget, in tables about clients", "forget_client"),
-    Option("--protocol", str, "preset", f"{', '.join(PROTOCOLS)}, or several as a,b"),
-    Option("--patience", int | None, None, "end descents after this many rounds without progress"),
+    Option("--methods", str, "", "methods, as a,b (default: those that it is defined with)"),
+    Option("--class", str, "9", f"class to forget, {_CLASS}", "forget_class"),
+    Option("--client", str, "0", "client to forget, from 0, in tables about clients", "forget_client"),
+    Option(
+        "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
+    ),
+    Option("--patience", int | None, None, "end a stage of descent after this many rounds without progress"),
     Option("--force", bool, False, "measure again what was measured already"),
     Option("--jobs", int, 1, "seeds and cells at a time, each in a process of its own"),
     Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
@@ -147,19 +150,24 @@ SERVED_ON = (
 )
 REQUEST = (
     *NAMED,
-    Option("--preset", str | None, None, "of the methods' settings (default: the training's)"),
-    Option("--class", str, "", _CLASS, "forget_class"),
-    Option("--client", str, "", "client to forget; 3,5 one by one", "forget_client"),
+    Option("--preset", str | None, None, "preset with the methods' settings (default: the training's)"),
+    Option("--class", str, "", f"the class, {_CLASS}", "forget_class"),
+    Option("--client", str, "", "the client, from 0; 3,5: one after the other", "forget_client"),
     Option("--method", str, "quickdrop", "an unlearning method, see the command 'methods'"),
     Option("--absent", int | str, "", "clients that cannot take part now, as 1,4"),
-    Option("--from-version", int | None, None, "go back to this version, where newer ones are damaged"),
+    Option("--from-version", int | None, None, "start from this version, where newer ones are damaged"),
     Option("--dry-run", bool, False, "show participants and cost, and stop"),
     *SERVED_ON,
     Option("--wandb", str, "disabled", WANDB[0].help),
     *WANDB[1:],
 )
-NUMBER = Option("number", int, None, "of the table or figure in the paper")
-DETAILS = Option("--details", bool, False, "say more")
+TABLE = Option(
+    "number", int, None, "1 to 6 as in the paper, 7 and 8 with all methods, or your own in benchmarks/tables"
+)
+FIGURE = Option("number", int, None, "2 to 6, as in the paper")
+DETAILS = Option("--details", bool, False, "show all that is known")
+STAGES = Option("--details", bool, False, "print every stage, not one line a method")
+NUMBERS = Option("--details", bool, False, "print all numbers")
 _RENAMED = RUNS[1:3]
 
 
@@ -187,22 +195,22 @@ _TRAINS = (*SHARED, *FEDERATION, *MACHINE)
 _SWEEPS = (*SHARED, *(o for o in FEDERATION if o.name != "--clients"), *MACHINE, *RUNS, *SWEPT)
 
 COMMANDS = {
-    "table": Command("measure and render a table of the paper", (NUMBER, *_TRAINS, *RUNS, DETAILS), methods=True),
-    "figure": Command("measure and draw a figure of the paper", (NUMBER, *_SWEEPS, DETAILS), methods=True),
+    "table": Command("measure what a table lacks, and print it", (TABLE, *_TRAINS, *RUNS, STAGES), methods=True),
+    "figure": Command("measure what a figure lacks, and draw it", (FIGURE, *_SWEEPS, NUMBERS), methods=True),
     "sweep": Command("measure and draw over scales, alphas, clients, data sets, models", _SWEEPS, methods=True),
     "train": Command(
-        "train a federation and save its artifacts",
+        "train a federation and save it, to serve requests on it",
         (*_TRAINS, Option("--resume", bool, False, "go on with what was begun; refuse to begin anew")),
     ),
     "unlearn": Command("forget a class or a client on a trained federation", REQUEST, methods=True),
     "relearn": Command("learn again what was forgotten", REQUEST, methods=True),
-    "evaluate": Command("accuracies of a trained federation's model", (*NAMED, VERSION, *SERVED_ON)),
+    "evaluate": Command("print the accuracies of a trained federation's model", (*NAMED, VERSION, *SERVED_ON)),
     "show": Command(
-        "what a trained federation is, and what it forgot",
+        "print what a trained federation is, and what it forgot",
         (*NAMED, Option("--recover-log", bool, False, "rebuild a lost requests.jsonl from the versions")),
     ),
     "export": Command(
-        "write a model as safetensors, TorchScript or ONNX",
+        "write its model as safetensors, TorchScript or ONNX",
         (
             *NAMED,
             VERSION,
@@ -210,16 +218,16 @@ COMMANDS = {
             Option("--output", Path | None, None, "file to write (default: in the run's folder)"),
         ),
     ),
-    "distribution": Command("show who holds which classes", (*SHARED, *FEDERATION)),
+    "distribution": Command("draw and print which client holds which classes", (*SHARED, *FEDERATION)),
     "report": Command(
-        "write one HTML page over all rows",
+        "write one HTML page over all that was measured",
         (
             Option("--results-dir", Path, Path("results"), "folder with the rows"),
-            Option("--output", Path | None, None, "default: report.html in the results folder"),
+            Option("--output", Path | None, None, "file to write (default: report.html in the results folder)"),
         ),
     ),
     "dashboard": Command(
-        "write a W&B workspace with panels for all runs",
+        "write a W&B workspace with panels for these runs",
         (
             *WANDB[1:],
             Option("--output", Path, Path("dashboard.json"), "file for the definition"),
@@ -237,10 +245,10 @@ COMMANDS = {
 def declared(command: str) -> dict[str, Option]:
     """All options of a command by key, those of methods as ``quickdrop.unlearn_lr``."""
     own = COMMANDS[command]
-    return {option.key: option for option in (*own.options, *(of_methods() if own.methods else ()))}
+    return {option.key: option for option in (*own.options, *(of_methods(*METHODS) if own.methods else ()))}
 
 
-def of_methods() -> Iterator[Option]:
-    """The settings of all methods."""
-    for name in METHODS:
+def of_methods(*names: str) -> Iterator[Option]:
+    """The settings of some methods."""
+    for name in names:
         yield from _of_fields(METHODS[name], f"{name}.")

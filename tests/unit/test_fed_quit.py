@@ -1,0 +1,74 @@
+"""FedQUIT against KL divergence written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
+from tests.asked import asked
+from tests.by_hand import assert_close, equal, network
+from tests.conftest import Guarded
+
+Clients = dict[int, LabelledSet]
+Make = Callable[..., Federation]
+
+
+def test_the_teacher_denies_the_label_and_keeps_the_rest() -> None:
+    """q_y is the least, and the ratios of the others are the model's."""
+    z, y = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
+    data = LabelledSet.of(torch.zeros(20, 1, 1, 1), y)
+    q = soft_labelled({0: data}, {0: z}, 1.0)[0].labels
+    torch.testing.assert_close(q.sum(1), torch.ones(20))
+    p, others = z.softmax(1), F.one_hot(y, 5) == 0
+    torch.testing.assert_close(q[~others], q.amin(1))
+    ratios = (q / p)[others].view(20, 4)
+    torch.testing.assert_close(ratios, ratios[:, :1].expand(20, 4))
+    already = lowered(z, z.argmin(1))
+    assert torch.equal(already, z)  # no signal
+    # Cross-entropy with q for labels is KL(q ‖ p) and a constant: zero if and only if the student is q.
+    entropy = -(q * q.log()).sum(1).mean()
+    torch.testing.assert_close(F.cross_entropy(q.log(), q) - entropy, torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert F.cross_entropy(z, q) > entropy + 1e-3
+
+
+@pytest.mark.parametrize("level", ["client", "class"])
+def test_full_batches_by_hand(level: str, make_federation: Make, toy_clients: Clients) -> None:
+    """Holders take three steps of KL descent from θ, weighted by their forget samples; nothing else is read."""
+    context = asked(make_federation(), toy_clients, level)
+    forget = {i: z for i, z in context.forget_data().items() if len(z)}
+    others = set(range(45)) - {row for z in forget.values() for row in z.rows.tolist()}
+    locked = {i: ClientData(*[Guarded(d, others)] * 3) for i, d in toy_clients.items()}
+    result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(replace(context, clients=locked))
+    total = {name: torch.zeros_like(value) for name, value in context.state.items()}
+    for z in forget.values():
+        model = network()
+        model.load_state_dict(context.state)
+        images, labels = z.take(torch.arange(len(z)))
+        teacher = model(images).detach()
+        teacher[torch.arange(len(z)), labels] = teacher.min(1).values
+        for _ in range(3):
+            loss = F.kl_div(model(images).log_softmax(1), teacher.softmax(1), reduction="batchmean")
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient
+        for name, parameter in model.named_parameters():
+            total[name] += parameter.detach() * len(z) / sum(map(len, forget.values()))
+    assert_close(result.state, total, atol=1e-6)
+    assert result.cost.sample_forwards == result.cost.data_size == sum(map(len, forget.values()))
+
+
+def test_without_rounds_nothing_happens(make_federation: Make, toy_clients: Clients) -> None:
+    context = asked(make_federation(), toy_clients)
+    assert equal(FedQuit(unlearn_rounds=0).unlearn(context).state, context.state)
+    with pytest.raises(BadInput, match="temperature"):
+        FedQuit(temperature=0.0)
