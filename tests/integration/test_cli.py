@@ -110,7 +110,7 @@ def test_other_specs_are_not_mixed_in(run: Run, table_2: Ended) -> None:
 
 
 def test_changed_code_is_not_reused(run: Run, table_2: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quickdrop_bench.harness.sources.source_digest", lambda *roots: "other code")
+    monkeypatch.setattr("quickdrop_bench.harness.federation_spec.source_digest", lambda *roots: "other code")
     _, _, err = run("table", "2", *TINY, "--methods", "quickdrop")
     assert "fl-training · round" in err
 
