@@ -109,7 +109,9 @@ def test_a_model_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_change_of_the_models_own_file_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     roots: list[Path] = []
-    monkeypatch.setattr("quickdrop_bench.harness.federation_spec.source_digest", lambda *paths: str(roots.extend(paths)))
+    monkeypatch.setattr(
+        "quickdrop_bench.harness.federation_spec.source_digest", lambda *paths: str(roots.extend(paths))
+    )
     FederationSpec(model="lenet5").hash("", 1, "32-true")
     assert roots[-1].name == "lenet5.py"
 
