@@ -229,7 +229,8 @@ COMMANDS = {
     "dashboard": Command(
         "write a W&B workspace with panels for these runs",
         (
-            *WANDB[1:],
+            WANDB[1],
+            Option("--wandb-entity", str | None, None, "W&B user or team of the project (default: $WANDB_ENTITY)"),
             Option("--output", Path, Path("dashboard.json"), "file for the definition"),
             Option("--publish", bool, False, "save it on W&B too; needs a key and a network"),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from quickdrop_bench.core.cost import duration
 from quickdrop_bench.data.requests import UnlearningRequest, forgotten_classes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.estimate import Part, PlannedCell
 
-__all__ = ["ProgressDisplay", "RoundAccuracy", "Work", "duration"]
+__all__ = ["ProgressDisplay", "RoundAccuracy", "Work"]
 
 EVALUATION_SHARE = 0.1
 """Rounds are evaluated as often as this share of the elapsed time allows, and never inside a timed stage."""
@@ -99,13 +101,6 @@ class Work:
         return (time.monotonic() - self._since) * (sum(self.steps.values()) - done) / done if done else None
 
 
-def duration(seconds: float) -> str:
-    """As people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class ProgressDisplay:
     """A Fabric callback that shows each round of each phase.
 
@@ -177,7 +172,8 @@ class ProgressDisplay:
             return f"accuracy {found.without(()):.3f}"
         about = forgotten_classes(self._requests[-1:])
         f_set = f"F-Set {found.over(about):.3f} · " if about else ""
-        return f"{f_set}R-Set {found.without(forgotten_classes(self._requests)):.3f}"
+        r_set = found.without(forgotten_classes(self._requests))
+        return f"{f_set}{'no class is retained' if math.isnan(r_set) else f'R-Set {r_set:.3f}'}"
 
     def _open(self, label: str, of: int) -> None:
         if self._label != label:

@@ -19,9 +19,10 @@ from rich.table import Column, Table
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric, processes_of
 from quickdrop_bench.cli.output import counted
-from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work, duration
+from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work
 from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
+from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.files import refuse_links
 from quickdrop_bench.core.processes import die_with_parent, run_processes
@@ -81,8 +82,9 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
             _measure_here(args, folder, rows, cell, None)
         return 0
     refuse_links(folder, args.results_dir, "--results-dir")
-    rows.check_writable()
     jobs, dry_run = args.jobs, args.dry_run
+    if not dry_run:
+        rows.check_writable()
     positive("--jobs", jobs, at_least=1, at_most=os.cpu_count() or 1)
     if jobs > 1 and devices * nodes > 1:
         raise BadInput("--jobs", jobs, "either cells or, with --devices, clients run side by side; give one of them")

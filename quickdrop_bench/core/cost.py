@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clock", "Cost", "Storage"]
+__all__ = ["Clock", "Cost", "Storage", "duration"]
 
 
 RARE = (
@@ -163,3 +163,15 @@ class Clock:
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
             self._events.clear()
         return self._seconds
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    Example:
+        >>> duration(7.4), duration(90), duration(5400)
+        ('7 s', '2 min', '1.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -8,16 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.ranks import spread
+from quickdrop_bench.federation.passes import BATCH_SIZE, on_clients
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import channel_activity, class_sums, pooled_means, prunable_layers
 
 __all__ = ["measure", "recorded_activity"]
-
-BATCH_SIZE = 512
 
 
 def measure(
@@ -34,22 +32,15 @@ def measure(
     Returns:
         (U, n) float64 means over all samples of a class, and the time that the clients computed.
     """
-    federation.load(state)
     with torch.no_grad(), recorded_activity(federation.model.module) as activity:
-        first = min(data)
-        federation.model(data[first].take(torch.arange(min(len(data[first]), BATCH_SIZE), device=classes.device))[0])
 
-        def ask(client: int) -> tuple[Tensor, Tensor, Cost]:
-            clock = Clock(federation.fabric.device)
-            with clock.running():
-                mean, count = _client_means(federation.model, activity, data[client], classes)
-            return mean.cpu(), count.cpu(), clock.cost
+        def means_of(own: LabelledSet) -> tuple[Tensor, Tensor]:
+            mean, count = _client_means(federation.model, activity, own, classes)
+            return mean.cpu(), count.cpu()
 
-        # A fixed order, so that the sums round alike however the clients are listed.
-        work = {client: len(data[client]) for client in sorted(data)}
-        reports = spread(federation.fabric, "channel activity", work, ask)
-    means, counts, costs = zip(*reports.values(), strict=True)
-    return pooled_means(means, counts).to(classes.device), sum(costs, Cost())
+        reports, cost = on_clients(federation, "channel activity", state, data, means_of)
+    means, counts = zip(*reports.values(), strict=True)
+    return pooled_means(means, counts).to(classes.device), cost
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import spread
 from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["full_gradients", "logits"]
+__all__ = ["BATCH_SIZE", "full_gradients", "logits", "on_clients"]
+
+T = TypeVar("T")
 
 BATCH_SIZE = 512
 """Images of one pass; it bounds memory and does not change what is computed."""
@@ -38,7 +41,7 @@ def logits(federation: Federation, state: State, data: Mapping[int, LabelledSet]
         with torch.no_grad():
             return torch.cat([federation.model(z.take(part)[0]).float() for part in _parts(z)])
 
-    found, cost = _on_clients(federation, "logits", state, data, compute)
+    found, cost = _tensors(federation, "logits", state, data, compute)
     return found, cost + Cost(sample_forwards=sum(map(len, data.values())))
 
 
@@ -70,18 +73,41 @@ def full_gradients(
             total += torch.cat([g.flatten() for g in torch.autograd.grad(share, parameters)])
         return total
 
-    found, cost = _on_clients(federation, "gradients", state, data, compute)
+    found, cost = _tensors(federation, "gradients", state, data, compute)
     return found, cost + Cost(sample_gradients=sum(map(len, data.values())))
 
 
-def _on_clients(
+def _tensors(
     federation: Federation,
     label: str,
     state: State,
     data: Mapping[int, LabelledSet],
     compute: Callable[[LabelledSet], Tensor],
 ) -> tuple[dict[int, Tensor], Cost]:
-    """What each client computes, in a fixed order, after one uncounted batch that chooses the kernels."""
+    """:func:`on_clients`, and what they found on the federation's device."""
+    found, cost = on_clients(federation, label, state, data, lambda z: compute(z).cpu())
+    return {client: report.to(federation.fabric.device) for client, report in found.items()}, cost
+
+
+def on_clients(
+    federation: Federation,
+    label: str,
+    state: State,
+    data: Mapping[int, LabelledSet],
+    compute: Callable[[LabelledSet], T],
+) -> tuple[dict[int, T], Cost]:
+    """What each client computes with a model on its set, and the time of that.
+
+    Clients stand in a fixed order, so that sums round alike however they are listed. One uncounted batch of the first
+    chooses the kernels.
+
+    Args:
+        federation: whose working model is used.
+        label: tells processes that share the clients which work this is.
+        state: parameters by name.
+        data: by client; empty sets are left out.
+        compute: of one client's set, on the CPU.
+    """
     device = federation.fabric.device
     work = {client: len(data[client]) for client in sorted(data) if len(data[client])}
     federation.load(state)
@@ -89,14 +115,14 @@ def _on_clients(
         first = data[min(work)]
         compute(first.subset(torch.arange(min(len(first), BATCH_SIZE))))
 
-    def ask(client: int) -> tuple[Tensor, Cost]:
+    def ask(client: int) -> tuple[T, Cost]:
         clock = Clock(device)
         with clock.running():
             found = compute(data[client])
-        return found.cpu(), clock.cost
+        return found, clock.cost
 
     reports = spread(federation.fabric, label, work, ask)
-    found = {client: report.to(device) for client, (report, _) in reports.items()}
+    found = {client: report for client, (report, _) in reports.items()}
     return found, sum((cost for _, cost in reports.values()), Cost())
 
 

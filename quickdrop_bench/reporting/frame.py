@@ -145,11 +145,11 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
     """Name methods, and add what follows, each against another's run of the same setting, seed and device.
 
     Returns:
-        The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``speedup`` (oracle's
-        seconds ÷ the method's), ``speedup_sample_gradients`` (the same with first- plus second-order sample-gradients
-        plus a third of the forward-only passes, as backward takes about two thirds of a pass), ``f_set_gap`` and
-        ``r_set_gap`` (the method's accuracy − the oracle's), ``f_set_gap_control`` and ``r_set_gap_control`` (− the
-        control's).
+        The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``gradients`` (first-
+        plus second-order sample-gradients plus a third of the forward-only passes, as backward takes about two thirds
+        of a pass), ``speedup`` and ``speedup_sample_gradients`` (the oracle's seconds, or gradients, ÷ the method's),
+        ``f_set_gap`` and ``r_set_gap`` (the method's accuracy − the oracle's), ``f_set_gap_control`` and
+        ``r_set_gap_control`` (− the control's).
     """
     rows = named(rows)
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)] if len(rows) else rows
@@ -161,7 +161,8 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
     oracle, control = (_references(records, name) for name in (ORACLE, CONTROL))
     new = []
     for run in records:
-        found = {"storage_bytes": _storage(run), **compare(run, _reference_of(run, oracle))}
+        found = {"storage_bytes": _storage(run), "gradients": _equivalents(run)}
+        found |= compare(run, _reference_of(run, oracle))
         gaps = compare(run, _reference_of(run, control))
         found |= {f"{name}_control": gap for name, gap in gaps.items() if name.endswith("gap")}
         known = {name: run[name] for name in (*SETTING, "seed", "method")} | {"stage": "total"}

@@ -249,7 +249,8 @@ def test_published_points_have_places_of_their_own_and_of_other_data_none() -> N
     assert line(figure.axes[0], "paper (cifar10)") == [[0, 2], pytest.approx([70.48, 74.55])]
     alone = numbers[numbers["fine_tuning"] == 200].iloc[0]
     assert (alone["seeds"], alone["runs"], alone["published"]) == (0, 0, pytest.approx(0.7455))
-    figure, _ = draw("figure5", run("quickdrop", 1, 0.98, dataset="mnist"))
+    figure, numbers = draw("figure5", run("quickdrop", 1, 0.98, dataset="mnist"))
+    assert numbers["published"].isna().all()
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0"]
     assert "paper" not in texts(figure)
 

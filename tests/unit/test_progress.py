@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quickdrop_bench.cli.progress import Work, duration
+from quickdrop_bench.cli.progress import ProgressDisplay, RoundAccuracy, Work
+from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
 
 
@@ -37,5 +38,11 @@ def test_a_federation_that_is_only_loaded_is_no_run() -> None:
     assert (str(work), work.left(1.0)) == ("", None)
 
 
-def test_durations_are_as_people_say_them() -> None:
-    assert [duration(seconds) for seconds in (7.4, 89, 90, 5399, 5400)] == ["7 s", "89 s", "2 min", "90 min", "1.5 h"]
+def test_the_last_class_of_a_sequence_leaves_no_r_set() -> None:
+    """Two classes, three of four images of the first and one of two of the second right."""
+    found = ClassAccuracy(((3, 1), (1, 1)))
+    display = ProgressDisplay(RoundAccuracy(lambda federation: found), Work({}))
+    display.on_search_start(info(UNLEARNING, "quickdrop", "class-0"))
+    assert display._accuracies(found) == "F-Set 0.750 · R-Set 0.500"
+    display.on_search_start(info(UNLEARNING, "quickdrop", "class-0>class-1"))
+    assert display._accuracies(found) == "F-Set 0.500 · no class is retained"

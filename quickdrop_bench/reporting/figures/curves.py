@@ -54,12 +54,11 @@ class Axis:
         axes: to draw on.
         points: from :func:`trend_lines`, of one metric.
         column: what varies.
-        published: the paper's part; nothing is drawn of other data.
+        published: the paper's part.
     """
 
     def __init__(self, axes: Axes, points: pd.DataFrame, column: str, published: Published) -> None:
-        self.axes, self.column, self.published = axes, column, published
-        self.points = points if published.alike else points[points["runs"] > 0]
+        self.axes, self.points, self.column, self.published = axes, points, column, published
         self.values = sorted(self.points[column].dropna().unique(), key=_rank)
         metrics = points["metric"].unique()
         self.fraction = len(metrics) > 0 and is_fraction(metrics[0])
@@ -108,7 +107,7 @@ class Axis:
             say(self.axes, "no value" if self.points["runs"].sum() else "not run")
             return
         theirs = self.points.dropna(subset=["published", self.column])
-        if len(theirs) and self.published.alike:
+        if len(theirs):
             factor, name = 100 if self.fraction else 1, f"paper ({self.published.name})"
             self.axes.plot(self._places(theirs), factor * theirs["published"], "D", label=name, **HOLLOW)
         low, high = self.axes.get_ylim()

@@ -45,12 +45,12 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
         shown = [ORIGINAL, *methods_in(setting, methods)]
         for panel, (suffix, attack) in zip(row, ATTACKS.items(), strict=True):
             points = numbers_frame(_lines(setting, shown, suffix), *OWN)
-            _draw(panel, points, shown, setting.published.alike)
+            _draw(panel, points, shown)
             panel.set_title(attack, loc="left")
             lines += points.to_dict(orient="records")
         row[0].set_yticks(range(len(shown)), [_name(points, method) for method in shown])
         row[0].set_ylim(len(shown) - 0.5, -0.5)
-    names = {setting.published.name for setting in settings if setting.published.alike}
+    names = {setting.published.name for setting in settings}
     figure.legend(handles=_legend(", ".join(sorted(names - {""}))), loc="outside lower center", ncols=3)
     return figure, numbers_frame(lines, *OWN)
 
@@ -73,7 +73,7 @@ def _name(points: pd.DataFrame, method: str) -> str:
     return "\n".join([name, *(["; ".join(marks(own.head(1)))] if len(own) else [])]).rstrip()
 
 
-def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str], with_paper: bool) -> None:
+def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
     """One attack."""
     if points["mean"].isna().all():
         say(axes, "no value")
@@ -96,8 +96,7 @@ def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str], with_paper: 
             axes.axvline(
                 rate, color=color, linestyle=":", linewidth=1, zorder=0, label=f"{method_title(ORACLE)}, {name}"
             )
-        if with_paper:
-            axes.plot(100 * rates["published"], at, "D", label=f"paper, {name}", **HOLLOW)
+        axes.plot(100 * rates["published"], at, "D", label=f"paper, {name}", **HOLLOW)
     if points[points["metric"].str.contains("advantage")]["mean"].notna().any():
         axes.set_title("advantage (points)", loc="right", fontsize=6)
     for k, method in enumerate(methods):

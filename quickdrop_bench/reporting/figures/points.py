@@ -14,7 +14,7 @@ from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.registry import SMALL_SETS
 from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
 from quickdrop_bench.reporting.names import ORIGINAL, registered, setting_name
-from quickdrop_bench.reporting.published import beside, is_fraction
+from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, beside, is_fraction
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
 from quickdrop_bench.reporting.tables.texts import cell_text
 
@@ -48,7 +48,7 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     """What has a row of panels of its own: each setting, in order of measurement, its title as label.
 
     Where methods were run with several scales or amounts of fine-tuning, each of these is a setting too, and the
-    methods that were run once stand in all of them.
+    methods that were run once stand in all of them. Published numbers stand beside the same data set alone.
     """
     if rows.empty:
         return []
@@ -60,7 +60,7 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         for variant, part in _variants(group, [name for name in VARIED if name not in within]):
             values = beside(published, part["dataset"].iloc[0], part["distribution"].iloc[0])
-            setting = Setting(part, values)
+            setting = Setting(part, values if values.alike else NOTHING_PUBLISHED)
             label = ", ".join([setting_name(setting.in_words, (*within,)), *variant, *_failed_training(part)])
             found.append(replace(setting, label=label))
     return found

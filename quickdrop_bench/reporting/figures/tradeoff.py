@@ -13,7 +13,6 @@ from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import ORACLE, method_title
-from quickdrop_bench.reporting.tables.comparison import cost_cell
 
 __all__ = ["points", "tradeoff"]
 
@@ -31,7 +30,7 @@ def points(setting: Setting, methods: Sequence[str]) -> dict[str, tuple[float, f
     """
     found = {}
     for method in methods:
-        cost, gap = cost_cell(setting, method), setting.cell(method, "total", "r_set_gap")
+        cost, gap = (setting.cell(method, "total", metric) for metric in ("gradients", "r_set_gap"))
         if gap.seeds and cost.seeds and cost.mean > 0:
             ends = [gap.mean if math.isnan(end) else end for end in gap.interval()]
             found[method] = (cost.mean, 100 * gap.mean, 100 * ends[0], 100 * ends[1])

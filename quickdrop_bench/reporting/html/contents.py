@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.files import read_bytes
 from quickdrop_bench.harness.exhibits import Exhibit
 from quickdrop_bench.methods import METHODS
@@ -193,19 +194,6 @@ def _commit(rows: pd.DataFrame) -> pd.Series:
 
 def _counts(rows: pd.DataFrame) -> list[str]:
     return [str(len(rows)), str(rows["spec_hash"].nunique()), _period(rows)]
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    Example:
-        >>> duration(3725), duration(65), duration(2.5)
-        ('1 h 02 min', '1 min 05 s', '2.5 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def missing(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: Sequence[str]) -> list[Table]:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quickdrop_bench.harness.exhibits import Column
-from quickdrop_bench.reporting.frame import EQUIVALENTS, TRAINING, Cell, Setting
+from quickdrop_bench.reporting.frame import TRAINING, Cell, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
 from quickdrop_bench.reporting.tables.measured import Section, badges
 from quickdrop_bench.reporting.tables.notes import facts, papers_left_out, shared_note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
 
-__all__ = ["comparison_table", "comparison_tables", "cost_cell", "finding"]
+__all__ = ["comparison_table", "comparison_tables", "finding"]
 
 FORGOTTEN = 0.05
 """A method whose F-Set is farther from the oracle's is not called best, whatever it keeps."""
@@ -45,16 +45,6 @@ class _Shown:
 
 FIRST = (_Shown(F_SET), _Shown(R_SET, 1), _Shown(GAP), _Shown(COST, -1), _Shown(SPEEDUP, 1))
 THEN = (_Shown(SECONDS, -1), _Shown(IN_SECONDS, 1), _Shown(UPLOAD, -1), _Shown(STORAGE, -1))
-
-
-def cost_cell(setting: Setting, method: str) -> Cell:
-    """Sample-gradients of a request, second-order ones included; a forward pass counts a third."""
-    first, *others = EQUIVALENTS
-    total = setting.values(method, "total", first[0]).reset_index(drop=True)
-    for name, weight, _ in others:
-        more = setting.values(method, "total", name).reset_index(drop=True)
-        total = total.add(weight * more, fill_value=0)
-    return Cell.of(total)
 
 
 def comparison_tables(section: Section) -> list[Table]:
@@ -93,7 +83,7 @@ def _is_candidate(setting: Setting, method: str) -> bool:
 
 
 def _entries(setting: Setting, methods: Sequence[str], one: _Shown, candidates: Sequence[str]) -> dict[str, Entry]:
-    cells = {m: cost_cell(setting, m) if one.column is COST else cell_of(setting, m, one.column) for m in methods}
+    cells = {m: cell_of(setting, m, one.column) for m in methods}
     entries = {m: Entry(_text(setting, m, one.column, cell)) for m, cell in cells.items()}
     values = {m: one.better * _middle(cells[m], one.column) for m in candidates if cells[m].seeds and one.better}
     if len({entries[m].text for m in values}) > 1:
