@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,9 @@ from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
+
+if TYPE_CHECKING:
+    from quickdrop_bench.evaluation.metric import Metric
 
 __all__ = ["ANSWERS", "CHANGES", "FUNCTIONS", "SERVES"]
 
@@ -129,8 +133,17 @@ def list_metrics(line: CommandLine) -> int:
         from quickdrop_bench.evaluation.metric import METRICS
 
     found = ((name, METRICS[name]) for name in sorted(METRICS))
-    lines = [(name, m.summary.rstrip("."), ", ".join(m.gives), ", ".join(sorted(m.stages))) for name, m in found]
-    return _print_list(line, ("metric", "what it is", "in rows", "measured at"), lines)
+    lines = [
+        (name, m.summary.rstrip("."), ", ".join(m.gives), ", ".join(sorted(m.stages)), _condition(m))
+        for name, m in found
+    ]
+    return _print_list(line, ("metric", "what it is", "in rows", "measured at", "only if"), lines)
+
+
+def _condition(metric: Metric) -> str:
+    """When a metric gives nothing, or not all of its numbers."""
+    oracle = "retrain-or is among the methods" if metric.needs_oracle else ""
+    return ", ".join(filter(None, [oracle, "the table shows it" if metric.on_demand else ""]))
 
 
 def list_models(line: CommandLine) -> int:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.evaluation.accuracy import batch_size
 from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
+from quickdrop_bench.evaluation.outputs import SCORED, Outputs, outputs, shuffled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,12 +27,6 @@ __all__ = ["FEATURES", "MembershipRates", "membership", "membership_inference"]
 
 MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""
-
-SCORED = 2500
-"""Largest number of training samples that a rate is computed on: its standard error is then at most 1 point."""
-
-Outputs: TypeAlias = "tuple[Tensor, Tensor]"
-"""(n, classes) float64 logits and (n,) labels, on the CPU."""
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -99,28 +92,6 @@ class MembershipRates:
 
 
 NO_RATES = MembershipRates(*[float("nan")] * 4)
-
-
-def _shuffled(data: LabelledSet, seed: int, name: str) -> Tensor:
-    """(n,) positions in an order that depends on the seed and on which rows the set has, not on their order."""
-    import torch
-
-    order = data.rows.cpu().argsort(stable=True)
-    return order[torch.randperm(len(data), generator=generator(seed, "membership", name))]
-
-
-def _outputs(model: nn.Module, data: LabelledSet, positions: Tensor) -> Outputs | None:
-    """The model's outputs at some positions; None without positions or if a logit is not finite."""
-    import torch
-
-    if not len(positions):
-        return None
-    device = data.rows.device
-    batches = (data.take(batch) for batch in positions.to(device).split(batch_size(device)))
-    with torch.no_grad():
-        found, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
-    logits = torch.cat(found).cpu().double()
-    return (logits, torch.cat(labels).cpu()) if logits.isfinite().all() else None
 
 
 def _attack(feature: Feature, members: Outputs, others: Outputs) -> Callable[[Outputs | None], Tensor | None]:
@@ -215,17 +186,17 @@ def membership_inference(
     """
     if min(len(retain), len(test)) < 2:
         return dict.fromkeys(FEATURES, NO_RATES)
-    in_retain, in_test = _shuffled(retain, seed, "retain"), _shuffled(test, seed, "test")
+    in_retain, in_test = shuffled(retain, seed, "retain"), shuffled(test, seed, "test")
     size = min(len(retain) // 2, len(test) // 2, MOST)
-    of_forget = _shuffled(forget, seed, "forget")[:SCORED]
+    of_forget = shuffled(forget, seed, "forget")[:SCORED]
     of_retain = in_retain[len(retain) // 2 :][:SCORED]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        members = _outputs(model, retain, in_retain[:size])
-        others = _outputs(model, test, in_test[:size])
-        forgotten, retained = _outputs(model, forget, of_forget), _outputs(model, retain, of_retain)
-        strangers = _outputs(model, test, in_test[size:])
+        members = outputs(model, retain, in_retain[:size])
+        others = outputs(model, test, in_test[:size])
+        forgotten, retained = outputs(model, forget, of_forget), outputs(model, retain, of_retain)
+        strangers = outputs(model, test, in_test[size:])
     finally:
         for module, mode in modes.items():
             module.training = mode

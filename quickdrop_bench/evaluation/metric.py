@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from quickdrop_bench.data.labelled import LabelledSet
+    from quickdrop_bench.federation.phase import Phase
 
 __all__ = ["METRICS", "PER_ROUND", "SERVED", "STAGES", "Evaluated", "Metric", "Number", "measured", "metric"]
 
@@ -44,6 +45,9 @@ class Evaluated:
         about: the requests whose data are the F-Set.
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
+        oracle: parameters of the model that was retrained for the same request and seed, at stage ``total`` alone; None
+            where that was not run.
+        training: the phase of FL training; None where no run is measured.
     """
 
     model: nn.Module
@@ -55,6 +59,8 @@ class Evaluated:
     about: Sequence[UnlearningRequest]
     forgotten: Sequence[UnlearningRequest]
     seed: int
+    oracle: Mapping[str, Tensor] | None = None
+    training: Phase | None = None
 
     @cached_property
     def on_test(self) -> ClassAccuracy:
@@ -89,11 +95,13 @@ class Number:
         unit: ``fraction`` (in [0, 1], or a difference of two), ``flag`` (0 or 1), or a unit as people write it.
         better: ``higher``, ``lower`` or ``neutral``.
         oracle: whether the best value is the retrained model's rather than an extreme.
+        floor: whether it compares with the retrained model, so that another retraining's value is as good as can be.
     """
 
     unit: str = "fraction"
     better: str = "neutral"
     oracle: bool = False
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ class Metric:
         stages: where it is measured: some of :data:`STAGES`, :data:`PER_ROUND` and :data:`SERVED`.
         measure: of a model and a stage, the numbers by name; NaN where there is nothing to measure.
         source: the file that defines it; rows of another content are measured again, and no others.
+        needs_oracle: whether some of its numbers take the retrained model, so that without it they are missing.
+        on_demand: whether it is measured only for exhibits that show one of its numbers, because it takes long.
     """
 
     summary: str
@@ -113,19 +123,21 @@ class Metric:
     stages: frozenset[str]
     measure: Callable[[Evaluated, str], Mapping[str, float]]
     source: Path
+    needs_oracle: bool = False
+    on_demand: bool = False
 
 
 METRICS = Registry[Metric]("--metric", "quickdrop_bench.metrics", "quickdrop_bench.evaluation")
 
 
 def metric(
-    gives: Mapping[str, Number], stages: Collection[str]
+    gives: Mapping[str, Number], stages: Collection[str], *, needs_oracle: bool = False, on_demand: bool = False
 ) -> Callable[[Callable[[Evaluated, str], Mapping[str, float]]], Metric]:
     """Make a function a :class:`Metric`; its docstring's first line is the summary."""
 
     def make(measure: Callable[[Evaluated, str], Mapping[str, float]]) -> Metric:
         summary = (getdoc(measure) or "").split("\n")[0]
-        return Metric(summary, gives, frozenset(stages), measure, Path(getfile(measure)))
+        return Metric(summary, gives, frozenset(stages), measure, Path(getfile(measure)), needs_oracle, on_demand)
 
     return make
 

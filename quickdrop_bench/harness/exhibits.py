@@ -26,6 +26,7 @@ UNITS = {
     "seconds": (1.0, ""),
     "ratio": (1.0, "×"),
     "count": (1.0, ""),
+    "number": (1.0, ""),
 }
 """Factor and unit of each kind of number; that of bytes depends on the size."""
 
@@ -39,7 +40,7 @@ class Column:
         header: of this column.
         stage, metric: the rows that it shows.
         kind: how its numbers are written: ``percent`` (of a fraction), ``percentage`` (already in percent), ``points``
-            (difference of fractions), ``seconds``, ``count``, ``ratio`` or ``bytes``.
+            (difference of fractions), ``seconds``, ``count``, ``ratio``, ``number`` (three digits) or ``bytes``.
     """
 
     group: str
@@ -83,6 +84,8 @@ class Column:
                 return f"{value:+.2f}"
             case "ratio":
                 return f"{value:.1f}"
+            case "number":
+                return f"{value:.3f}"
             case "count":
                 return f"{value:,.0f}".replace(",", " ")
             case "seconds":

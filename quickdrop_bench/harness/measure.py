@@ -18,6 +18,7 @@ from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
@@ -50,10 +51,10 @@ def measure(
     """Run what is missing, seed by seed, the oracle first; rows of a finished run are on disk at once.
 
     A finished run that lacks a metric, or has it from other code, is served again, and that metric alone is measured:
-    its other rows stay. Fabric's callbacks hear of every run, see
-    :class:`~quickdrop_bench.harness.callbacks.RequestInfo`. A method or a training that fails leaves a mark and the
-    others go on; it is tried again the next time. On a Fabric of several processes all of them call this; the first
-    one alone reads and writes rows.
+    its other rows stay. The oracle's model is kept for metrics that compare with it, and trained again if it is gone.
+    Fabric's callbacks hear of every run, see :class:`~quickdrop_bench.harness.callbacks.RequestInfo`. A method or a
+    training that fails leaves a mark and the others go on; it is tried again the next time. On a Fabric of several
+    processes all of them call this; the first one alone reads and writes rows.
 
     Args:
         session: the experiment and the machine.
@@ -85,6 +86,8 @@ def measure(
                 found[method] = steps
         if found:
             rows.check_writable()
+        if {*found} - {ORIGINAL} and ORACLE in {*ordered} - {*found} and not session.has_oracle(seed):
+            return {ORACLE: [()] * len(e.requests), **found}  # its rows are there, its model is not
         return found
 
     for seed in chosen:
@@ -94,6 +97,8 @@ def measure(
         began = time.monotonic()
         try:
             context = session.prepare(seed)
+            if ORACLE not in missing:
+                session.check_oracle(seed)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
             _check_shared(session, error)
             mark_failed(session, rows, seed, error, began)
@@ -107,9 +112,11 @@ def measure(
     return on_first(session.fabric, lambda: well and not any(rows.marked(e.run_spec(*run).hash) for run in runs))
 
 
-def identities() -> dict[str, str]:
-    """Every metric's name → ``name@digest`` of its code, as rows name what measured them."""
-    return {name: f"{name}@{metric_digest(METRICS[name].source)}" for name in METRICS}
+def identities(e: Experiment) -> dict[str, str]:
+    """An exhibit's metrics by name → ``name@digest`` of their code, as rows name what measured them."""
+    shown = {column.metric for column in exhibit(e.artefact).columns}
+    names = [name for name in METRICS if not METRICS[name].on_demand or shown & METRICS[name].gives.keys()]
+    return {name: f"{name}@{metric_digest(METRICS[name].source)}" for name in names}
 
 
 def name_of(row: Row) -> str:
@@ -124,7 +131,7 @@ def is_measured(e: Experiment, files: Iterable[RowFile], method: str, seed: int)
 
 def _missing(e: Experiment, files: Sequence[RowFile], method: str, seed: int, *, force: bool = False) -> list[Missing]:
     """What the rows of a method's requests lack, one after the other, in the file that lacks least."""
-    now = identities()
+    now = identities(e)
 
     def lacking(spec_hash: str) -> Missing:
         known = [done for file in files if (done := file.measured_by(spec_hash)) is not None and not force]
@@ -138,7 +145,7 @@ def _take_over(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method
     if is_measured(e, [rows], method, seed) or not is_measured(e, [rows, *siblings], method, seed):
         return
     for step in range(len(e.requests)):
-        spec_hash, now = e.run_spec(method, seed, step).hash, identities().values()
+        spec_hash, now = e.run_spec(method, seed, step).hash, identities(e).values()
         whole = (file for file in (rows, *siblings) if {*now} <= {*(file.measured_by(spec_hash) or ())})
         if (known := next(whole)) is not rows:
             own = {**e.identity(step), **e.method_setting(method)}
@@ -215,15 +222,15 @@ def _write(session: Session, rows: RowFile, served: Served, missing: Missing = N
     elif missing is None:
         rows.write(new)
     elif missing:
-        rows.write(_completed(rows.of(spec_hash), new, missing))
+        rows.write(_completed(session.experiment, rows.of(spec_hash), new, missing))
     session.fabric.call("on_run_end", run=info, rows=new, oracle=_oracle(session.experiment, rows, info))
 
 
-def _completed(old: Sequence[Row], new: Sequence[Row], missing: Collection[str]) -> list[Row]:
+def _completed(e: Experiment, old: Sequence[Row], new: Sequence[Row], missing: Collection[str]) -> list[Row]:
     """A run's rows with some metrics measured anew, the rows of the others as they were."""
     *others, last = [row for row in old if is_last(row) or name_of(row) not in missing]
     added = [row for row in new if not is_last(row) and name_of(row) in missing]
-    now = identities()
+    now = identities(e)
     still = [metric for metric in str(last.get("measured_by") or "").split() if metric.split("@")[0] not in missing]
     return [*others, *added, {**last, "measured_by": " ".join([*still, *(now[name] for name in missing)])}]
 
@@ -289,7 +296,7 @@ def _run(
 
     def on_round(stage: str, found: RoundInfo) -> None:
         model = _judged(session, context, found.state)
-        values.extend(_numbers(model, PER_ROUND, missing, phase=stage, round=found.round + 1))
+        values.extend(_numbers(session.experiment, model, PER_ROUND, missing, phase=stage, round=found.round + 1))
 
     results: dict[str, StageResult] = {}
     served = stages(
@@ -305,6 +312,8 @@ def _run(
     diverged = any(result.diverged for result in results.values())
     results.pop("relearning", None)  # which is no part of the request
     last = list(results.values())[-1]
+    if info.method == ORACLE:
+        session.keep_oracle(info.seed, info.step, last.state)
     values += [Value("total", metric, value) for metric, value in method.storage(context).metrics().items()]
     total = replace(last, cost=total_cost(results.values()), diverged=diverged)
     return [*values, *_stage(session, info, context, "total", total, missing)], last.state
@@ -362,12 +371,14 @@ def _stage(
 ) -> list[Value]:
     """What a stage cost, and what metrics say of its model."""
     model, costs = _judged(session, context, result.state), result.cost.metrics()
-    numbers = _numbers(model, stage, missing)
+    if stage == "total":
+        model = replace(model, oracle=session.oracle(info.seed, info.step), training=context.training)
+    numbers = _numbers(session.experiment, model, stage, missing)
     if stage != "total":
         shown = {v.metric: v.value for v in numbers if not CLASS_ACCURACY.fullmatch(v.metric)}
         told = {"stage": stage, "values": costs | shown, "accuracy": model.on_test}
         session.fabric.call("on_stage_end", run=info, **told)
-    whole = {"measured_by": " ".join(identities().values())}
+    whole = {"measured_by": " ".join(identities(session.experiment).values())}
     spent = [Value(stage, metric, value) for metric, value in costs.items()]
     return [*spent, *numbers, Value(stage, "diverged", float(result.diverged), whole)]  # last: see rows.LAST
 
@@ -377,10 +388,12 @@ def _judged(session: Session, context: Context, state: State) -> Evaluated:
     return session.deployment(context.seed).judged(state, (context.request,), context.forgotten)
 
 
-def _numbers(model: Evaluated, stage: str, missing: Missing, **extra: Any) -> list[Value]:
+def _numbers(e: Experiment, model: Evaluated, stage: str, missing: Missing, **extra: Any) -> list[Value]:
     """What the metrics of a stage say of a model."""
+    now = identities(e)
+    chosen = now if missing is None else [name for name in now if name in missing]
     return [
-        Value(stage, metric, value, {"measured_by": identities()[name], **extra})
-        for name, found in measured(model, stage, missing).items()
+        Value(stage, metric, value, {"measured_by": now[name], **extra})
+        for name, found in measured(model, stage, chosen).items()
         for metric, value in found.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,8 +13,10 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.ranks import on_first
+from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
-from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
@@ -22,9 +25,12 @@ from quickdrop_bench.harness.request import Deployment
 from quickdrop_bench.harness.training import build_federation
 from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method
+from quickdrop_bench.store import states
 from quickdrop_bench.store.artifacts import TrainedFederation
 
 __all__ = ["Session"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Session:
     fabric: Fabric
     artifacts_dir: Path
     _deployed: dict[int, Deployment] = field(default_factory=dict)
+    _oracles: dict[Path, State] = field(default_factory=dict)
     _tuned: dict[str, Tuned] = field(default_factory=dict)
 
     @cached_property
@@ -96,6 +103,42 @@ class Session:
     def trained(self, seed: int) -> TrainedFederation:
         """The seed's federation, trained now if it was not."""
         return self.deployment(seed).trained
+
+    def oracle_path(self, seed: int, step: int) -> Path:
+        """Where the model lies that the oracle made of a request, beside the federation."""
+        name = self.experiment.run_spec(ORACLE, seed, step).hash
+        return self.folder(seed) / "oracles" / f"{name}.safetensors"
+
+    def has_oracle(self, seed: int) -> bool:
+        """Whether the oracle's models of all requests are kept."""
+        return all(self.oracle_path(seed, step).exists() for step in range(len(self.experiment.requests)))
+
+    def check_oracle(self, seed: int) -> None:
+        """Raise :class:`BadInput` now if one of them is damaged, rather than after a run."""
+        for step in range(len(self.experiment.requests)):
+            self.oracle(seed, step)
+
+    def keep_oracle(self, seed: int, step: int, state: State) -> None:
+        """Keep the oracle's model; where its folder cannot be written, for this command alone."""
+        path = self.oracle_path(seed, step)
+        try:
+            on_first(self.fabric, lambda: states.save(path, state, self.artifacts_dir))
+        except BadInput as error:
+            log.warning("the retrained model is not kept: %s", error)
+            self._oracles[path] = state
+
+    def oracle(self, seed: int, step: int) -> State | None:
+        """The oracle's model; None if it is no method of the experiment or was not run.
+
+        Raises:
+            BadInput: its file is damaged.
+        """
+        if ORACLE not in self.experiment.methods:
+            return None
+        path = self.oracle_path(seed, step)
+        if path in self._oracles or not path.exists():
+            return self._oracles.get(path)
+        return states.load(path, self.trained(seed).state, self.artifacts_dir)
 
     def info(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> RequestInfo:
         """What callbacks are told about a run.

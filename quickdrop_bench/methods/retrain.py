@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["Retrain"]
+__all__ = ["Retrain", "retrained"]
+
+
+def retrained(context: Context, rounds: int | None) -> StageResult:
+    """FedAvg from a fresh θ_0 on what is retained, for some rounds, or as many as the original model had."""
+    initial = context.federation.fresh_state(context.seed, "retrain", "init")
+    phase = replace(context.training, name="retraining", rounds=context.training.rounds if rounds is None else rounds)
+    return context.run(initial, context.retain_data(), phase)
 
 
 @METHODS.register("retrain-or")
@@ -44,10 +51,7 @@ class Retrain(Relearning):
 
     def unlearn(self, context: Context) -> StageResult:
         """Train from scratch; D_f is never read."""
-        initial = context.federation.fresh_state(context.seed, "retrain", "init")
-        rounds = context.training.rounds if self.rounds is None else self.rounds
-        phase = replace(context.training, name="retraining", rounds=rounds)
-        return context.run(initial, context.retain_data(), phase)
+        return retrained(context, self.rounds)
 
     def recover(self, context: Context, state: State) -> StageResult | None:
         """There is nothing to recover."""

@@ -36,6 +36,7 @@ RELEARN = {"relearn_lr": 0.2}
 STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3, **RELEARN}
 TINY: dict[str, dict[str, object]] = {
     "retrain-or": {"rounds": 8, **RELEARN},
+    "retrain-again": {"rounds": 8, **RELEARN},
     "federaser": {"recover_lr": 0.1, **RELEARN},
     "s2u": {"beta": 0.0, "unlearn_lr": 0.2, "recover_lr": 0.2, "recover_rounds": 6, **RELEARN},
     "sga-or": STEPS,
@@ -360,6 +361,7 @@ def test_costs_follow_from_the_settings(level: str, asked: Asked) -> None:
     mixing = (5, 45, degraded[2] + guided[2], degraded[3] + guided[3])
     cases: dict[str, tuple[dict[str, object], Expected, Expected | None]] = {
         "retrain-or": ({"rounds": None}, expected(retain, 4, 6), None),
+        "retrain-again": ({"rounds": None}, expected(retain, 4, 6), None),
         "federaser": ({"recover_local_steps": 3}, calibrated, expected(retain, 3, 3)),
         "sga-or": (bounded, expected(forget, 2, 2), expected(retain, 2, 3)),
         "quickdrop": (bounded, *on_small),

@@ -18,6 +18,7 @@ from torch import nn
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
+from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness import sources
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.federation_spec import TRAINING, FederationSpec
@@ -34,17 +35,26 @@ CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client"
 
 
 def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningRequest, ...] = ()) -> Evaluated:
-    """A model that always answers class 0; six test images, two of each class, and clients with three images each."""
+    """A model that always answers class 0; six test images, two of each class, and clients with three images each.
 
-    class Zero(nn.Module):
+    The retrained one always answers class 2.
+    """
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2))
+
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.eye(3)[torch.zeros(len(images), dtype=torch.int64)]
+            logits = torch.eye(3)[0] + torch.eye(3)[2] * (2 - self.w.sum())
+            return logits.expand(len(images), 3)
 
-    state = {"w": torch.ones(2)}
+    state, oracle = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
     train = [LabelledSet(torch.zeros(6, 1, 2, 2), labels, torch.tensor(rows)) for rows in ([0, 3, 4], [1, 2, 5])]
     test = LabelledSet.of(torch.zeros(6, 1, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
-    return Evaluated(Zero(), state, state, test, 3, dict(enumerate(train)), about, forgotten or about, 1)
+    whose, phase = dict(enumerate(train)), Phase("fl-training", 1, 1, 2, 0.1)
+    return Evaluated(Constant(), state, state, test, 3, whose, about, forgotten or about, 1, oracle, phase)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +99,8 @@ def test_each_number_is_one_metrics() -> None:
 
 
 def test_the_page_lists_them() -> None:
-    listed = re.findall(r"^\| `([\w-]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    first, _, _ = PAGE.read_text(encoding="utf-8").partition("\n## ")
+    listed = re.findall(r"^\| `([\w-]+)`", first, re.MULTILINE)
     assert listed == sorted(name for name in METRICS if METRICS[name].source.parent == PAGE.parent)
 
 

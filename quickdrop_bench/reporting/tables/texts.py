@@ -60,6 +60,8 @@ def signed_text(setting: Setting, method: str, column: Column) -> str:
     collapsed = column.metric.endswith("_set_accuracy") and setting.count(method, "collapsed", column.stage)
     cell = cell_of(setting, method, column)
     text = cell_text(cell, column) + (f" {COLLAPSED}" if collapsed else "")
+    capped = setting.count(method, "relearn_capped") if column.metric == "relearn_gradients" else 0
+    text += f" ({capped} of {len(setting.seeds(method))} not in 20 passes)" if capped else ""
     return text + (sign(setting, method, column) if cell.seeds else "")
 
 
