@@ -1,9 +1,10 @@
 """How many sample-gradients bring back what was forgotten: few where traces were left.
 
 The forgotten training images, pooled, are trained on in batches of FL training's size, with the learning rate of the
-presets' relearning stages, until the accuracy on the F-Set is at 90% of the original model's. FL training's own rate tells
-nothing apart: on digits a single step brought back what every method, and the retrained model, did not know. Where the retrained model is there by itself, as it is with
-most client requests, nothing can be told. It costs no method anything, and the model is afterwards as it was.
+presets' relearning stages, until the accuracy on the F-Set is at 90% of the original model's. FL training's own rate
+tells nothing apart: on digits a single step brought back what every method, and the retrained model, did not know.
+Where the retrained model is there by itself, as it is with most client requests, nothing can be told. It costs no
+method anything, and the model is afterwards as it was.
 """
 
 from __future__ import annotations
