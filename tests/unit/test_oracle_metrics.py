@@ -31,14 +31,17 @@ from quickdrop_bench.evaluation.oracle_outputs import (
 )
 from quickdrop_bench.evaluation.relearn_cost import CAP, gradients_until, relearn_cost
 from quickdrop_bench.federation.phase import Phase
+from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.measure import identities, is_measured, measure
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.reporting.render import render
 from quickdrop_bench.store import states
 from quickdrop_bench.store.rows import RowFile
+from tests.golden import common
 
 CLASS_1 = UnlearningRequest("class", (1,))
 CLIENT_1 = UnlearningRequest("client", (1,))
@@ -387,3 +390,18 @@ def test_what_takes_long_is_measured_where_a_table_shows_it(session: Session, tm
     assert measure(shorter, other, NAMES[:1], [rows])
     assert is_measured(shorter.experiment, [other], "retrain-or", 1)
     assert not is_measured(session.experiment, [], "retrain-or", 1)
+
+
+def test_a_table_says_how_often_relearning_was_capped() -> None:
+    rows = []
+    for seed, relearnt in enumerate(
+        ({"relearn_gradients": 40.0}, {"relearn_capped": 1.0}, {"relearn_gradients": 60.0})
+    ):
+        total = {"f_set_accuracy": 0.1, "r_set_accuracy": 0.9, **relearnt}
+        rows += [*common.run(common.setting(7), "sga-or", seed, {"total": total})]
+    lines = [
+        line
+        for line in render(exhibit("table7"), common.frame(rows))["table.md"].splitlines()
+        if line.startswith("| SGA-Or")
+    ]
+    assert "| 50 (1 of 3 not in 20 passes) |" in " ".join(lines[0].split())
