@@ -120,7 +120,7 @@ MACHINE = (
 RUNS = (
     Option("--methods", str, "", "methods, as a,b (default: those that it is defined with)"),
     Option("--class", str, "9", f"class to forget, {_CLASS}", "forget_class"),
-    Option("--client", str, "0", "client to forget, from 0, in tables about clients", "forget_client"),
+    Option("--client", str, "0", "client to forget, from 0, in tables about clients; a backdoored one, if there is one", "forget_client"),
     Option(
         "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
     ),
