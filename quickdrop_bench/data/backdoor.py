@@ -157,7 +157,9 @@ def plant(backdoor: Backdoor, data: ImageData, rows: Tensor, seed: int) -> Plant
     others = rows[train.labels[rows] != backdoor.target]
     count = int(Decimal(str(backdoor.share)) * len(others))  # 0.29 · 100 is 28.999… as floats
     if backdoor.share and not count:
-        allowed = f"on seed {seed} that client has {len(others)} images of other classes, and none is that share of them"
+        allowed = (
+            f"on seed {seed} that client has {len(others)} images of other classes, and none is that share of them"
+        )
         raise BadInput("--backdoor", backdoor, f"{allowed}; choose another client or a larger share")
     order = torch.randperm(len(others), generator=generator(seed, "backdoor", backdoor.client))
     chosen = others[order[:count].to(others.device)].sort().values

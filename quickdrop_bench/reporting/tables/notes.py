@@ -105,8 +105,8 @@ def _attack(setting: Setting) -> str:
     if above.empty:
         return f"{own}; whether it was implanted is not known without {method_title(ORACLE)}"
     weak = _counted({*above.index[above < IMPLANTED]})
-    points = f"at least {100 * IMPLANTED:.0f} points above {method_title(ORACLE)}"
-    return f"{own}, not implanted on {weak} (not {points})" if weak else f"{own}, implanted ({points} on every seed)"
+    points = f"{100 * IMPLANTED:.0f} points above {method_title(ORACLE)}"
+    return f"{own}, not implanted on {weak} (less than {points})" if weak else f"{own}, implanted (at least {points})"
 
 
 def _search(setting: Setting) -> str:
