@@ -20,6 +20,7 @@ from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.training import client_rows, planted
 from quickdrop_bench.reporting.render import measured_sections
+from quickdrop_bench.reporting.tables.comparison import comparison_tables
 from quickdrop_bench.serving import TrainedRun
 from tests.conftest import TINY, Run, read_rows
 from tests.golden import common
@@ -220,6 +221,8 @@ def attacked(values: dict[str, list[float]]) -> str:
             stage = "fl-training" if method == "original" else "total"
             rows += common.run(own, method, seed, {stage: {"attack_success": value}}, spec_hash=f"{method}-{seed}")
     (section,) = measured_sections(exhibit("table10"), common.frame(rows))
+    (short,) = comparison_tables(section)
+    assert ("Attack success",) in short.headers
     return section.table().footnote
 
 
