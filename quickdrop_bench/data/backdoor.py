@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backdoor", "Planted", "plant", "stamped", "trigger"]
 
-WRITTEN = "it is written as client=3,share=0.8,target=0, each at most once; client must be there"
+WRITTEN = "it is written as client=3,share=0.8,target=0, each at most once; only client is required"
 
 SMALL = 16
 """Pixels: in smaller images the trigger lies one pixel from the edge, not two, where digits seldom have ink."""

@@ -64,7 +64,7 @@ def test_how_it_is_written(text: str, expected: Backdoor) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("share=0.5", "client must be there"),
+        ("share=0.5", "only client is required"),
         ("3", "it is written as client=3"),
         ("client=3,colour=1", "it is written as client=3"),
         ("client=3,client=4", "at most once"),
@@ -308,7 +308,7 @@ def test_a_printed_configuration_says_who_is_forgotten(run: Run) -> None:
     ("argv", "said"),
     [
         (["table", "4", "--backdoor", "client=20"], "client must be between 0 and 19"),
-        (["train", "--backdoor", "share=1"], "client must be there"),
+        (["train", "--backdoor", "share=1"], "only client is required"),
         (["train", "--rounds", "1", "--backdoor", "client=0,target=10"], "target must be between 0 and 9"),
         (["distribution", "--backdoor", "client=0"], "trains nothing"),
         (["unlearn", "latest", "--backdoor", "client=0"], "--backdoor"),
