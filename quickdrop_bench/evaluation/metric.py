@@ -16,6 +16,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from quickdrop_bench.data.backdoor import Planted
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.federation.phase import Phase
 
@@ -45,6 +46,7 @@ class Evaluated:
         about: the requests whose data are the F-Set.
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
+        planted: the backdoor in the training data; None if there is none.
         oracle: parameters of the model that was retrained for the same request and seed, at stage ``total`` alone; None
             where that was not run.
         training: the phase of FL training; None where no run is measured.
@@ -59,6 +61,7 @@ class Evaluated:
     about: Sequence[UnlearningRequest]
     forgotten: Sequence[UnlearningRequest]
     seed: int
+    planted: Planted | None = None
     oracle: Mapping[str, Tensor] | None = None
     training: Phase | None = None
 

@@ -18,7 +18,7 @@ from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
-from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
@@ -114,7 +114,7 @@ def measure(
 
 def identities(e: Experiment) -> dict[str, str]:
     """An exhibit's metrics by name → ``name@digest`` of their code, as rows name what measured them."""
-    shown = {column.metric for column in exhibit(e.artefact).columns}
+    shown = {c.metric for c in exhibit(e.artefact).columns} if e.artefact in exhibits() else set()
     names = [name for name in METRICS if not METRICS[name].on_demand or shown & METRICS[name].gives.keys()]
     return {name: f"{name}@{metric_digest(METRICS[name].source)}" for name in names}
 

@@ -120,7 +120,7 @@ def asked(own: Tensor, oracle: Tensor | None, about: UnlearningRequest = CLASS_1
     retrained = None if oracle is None else {"rows": oracle}
     phase = Phase("fl-training", 1, 1, 2, 0.5)
     return replace(
-        Evaluated(Table(own), state, original, test, 3, train, (about,), (about,), 1, retrained, phase), **more
+        Evaluated(Table(own), state, original, test, 3, train, (about,), (about,), 1, None, retrained, phase), **more
     )
 
 
@@ -382,7 +382,8 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
 def test_what_takes_long_is_measured_where_a_table_shows_it(session: Session, tmp_path: Path) -> None:
     assert "relearn-cost" in identities(experiment("table7"))
-    assert "relearn-cost" not in identities(experiment("table2"))
+    for artefact in ("table2", "figure4", "sweep", "train"):
+        assert "relearn-cost" not in identities(experiment(artefact))
     rows, other = RowFile(tmp_path / "7.jsonl"), RowFile(tmp_path / "2.jsonl")
     assert measure(session, rows, NAMES[:1])
     shorter = Session(experiment("table2"), session.fabric, tmp_path / "artifacts")
