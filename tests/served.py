@@ -25,8 +25,9 @@ from tests.conftest import TINY
 
 OPTIONS = [*TINY, "--min-client-size", "5", "--record-every", "1"]
 CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
-REQUESTS = {"class": CLASS_9, "client": CLIENT_0}
-TABLES = {"class": "2", "client": "4"}
+SAMPLES = UnlearningRequest("sample", tuple(range(0, 300, 5)))
+REQUESTS = {"class": CLASS_9, "client": CLIENT_0, "sample": SAMPLES}
+TABLES = {"class": "2", "client": "4", "sample": "9"}
 NAME = "federation"
 """Of the folder of each test's own copy, in ``artifacts``."""
 

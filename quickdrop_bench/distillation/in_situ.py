@@ -64,7 +64,7 @@ class SyntheticSet:
 
     def as_labelled(self) -> LabelledSet:
         """The set as data to train on."""
-        return LabelledSet.of(self.images, self.labels)
+        return LabelledSet.of(self.images, self.labels, self.origin)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ def still_forgotten(
     if action == UNLEARN:
         return (*gone, request)
     left: list[UnlearningRequest] = []
+    back = {*request.targets}
     for r in gone:
-        targets = tuple(t for t in r.targets if r.level != request.level or t not in request.targets)
+        targets = tuple(t for t in r.targets if r.level != request.level or t not in back)
         left += [replace(r, targets=targets)] if targets else []
     return tuple(left)
 

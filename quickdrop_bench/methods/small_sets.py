@@ -1,36 +1,47 @@
-"""What Algorithm 1 works on where small sets S and real samples A are kept; no original data are read."""
+"""What Algorithm 1 works on where small sets S and real samples A are kept; no original images are read.
+
+An image of S was distilled from all of a client's images of its class. A request for some of these *touches* it: it is
+unlearned on all images of S that it touches, and afterwards these are learnt from no more. Of A, which are real, only
+those that the request names are left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quickdrop_bench.core.cost import Storage
-from quickdrop_bench.data.requests import retain_part
+from quickdrop_bench.data.requests import UnlearningRequest, forgotten_rows, retain_part
 
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["forget_sets", "retain_sets", "stored"]
+__all__ = ["forget_sets", "relearn_sets", "retain_sets", "stored"]
 
 
 def forget_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
-    """S_f by client: what the request forgets of S, of all holders of the class or of the one client.
+    """S_f by client: what the request forgets of S, of all holders of the class or the samples, or of the one client.
 
     Args:
         context: the request.
         sets: S_i by client.
         augment: mix in A_f, what it forgets of A.
     """
-    found = {i: context.forget_part(own, i) for i, own in sets.items()}
+    found = {i: _forget_part(context, own, i) for i, own in sets.items()}
     return _joined(found, {i: context.forget_part(context.clients[i].augmentation, i) for i in sets if augment})
 
 
+def relearn_sets(context: Context, sets: Mapping[int, LabelledSet]) -> dict[int, LabelledSet]:
+    """S_f by client without what other requests touch, which is not to be learnt."""
+    others = [r for r in context.forgotten if r != context.request]
+    return {i: _untouched(context, own, i, others) for i, own in forget_sets(context, sets, augment=False).items()}
+
+
 def retain_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
-    """S without everything forgotten, by client; ``augment`` mixes in A without it."""
+    """S without everything forgotten and touched, by client; ``augment`` mixes in A without everything forgotten."""
     gone = context.forgotten
-    found = {i: retain_part(own, i, gone) for i, own in sets.items()}
+    found = {i: _untouched(context, retain_part(own, i, gone), i, gone) for i, own in sets.items()}
     return _joined(found, {i: retain_part(context.clients[i].augmentation, i, gone) for i in sets if augment})
 
 
@@ -39,6 +50,26 @@ def stored(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) 
     total = sum(own.images.nbytes for own in sets.values())
     total += sum(context.clients[i].augmentation.images.nbytes for i in sets if augment)
     return Storage(client_bytes=total)
+
+
+def _forget_part(context: Context, own: LabelledSet, client: int) -> LabelledSet:
+    """What the request forgets, or touches, of S_i."""
+    if context.request.level != "sample":
+        return context.forget_part(own, client)
+    others = [r for r in context.forgotten if r != context.request]
+    return retain_part(own, client, others).with_classes(_touched(context, client, [context.request]), keep=True)
+
+
+def _untouched(context: Context, own: LabelledSet, client: int, requests: Sequence[UnlearningRequest]) -> LabelledSet:
+    """What is left of S_i where no request touches it."""
+    touched = _touched(context, client, requests)
+    return own.with_classes(touched, keep=False) if touched else own
+
+
+def _touched(context: Context, client: int, requests: Sequence[UnlearningRequest]) -> set[int]:
+    """Classes of which requests forget samples of a client."""
+    rows = forgotten_rows(requests)
+    return {*context.clients[client].original.with_rows(rows, keep=True).own_labels().tolist()} if rows else set()
 
 
 def _joined(sets: Mapping[int, LabelledSet], more: Mapping[int, LabelledSet]) -> dict[int, LabelledSet]:

@@ -14,7 +14,7 @@ from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest, retain_part
+from quickdrop_bench.data.requests import LEVELS, UnlearningRequest, retain_part
 from quickdrop_bench.distillation.in_situ import SyntheticSet, augmentation_positions, initial_synthetic_set
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
@@ -75,7 +75,8 @@ def separate_clients() -> Clients:
 
 
 def request_for(level: str) -> UnlearningRequest:
-    return UnlearningRequest(level, (1,))
+    """Class 1, client 1, or every fourth of the 45 images, which are some of every client and class."""
+    return UnlearningRequest(level, tuple(range(0, 45, 4)) if level == "sample" else (1,))
 
 
 Sets = dict[int, SyntheticSet]
@@ -132,6 +133,8 @@ def asked(make_federation: Make, toy_clients: Clients) -> Asked:
 
 
 def forget_rows(context: Context) -> set[int]:
+    if context.request.level == "sample":
+        return {*context.request.targets}
     if context.request.level == "class":
         labels = context.clients[0].original.labels
         return set(torch.nonzero(labels == 1).flatten().tolist())
@@ -224,6 +227,9 @@ def test_forgets_keeps_and_learns_again(
 ) -> None:
     federation = make_federation(width=8)
     context = make_context(federation, separate_clients, level)
+    if level == "sample":  # all of class 1
+        everything = UnlearningRequest("sample", tuple(separate_clients[1].rows.tolist()))
+        context = replace(context, request=everything, forgotten=(everything,))
     f_before, r_before = accuracies(federation, context.state)
     method = tiny(name)
     state = serve(method, context)
@@ -418,9 +424,9 @@ def test_storage(asked: Asked) -> None:
 
 
 def test_nothing_left_to_retain_is_no_crash(asked: Asked) -> None:
-    for level in ("class", "client"):
+    for level, targets in (("class", range(3)), ("client", range(3)), ("sample", range(45))):
         context = asked(level)
-        context = replace(context, forgotten=(UnlearningRequest(level, (0, 1, 2)),))
+        context = replace(context, forgotten=(UnlearningRequest(level, tuple(targets)),))
         for name in METHODS:
             if level in METHODS[name].levels:
                 assert is_finite(serve(tiny(name), context)), name
@@ -438,7 +444,7 @@ def test_patience_ends_descents_early(asked: Asked) -> None:
 
 def test_unsupported_requests_are_refused_before_any_compute() -> None:
     for name in METHODS:
-        for level in ("class", "client"):
+        for level in LEVELS:
             if level in METHODS[name].levels:
                 check_support(name, request_for(level), EVERYTHING)
             else:
