@@ -23,11 +23,10 @@ __all__ = ["samples"]
 def samples(model: Evaluated, stage: str) -> dict[str, float]:
     """How much better a model knows forgotten samples than test images of their classes.
 
-    ``held_out_accuracy`` is H = Σ_c share of c in D_f × accuracy on the test images of c; NaN if D_f has a class without
-    test images. ``memorisation`` is γ = F − H, with the accuracy F on D_f: above 0 for a model that was trained on D_f,
-    about 0 for one that was not. ``touched_share`` is Σ|D_i^c| / |D_f| over the clients i and classes c of which D_f has
-    samples: so many training images does a synthetic one stand for that a forgotten one touches. Of requests for
-    samples alone.
+    ``held_out_accuracy`` is H = Σ_c share of c in D_f × accuracy on the test images of c; NaN if D_f has a class
+    without one. ``memorisation`` is γ = F − H, with the accuracy F on D_f: above 0 for a model that was trained on D_f,
+    about 0 for one that was not. ``touched_share`` is Σ|D_i^c| / |D_f| over the clients i and classes c of which D_f
+    has samples: so many training images have a synthetic one that the request touches. Of requests for samples alone.
     """
     if not model.about or any(request.level != "sample" for request in model.about):
         return {}

@@ -76,7 +76,7 @@ def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningR
         "samples after class",
         "both",
         "nothing forgotten",
-    ],  # fmt: skip
+    ],
 )
 def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expected: dict[str, float]) -> None:
     found = measured(evaluated(about, forgotten), stage, ["accuracy"])["accuracy"]
