@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import getdoc, getfile
 from pathlib import Path
@@ -44,6 +44,7 @@ class Evaluated:
         about: the requests whose data are the F-Set.
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
+        groups: by client the (n,) group of each sample of D_i within its class; None for one group.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Evaluated:
     about: Sequence[UnlearningRequest]
     forgotten: Sequence[UnlearningRequest]
     seed: int
+    groups: Mapping[int, Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def on_test(self) -> ClassAccuracy:

@@ -25,8 +25,9 @@ def samples(model: Evaluated, stage: str) -> dict[str, float]:
 
     ``held_out_accuracy`` is H = Σ_c share of c in D_f × accuracy on the test images of c; NaN if D_f has a class
     without one. ``memorisation`` is γ = F − H, with the accuracy F on D_f: above 0 for a model that was trained on D_f,
-    about 0 for one that was not. ``touched_share`` is Σ|D_i^c| / |D_f| over the clients i and classes c of which D_f
-    has samples: so many training images have a synthetic one that the request touches. Of requests for samples alone.
+    about 0 for one that was not. ``touched_share`` is Σ|D_i^c| / |D_f| over the clients i and classes c, or groups in
+    them, of which D_f has samples: so many training images have synthetic ones that the request touches. Of requests
+    for samples alone.
     """
     if not model.about or any(request.level != "sample" for request in model.about):
         return {}
@@ -44,9 +45,13 @@ def samples(model: Evaluated, stage: str) -> dict[str, float]:
 
 
 def _touched(model: Evaluated) -> int:
-    """Training images of the clients' classes of which samples are to be forgotten."""
-    rows = forgotten_rows(model.about)
-    return sum(
-        len(data.with_classes({*data.with_rows(rows, keep=True).own_labels().tolist()}, keep=True))
-        for data in model.clients.values()
-    )
+    """Training images of the clients' classes, or groups within them, of which samples are to be forgotten."""
+    import torch
+
+    from quickdrop_bench.data.groups import parts_of
+
+    rows, total = torch.tensor(sorted(forgotten_rows(model.about))), 0
+    for i, data in model.clients.items():
+        parts = parts_of(data.own_labels().cpu(), model.groups.get(i))
+        total += int(torch.isin(parts, parts[torch.isin(data.rows.cpu(), rows)]).sum())
+    return total

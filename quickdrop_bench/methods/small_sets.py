@@ -1,8 +1,8 @@
 """What Algorithm 1 works on where small sets S and real samples A are kept; no original images are read.
 
-An image of S was distilled from all of a client's images of its class. A request for some of these *touches* it: it is
-unlearned on all images of S that it touches, and afterwards these are learnt from no more. Of A, which are real, only
-those that the request names are left out.
+An image of S was distilled from all of a client's images of its class, or of a group within it. A request for some of
+these *touches* it: it is unlearned on all images of S that it touches, and afterwards these are learnt from no more. Of
+A, which are real, only those that the request names are left out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ def forget_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: b
 def relearn_sets(context: Context, sets: Mapping[int, LabelledSet]) -> dict[int, LabelledSet]:
     """S_f by client without what other requests touch, which is not to be learnt."""
     others = [r for r in context.forgotten if r != context.request]
-    return {i: _untouched(context, own, i, others) for i, own in forget_sets(context, sets, augment=False).items()}
+    return {
+        i: _touched(context, own, i, others, keep=False) for i, own in forget_sets(context, sets, augment=False).items()
+    }
 
 
 def retain_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
     """S without everything forgotten and touched, by client; ``augment`` mixes in A without everything forgotten."""
     gone = context.forgotten
-    found = {i: _untouched(context, retain_part(own, i, gone), i, gone) for i, own in sets.items()}
+    found = {i: _touched(context, retain_part(own, i, gone), i, gone, keep=False) for i, own in sets.items()}
     return _joined(found, {i: retain_part(context.clients[i].augmentation, i, gone) for i in sets if augment})
 
 
@@ -57,19 +59,27 @@ def _forget_part(context: Context, own: LabelledSet, client: int) -> LabelledSet
     if context.request.level != "sample":
         return context.forget_part(own, client)
     others = [r for r in context.forgotten if r != context.request]
-    return retain_part(own, client, others).with_classes(_touched(context, client, [context.request]), keep=True)
+    return _touched(context, retain_part(own, client, others), client, [context.request], keep=True)
 
 
-def _untouched(context: Context, own: LabelledSet, client: int, requests: Sequence[UnlearningRequest]) -> LabelledSet:
-    """What is left of S_i where no request touches it."""
-    touched = _touched(context, client, requests)
-    return own.with_classes(touched, keep=False) if touched else own
+def _touched(
+    context: Context, own: LabelledSet, client: int, requests: Sequence[UnlearningRequest], *, keep: bool
+) -> LabelledSet:
+    """Images of S_i that requests for samples touch (``keep``), or all others (``not keep``)."""
+    import torch
 
+    from quickdrop_bench.data.groups import parts_of
 
-def _touched(context: Context, client: int, requests: Sequence[UnlearningRequest]) -> set[int]:
-    """Classes of which requests forget samples of a client."""
-    rows = forgotten_rows(requests)
-    return {*context.clients[client].original.with_rows(rows, keep=True).own_labels().tolist()} if rows else set()
+    rows, client_data = forgotten_rows(requests), context.clients[client]
+    original, groups = client_data.original, client_data.groups
+    if not rows:
+        return own.none() if keep else own
+    parts = parts_of(original.own_labels(), groups)
+    gone = parts[torch.isin(original.rows, torch.tensor(sorted(rows), device=parts.device))]
+    # A client's rows are in ascending order.
+    at = torch.searchsorted(original.rows, own.dataset_rows())
+    hit = torch.isin(parts_of(own.own_labels(), None if groups is None else groups.to(at.device)[at]), gone)
+    return own.subset(torch.nonzero(hit == keep).flatten())
 
 
 def _joined(sets: Mapping[int, LabelledSet], more: Mapping[int, LabelledSet]) -> dict[int, LabelledSet]:
