@@ -166,7 +166,7 @@ REQUEST = (
     *WANDB[1:],
 )
 TABLE = Option(
-    "number", int, None, "1 to 6 as in the paper, 7 and 8 with all methods, or your own in benchmarks/tables"
+    "number", int, None, "1 to 6 as in the paper, 7 to 9 with all methods, or your own in benchmarks/tables"
 )
 FIGURE = Option("number", int, None, "2 to 6, as in the paper")
 DETAILS = Option("--details", bool, False, "show all that is known")
