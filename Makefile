@@ -14,7 +14,7 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep paper report speed
+.PHONY: help install run sweep paper results report speed
 .PHONY: test test-slow test-long check format clean
 
 help: ## show this help
@@ -48,6 +48,9 @@ paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a 
 	@for plan in --dry-run ''; do \
 		for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
 			echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) $$plan || exit $$?; done; done
+
+results: install ## tables and figures of PRESET=small on MNIST (DATA_DIR=) and an image folder (IMAGES=), rows kept in results/
+	@$(BIN)/python benchmarks/results.py $(if $(PRESET),--preset $(PRESET)) --data-dir $(or $(DATA_DIR),data) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
 run: install ## any command: ARGS='unlearn latest --class 9'
 	@$(RUN) $(ARGS)

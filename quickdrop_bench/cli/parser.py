@@ -165,9 +165,7 @@ REQUEST = (
     Option("--wandb", str, "disabled", WANDB[0].help),
     *WANDB[1:],
 )
-TABLE = Option(
-    "number", int, None, "1 to 6 as in the paper, 7 to 9 with all methods, or your own in benchmarks/tables"
-)
+TABLE = Option("number", int, None, "1 to 6 as in the paper, 7 to 9 with all methods, or your own in benchmarks/tables")
 FIGURE = Option("number", int, None, "2 to 6, as in the paper")
 DETAILS = Option("--details", bool, False, "show all that is known")
 STAGES = Option("--details", bool, False, "print every stage, not one line a method")

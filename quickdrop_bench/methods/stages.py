@@ -35,12 +35,15 @@ LOCAL_STEPS = (1, 2, 5, 10, 50)
 
 ASCENT_SEARCH: dict[str, tuple[Any, ...]] = {
     "unlearn_local_steps": LOCAL_STEPS,
-    "unlearn_lr": (0.02, 0.05),
+    "unlearn_lr": (0.002, 0.02, 0.05),
     "unlearn_stop_loss": (2.3, 6.0),
 }
 """Ascent is bounded in the search: unbounded steps only ever destroyed models (benchmarks/DEVIATIONS.md)."""
 
-RECOVERY_SEARCH: dict[str, tuple[Any, ...]] = {"recover_local_steps": LOCAL_STEPS, "recover_lr": (0.01, 0.05, 0.2)}
+RECOVERY_SEARCH: dict[str, tuple[Any, ...]] = {
+    "recover_local_steps": LOCAL_STEPS,
+    "recover_lr": (0.003, 0.01, 0.05, 0.2),
+}
 
 
 def check_steps(settings: Any) -> None:

@@ -215,7 +215,7 @@ def test_reflection_is_searched_without_a_bound(context: Context) -> None:
     judge = ScriptedJudge(lambda state: Judgement(0.0, 0.9))
     tried = [tune(context, Idle(ascent=form), judge).trials for form in ("gradient", "reflection")]
     firsts = [[t for t in trials if t["stage"] == "unlearning"] for trials in tried]
-    assert [len(first) for first in firsts] == [4 * 2 * 2, 4 * 2]  # steps capped at 8, rates, bounds
+    assert [len(first) for first in firsts] == [4 * 3 * 2, 4 * 3]  # steps capped at 8, rates, bounds
     assert not any("unlearn_stop_loss" in t for t in firsts[1])
 
 

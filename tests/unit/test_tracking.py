@@ -10,9 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -26,11 +24,11 @@ from quickdrop_bench.cli.runner import _process
 from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING
-from quickdrop_bench.harness.callbacks import RequestInfo as Event
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.tracking.wandb_logger import _name, tracking
 from tests.conftest import TINY, Run
+from tests.recorded_wandb import Recorded, Wandb, event
 
 TRAIN = ["train", *TINY]
 TABLE = ["table", "2", *TINY]
@@ -39,85 +37,6 @@ SWEEP = ["sweep", *TINY, "--scales", "10", "--methods", "quickdrop"]
 TRAINED = "training · digits · N=3 · α=0.1 · s=10 · seed 1"
 EVALUATED = "original · class-9 · digits · s=10 · α=0.1 · seed 1"
 REQUEST = "quickdrop · class-9 · digits · s=10 · α=0.1 · seed 1"
-
-
-@dataclass
-class Recorded:
-    """A W&B run as it was described, and what it was told."""
-
-    wandb: Wandb
-    mode: str
-    about: dict[str, Any]
-    dir: str
-    summary: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    made: list[Any] = field(default_factory=list)
-    exit_code: int | None = None
-    id: str = "id"
-
-    @property
-    def name(self) -> str:
-        return str(self.about["name"])
-
-    @property
-    def kind(self) -> str:
-        return str(self.about["job_type"])
-
-    def logged(self, key: str) -> list[Any]:
-        return [line[key] for line in self.history if key in line]
-
-    def define_metric(self, name: str, step_metric: str | None = None, summary: str | None = None) -> None: ...
-
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        self.wandb.try_to("log")
-        self.history.append(dict(metrics))
-
-    def log_artifact(self, artifact: Any) -> None:
-        self.wandb.try_to("log_artifact")
-        self.made.append(artifact)
-
-    def finish(self, exit_code: int = 0) -> None:
-        self.wandb.try_to("finish")
-        assert self.exit_code is None, "it was finished before"
-        self.exit_code = exit_code
-
-
-class Wandb:
-    """Stands in for what the package does: keeps its runs, and lets calls fail."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.mode, self.has_key = "online", False
-        self.runs: list[Recorded] = []
-        self.left: dict[str, int] = {}
-        """Calls that fail, and how often they still work before."""
-
-    def try_to(self, call: str) -> None:
-        if call in self.left and (left := self.left[call]) <= 0:
-            raise RuntimeError(f"{call}: no\nluck ({left})")
-        self.left = {name: left - (name == call) for name, left in self.left.items()}
-
-    def setup(self, settings: Any) -> SimpleNamespace:
-        assert settings.silent
-        given = "mode" in settings.model_fields_set
-        return SimpleNamespace(settings=SimpleNamespace(mode=settings.mode if given else self.mode))
-
-    def login(self, *, prompt: bool, verify: bool) -> bool:
-        assert not prompt
-        assert not verify
-        return self.has_key
-
-    def init(self, *, mode: str, **about: Any) -> Recorded:
-        self.try_to("init")
-        self.try_to(f"init {mode}")
-        run = Recorded(self, mode, about, str(self.folder / f"run-{len(self.runs)}" / "files"))
-        run.config |= about["config"]
-        self.runs.append(run)
-        return run
-
-    def of_kind(self, kind: str) -> list[Recorded]:
-        return [run for run in self.runs if run.kind == kind]
 
 
 @pytest.fixture(autouse=True)
@@ -161,15 +80,6 @@ def accuracies(folder: Path = Path()) -> list[tuple[object, ...]]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-COLUMNS = {"artefact": "table2", "dataset": "digits", "clients": 3, "distribution": "dirichlet-0.1", "fine_tuning": 0}
-COLUMNS |= {"request": "class-9", "protocol": "preset", "scale": 10.0}
-
-
-def event(kind: str = UNLEARNING, method: str = "quickdrop", seed: int = 1, requests: int = 1, **columns: Any) -> Event:
-    settings = {"provenance": {"preset": "quick"}}
-    return Event(kind, method, seed, 0, requests, {**COLUMNS, **columns}, settings)
 
 
 def options(mode: str = "auto", project: str | None = None, entity: str | None = None) -> Namespace:

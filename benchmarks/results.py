@@ -1,0 +1,74 @@
+"""Measure the tables and figures of a preset on MNIST and on an image folder, and keep what is committed of their rows.
+
+Run it as ``python benchmarks/results.py --data-dir ~/data --images ~/data/cifar10``, or with ``make results``. It goes
+on where it was interrupted. Options that it does not know are those of the commands, as ``--jobs 4``. All rows stay in
+``build/results``. What tables and figures show is copied to ``results/<preset>/<exhibit>`` (MNIST) and
+``results/<preset>/<exhibit>-<images>``, and rendered there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from quickdrop_bench.core.files import write_text
+from quickdrop_bench.harness.exhibits import Exhibit, exhibit
+from quickdrop_bench.reporting.frame import frame_of
+from quickdrop_bench.reporting.render import write_exhibit
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "results"
+EXHIBITS = ("table 2", "table 4", "table 5", "table 6", "figure 2", "figure 3", "figure 4", "figure 6", "figure 5")
+"""Those of the paper's evaluation that run on both; the longest come last."""
+
+
+def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
+    """Whether a row is committed: accuracies by class and most attack rates only where the exhibit shows them."""
+    metric = row["metric"]
+    if metric.startswith("class_"):
+        return shown.each_round
+    return "mia" not in metric or shown.name == "figure3" or metric == "f_set_advantage_mia_loss"
+
+
+def keep(rows: Path, folder: Path, shown: Exhibit) -> None:
+    """Write the committed part of a file of rows, and the exhibit rendered from it."""
+    kept = [row for line in rows.read_text().splitlines() if is_kept(row := json.loads(line), shown)]
+    write_text(folder / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    write_exhibit(folder, shown, frame_of(kept))
+
+
+def main() -> None:
+    """Run what is missing, one command after the other, and say how long each took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST")
+    parser.add_argument("--images", type=Path, help="image folder with train/ and test/, such as CIFAR-10's")
+    parser.add_argument("--seeds", default="5,3", help="how many, on MNIST and on the image folder (default: 5,3)")
+    parser.add_argument("--exhibits", default=",".join(EXHIBITS), help="which, separated by commas")
+    options, others = parser.parse_known_args()
+    seeds = options.seeds.split(",")
+    data = {"": ["--dataset", "mnist", "--data-dir", str(options.data_dir), "--seeds", seeds[0]]}
+    if options.images:
+        own = ["--dataset", "imagefolder", "--data-dir", str(options.images), "--seeds", seeds[-1]]
+        data[f"-{options.images.name}"] = own
+    for name in options.exhibits.split(","):
+        shown = exhibit(name.replace(" ", ""))
+        for suffix, where in data.items():
+            began, results = time.monotonic(), WORK / (suffix.strip("-") or "mnist")
+            command = [sys.executable, "-m", "quickdrop_bench", *name.split(), "--preset", options.preset, *where]
+            paths = ["--results-dir", str(results), "--artifacts-dir", str(WORK / "artifacts")]
+            code = subprocess.run([*command, *paths, *others], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+            if code > 1:  # 1: a run diverged or failed, which its rows say
+                sys.exit(code)
+            folder = ROOT / "results" / options.preset / f"{shown.name}{suffix}"
+            keep(results / options.preset / shown.name / "rows.jsonl", folder, shown)
+            print(f"{(time.monotonic() - began) / 60:.0f} min: {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
