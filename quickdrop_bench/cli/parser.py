@@ -122,7 +122,13 @@ MACHINE = (
 RUNS = (
     Option("--methods", str, "", "methods, as a,b (default: those that it is defined with)"),
     Option("--class", str, "9", f"class to forget, {_CLASS}", "forget_class"),
-    Option("--client", str, "0", "client to forget, from 0, in tables about clients", "forget_client"),
+    Option(
+        "--client",
+        str,
+        "0",
+        "client to forget, from 0, in tables about clients; a backdoored one, if there is one",
+        "forget_client",
+    ),
     Option("--samples", str, "100", f"in tables about samples: {_SAMPLES}", "forget_samples"),
     Option(
         "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
@@ -165,7 +171,9 @@ REQUEST = (
     Option("--wandb", str, "disabled", WANDB[0].help),
     *WANDB[1:],
 )
-TABLE = Option("number", int, None, "1 to 6 as in the paper, 7 to 9 with all methods, or your own in benchmarks/tables")
+TABLE = Option(
+    "number", int, None, "1 to 6 as in the paper, 7 to 10 with all methods, or your own in benchmarks/tables"
+)
 FIGURE = Option("number", int, None, "2 to 6, as in the paper")
 DETAILS = Option("--details", bool, False, "show all that is known")
 STAGES = Option("--details", bool, False, "print every stage, not one line a method")

@@ -16,6 +16,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from quickdrop_bench.data.backdoor import Planted
     from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["METRICS", "PER_ROUND", "SERVED", "STAGES", "Evaluated", "Metric", "Number", "measured", "metric"]
@@ -45,6 +46,7 @@ class Evaluated:
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
         groups: by client the (n,) group of each sample of D_i within its class; None for one group.
+        planted: the backdoor in the training data; None if there is none.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Evaluated:
     forgotten: Sequence[UnlearningRequest]
     seed: int
     groups: Mapping[int, Tensor | None] = field(default_factory=dict)
+    planted: Planted | None = None
 
     @cached_property
     def on_test(self) -> ClassAccuracy:
