@@ -45,8 +45,8 @@ class Evaluated:
         about: the requests whose data are the F-Set.
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
-        groups: by client the (n,) group of each sample of D_i within its class; None for one group.
         planted: the backdoor in the training data; None if there is none.
+        groups: by client the (n,) group of each sample of D_i within its class; None for one group.
     """
 
     model: nn.Module
@@ -58,8 +58,8 @@ class Evaluated:
     about: Sequence[UnlearningRequest]
     forgotten: Sequence[UnlearningRequest]
     seed: int
-    groups: Mapping[int, Tensor | None] = field(default_factory=dict)
     planted: Planted | None = None
+    groups: Mapping[int, Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def on_test(self) -> ClassAccuracy:
