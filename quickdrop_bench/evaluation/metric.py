@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import getdoc, getfile
 from pathlib import Path
@@ -47,6 +47,7 @@ class Evaluated:
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
         planted: the backdoor in the training data; None if there is none.
+        groups: by client the (n,) group of each sample of D_i within its class; None for one group.
         oracle: parameters of the model that was retrained for the same request and seed, at stage ``total`` alone; None
             where that was not run.
         training: the phase of FL training; None where no run is measured.
@@ -62,6 +63,7 @@ class Evaluated:
     forgotten: Sequence[UnlearningRequest]
     seed: int
     planted: Planted | None = None
+    groups: Mapping[int, Tensor | None] = field(default_factory=dict)
     oracle: Mapping[str, Tensor] | None = None
     training: Phase | None = None
 

@@ -119,9 +119,8 @@ def asked(own: Tensor, oracle: Tensor | None, about: UnlearningRequest = CLASS_1
     original = {"rows": answers(*labels.tolist())}
     retrained = None if oracle is None else {"rows": oracle}
     phase = Phase("fl-training", 1, 1, 2, 0.5)
-    return replace(
-        Evaluated(Table(own), state, original, test, 3, train, (about,), (about,), 1, None, retrained, phase), **more
-    )
+    model = Evaluated(Table(own), state, original, test, 3, train, (about,), (about,), 1)
+    return replace(model, oracle=retrained, training=phase, **more)
 
 
 def test_the_sets_of_a_class_request() -> None:
