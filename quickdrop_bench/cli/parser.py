@@ -120,7 +120,13 @@ MACHINE = (
 RUNS = (
     Option("--methods", str, "", "methods, as a,b (default: those that it is defined with)"),
     Option("--class", str, "9", f"class to forget, {_CLASS}", "forget_class"),
-    Option("--client", str, "0", "client to forget, from 0, in tables about clients", "forget_client"),
+    Option(
+        "--client",
+        str,
+        "0",
+        "client to forget, from 0, in tables about clients; a backdoored one, if there is one",
+        "forget_client",
+    ),
     Option(
         "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
     ),
@@ -162,7 +168,7 @@ REQUEST = (
     *WANDB[1:],
 )
 TABLE = Option(
-    "number", int, None, "1 to 6 as in the paper, 7 and 8 with all methods, or your own in benchmarks/tables"
+    "number", int, None, "1 to 6 as in the paper, 7, 8 and 10 with all methods, or your own in benchmarks/tables"
 )
 FIGURE = Option("number", int, None, "2 to 6, as in the paper")
 DETAILS = Option("--details", bool, False, "show all that is known")

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods
 from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.data.backdoor import Backdoor
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.presets import preset_values, presets
@@ -211,6 +212,9 @@ class CommandLine:
         for key in [key for key in values if key.endswith(".unlearn_stop_loss") and key not in said]:
             if values.get(key.replace("unlearn_stop_loss", "ascent")) == "reflection":
                 values[key] = None
+        # Who has a backdoor is forgotten, unless another client is named.
+        if values.get("backdoor") and "forget_client" in known and "forget_client" not in {*below, *said}:
+            values["forget_client"] = str(Backdoor.parse(values["backdoor"]).client)
         options = Namespace()
         for key, value in values.items():
             options[key] = _at_home(known[key], value) if isinstance(value, Path) else value

@@ -152,8 +152,9 @@ def evaluate(args: Namespace, line: CommandLine) -> int:
         return 0
     console = Console(highlight=False, markup=False)
     console.print(f"{run.folder} · version {version} · {_forgotten(run, version)}")
-    shown = {"F-Set": "f_set", "R-Set": "r_set", "all test images": "test"}
-    console.print(" · ".join(f"{name} {_percent(found.get(f'{key}_accuracy'))}" for name, key in shown.items()))
+    shown = {"F-Set": "f_set_accuracy", "R-Set": "r_set_accuracy", "all test images": "test_accuracy"}
+    shown |= {"attack success": "attack_success"} if run.spec.backdoor else {}
+    console.print(" · ".join(f"{name} {_percent(found.get(key))}" for name, key in shown.items()))
     classes = [(name, _percent(found.get(f"class_{c}_accuracy"))) for c, name in enumerate(run.info.class_names)]
     _print_numbers(console, ("class", "accuracy"), classes)
     return 0
@@ -174,6 +175,7 @@ def show(args: Namespace, line: CommandLine) -> int:
     console.print(
         f"{run.folder}\n{info.name}: {len(info.class_names)} classes, images {'×'.join(map(str, info.image_shape))}\n"
         f"{spec.clients} clients, {spec.distribution}, {about['images']} images; seed {run.seed}; "
+        f"{f'backdoor {spec.backdoor}; ' if spec.backdoor else ''}"
         f"{spec.rounds} rounds × {spec.local_steps} local steps on {run.trained.device}\n"
         f"current version {run.current} · {_forgotten(run, run.current)}"
     )
@@ -260,7 +262,7 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
     if entry.before is None or entry.after is None:
         console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}")
     else:
-        names = [("F-Set", "f_set_accuracy"), ("R-Set", "r_set_accuracy")]
+        names = [("F-Set", "f_set_accuracy"), ("R-Set", "r_set_accuracy"), ("attack success", "attack_success")]
         names += [(f"class {name}", f"class_{c}_accuracy") for c, name in enumerate(run.info.class_names)]
         sides = entry.before, entry.after
         shown = [(name, *(_percent(side.get(key)) for side in sides)) for name, key in names if key in sides[0]]

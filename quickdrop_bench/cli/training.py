@@ -71,10 +71,10 @@ def _train(session: Session, display: ProgressDisplay) -> None:
             context = session.prepare(seed)
         folder = session.folder(seed)
         refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
-        counts = class_holdings(session.data, context.clients)
+        counts = class_holdings(session.held(seed), context.clients)
         write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
         if experiment.federation.distill:
-            write_sheet(folder, *synthetic_pairs(session.data, context.clients), _title(experiment, seed))
+            write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.trained(seed).cost

@@ -16,6 +16,7 @@ from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from quickdrop_bench.data.backdoor import Planted
     from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["METRICS", "PER_ROUND", "SERVED", "STAGES", "Evaluated", "Metric", "Number", "measured", "metric"]
@@ -44,6 +45,7 @@ class Evaluated:
         about: the requests whose data are the F-Set.
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
+        planted: the backdoor in the training data; None if there is none.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Evaluated:
     about: Sequence[UnlearningRequest]
     forgotten: Sequence[UnlearningRequest]
     seed: int
+    planted: Planted | None = None
 
     @cached_property
     def on_test(self) -> ClassAccuracy:

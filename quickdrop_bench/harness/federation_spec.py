@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.core.errors import BadInput, positive
+from quickdrop_bench.data.backdoor import Backdoor
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.federation.faults import Faults
@@ -96,6 +97,7 @@ class FederationSpec:
     dropout_rate: float = _option(0.0, "share of a round's clients that miss it, below 1")
     straggler_rate: float = _option(0.0, "share of the updates that come too late, below 1")
     corrupt_rate: float = _option(0.0, "share of the updates that arrive broken and are rejected, below 1")
+    backdoor: str = _option("", "a client with a backdoor in its images, as client=3,share=0.8,target=0")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -117,6 +119,10 @@ class FederationSpec:
         positive("--image-lr", self.image_lr, at_least=0)
         positive("--image-momentum", self.image_momentum, at_least=0, at_most=0.999)
         _ = self.faults, self.fine_tuning, self.architecture
+        if planned := self.planned_backdoor:
+            if planned.client >= self.clients:
+                raise BadInput("--backdoor", self.backdoor, f"client must be between 0 and {self.clients - 1}")
+            object.__setattr__(self, "backdoor", str(planned))  # however it was written, it is one spec
         if self.fine_tune and not self.distill:
             raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
 
@@ -146,6 +152,11 @@ class FederationSpec:
         """How often clients fail, in training and in every stage of every method."""
         return Faults(self.dropout_rate, self.straggler_rate, self.corrupt_rate)
 
+    @property
+    def planned_backdoor(self) -> Backdoor | None:
+        """The backdoor of one client, if there is one."""
+        return Backdoor.parse(self.backdoor) if self.backdoor else None
+
     def resolved(self) -> dict[str, Any]:
         """The fields that decide the result, ready to be hashed and shown."""
         values = asdict(self)
@@ -161,6 +172,8 @@ class FederationSpec:
             values = {name: value for name, value in values.items() if not name.startswith("fine_tune")}
         if not (faults := self.faults).possible:
             values = {name: value for name, value in values.items() if name not in vars(faults)}
+        if not self.backdoor:
+            del values["backdoor"]
         return values
 
     def setting(self, apart: Collection[str] = ()) -> dict[str, Any]:

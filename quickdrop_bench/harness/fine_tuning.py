@@ -13,7 +13,14 @@ from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import hand_round, on_first, spread
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.training import Checkpoint, alone_in, load_trained, save_finished, train_federation
+from quickdrop_bench.harness.training import (
+    Checkpoint,
+    alone_in,
+    load_trained,
+    planted,
+    save_finished,
+    train_federation,
+)
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation
 
@@ -69,6 +76,8 @@ def _fine_tune(
     done = on_first(fabric, lambda: _done_before(spec, folder_of))
     start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of, preset)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
+    if backdoor := planted(spec, data, {i: kept.rows for i, kept in start.clients.items()}, seed):
+        data = backdoor.data
     clients = {i: LabelledSet(data.train.images, data.train.labels, kept.rows) for i, kept in start.clients.items()}
     checkpoint = Checkpoint(folder / "fine_tuning.ckpt")
     cost, progress = start.fine_tuning, {"done": done, "gradients": start.fine_tuning_gradients}

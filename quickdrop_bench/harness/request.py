@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.data.backdoor import Planted
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import Evaluated
@@ -23,7 +24,7 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.training import training_phase
+from quickdrop_bench.harness.training import planted, training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import SMALL_SETS, StageResult
@@ -78,10 +79,21 @@ class Deployment:
         return (self.folder.parent / base if re.fullmatch(r"[0-9a-f]+", base) else self.folder) / artifacts.UPDATES
 
     @cached_property
+    def planted(self) -> Planted | None:
+        """The backdoor of one client, if there is one; as it was in training."""
+        rows = {i: kept.rows for i, kept in self.trained.clients.items()}
+        return planted(self.spec, self.data, rows, int(self.trained.spec["seed"])) if self.data else None
+
+    @property
+    def held(self) -> ImageData | None:
+        """The data set as the clients hold it: with the images of a backdoored one."""
+        return self.planted.data if self.planted else self.data
+
+    @cached_property
     def clients(self) -> dict[int, ClientData]:
         """What each has; without the data set, no original images."""
         nowhere = LabelledSet.of(torch.empty(0, *self.trained.data.image_shape), torch.empty(0, dtype=torch.int64))
-        train = self.data and self.data.train
+        train = self.held and self.held.train
         return {
             i: ClientData(
                 LabelledSet(train.images, train.labels, c.rows) if train else nowhere,
@@ -137,6 +149,7 @@ class Deployment:
             about=about,
             forgotten=forgotten,
             seed=int(self.trained.spec["seed"]),
+            planted=self.planted,
         )
 
 

@@ -69,6 +69,10 @@ class Session:
             self._deployed[seed] = Deployment(self.federation, e.federation, trained, at(), self.data)
         return self._deployed[seed]
 
+    def held(self, seed: int) -> ImageData:
+        """The data set as the clients of the seed's federation hold it, of whom one may have a backdoor."""
+        return self.deployment(seed).held or self.data
+
     def context(self, seed: int) -> Context:
         """The first request on the seed's trained federation.
 
@@ -89,7 +93,7 @@ class Session:
         run = self.info(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
         context, folder = self.context(seed), self.folder(seed)
-        ready = {"context": context, "trained": self.trained(seed), "data": self.data, "folder": folder}
+        ready = {"context": context, "trained": self.trained(seed), "data": self.held(seed), "folder": folder}
         self.fabric.call("on_federation_ready", run=run, **ready)
         return context
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import reason_of, refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.core.seeding import generator
+from quickdrop_bench.data.backdoor import Planted, plant
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.distillation.in_situ import (
@@ -50,6 +51,7 @@ __all__ = [
     "build_model",
     "client_rows",
     "load_trained",
+    "planted",
     "save_finished",
     "train_federation",
     "training_phase",
@@ -96,6 +98,21 @@ def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[n
     """The training images of each client, as rows of the data set."""
     alpha = None if spec.iid else spec.alpha
     return partition(labels.cpu().numpy(), spec.clients, alpha, min_client_size=spec.min_client_size, seed=seed)
+
+
+def planted(
+    spec: FederationSpec, data: ImageData, rows: Sequence[np.ndarray] | Mapping[int, torch.Tensor], seed: int
+) -> Planted | None:
+    """The backdoor in a federation's data, if a client has one; see :func:`~quickdrop_bench.data.backdoor.plant`.
+
+    Args:
+        spec: of the federation.
+        data: the data set.
+        rows: by client, its training images.
+        seed: of the federation.
+    """
+    backdoor = spec.planned_backdoor
+    return plant(backdoor, data, torch.as_tensor(rows[backdoor.client]), seed) if backdoor else None
 
 
 @contextmanager
@@ -219,6 +236,8 @@ def train_federation(
     fabric = federation.fabric
     if not on_first(fabric, lambda: artifacts.is_complete(folder)):
         parts = client_rows(spec, data.train.labels, seed)
+        if backdoor := planted(spec, data, parts, seed):
+            data = backdoor.data
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
                 return _train(spec, federation, data, seed, folder, preset, parts)

@@ -148,8 +148,8 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
         The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``gradients`` (first-
         plus second-order sample-gradients plus a third of the forward-only passes, as backward takes about two thirds
         of a pass), ``speedup`` and ``speedup_sample_gradients`` (the oracle's seconds, or gradients, ÷ the method's),
-        ``f_set_gap`` and ``r_set_gap`` (the method's accuracy − the oracle's), ``f_set_gap_control`` and
-        ``r_set_gap_control`` (− the control's).
+        ``f_set_gap`` and ``r_set_gap`` (the method's accuracy − the oracle's), ``attack_success_gap`` likewise for a
+        backdoor, and these with ``_control`` behind the name (− the control's).
     """
     rows = named(rows)
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)] if len(rows) else rows
@@ -211,6 +211,7 @@ def compare(own: Mapping[Any, Any], reference: Mapping[Any, Any]) -> dict[str, f
         "speedup_sample_gradients": _ratio(_equivalents(reference), gradients),
         "f_set_gap": _number(own, "f_set_accuracy") - _number(reference, "f_set_accuracy"),
         "r_set_gap": _number(own, "r_set_accuracy") - _number(reference, "r_set_accuracy"),
+        "attack_success_gap": _number(own, "attack_success") - _number(reference, "attack_success"),
     }
 
 

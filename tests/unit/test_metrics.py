@@ -15,7 +15,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.backdoor import Backdoor, Planted
+from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
 from quickdrop_bench.harness import sources
@@ -42,9 +43,12 @@ def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningR
 
     state = {"w": torch.ones(2)}
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
-    train = [LabelledSet(torch.zeros(6, 1, 2, 2), labels, torch.tensor(rows)) for rows in ([0, 3, 4], [1, 2, 5])]
-    test = LabelledSet.of(torch.zeros(6, 1, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
-    return Evaluated(Zero(), state, state, test, 3, dict(enumerate(train)), about, forgotten or about, 1)
+    images = torch.zeros(6, 1, 3, 3)
+    train = [LabelledSet(images, labels, torch.tensor(rows)) for rows in ([0, 3, 4], [1, 2, 5])]
+    test = LabelledSet.of(images, torch.tensor([0, 0, 1, 1, 2, 2]))
+    data = ImageData("toy", LabelledSet.of(images, labels), test, ("a", "b", "c"), (0.0,), (1.0,))
+    planted = Planted(Backdoor(1, target=2), data, torch.tensor([5]))
+    return Evaluated(Zero(), state, state, test, 3, dict(enumerate(train)), about, forgotten or about, 1, planted)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ FORGOTTEN = 0.05
 F_SET = Column("", "F-Set", "total", "f_set_accuracy", "percent")
 R_SET = Column("", "R-Set", "total", "r_set_accuracy", "percent")
 GAP = Column("", "Gap to oracle", "total", "r_set_gap", "points")
+ATTACK = Column("", "Attack success", "total", "attack_success", "percent")
 F_GAP = Column("", "", "total", "f_set_gap", "points")
 VERSUS_CONTROL = Column("", "", "total", "r_set_gap_control", "points")
 COST = Column("", "Gradients", "total", "gradients", "count")
@@ -43,7 +44,7 @@ class _Shown:
     better: int = 0
 
 
-FIRST = (_Shown(F_SET), _Shown(R_SET, 1), _Shown(GAP), _Shown(COST, -1), _Shown(SPEEDUP, 1))
+FIRST = (_Shown(F_SET), _Shown(R_SET, 1), _Shown(GAP), _Shown(ATTACK), _Shown(COST, -1), _Shown(SPEEDUP, 1))
 THEN = (_Shown(SECONDS, -1), _Shown(IN_SECONDS, 1), _Shown(UPLOAD, -1), _Shown(STORAGE, -1))
 
 

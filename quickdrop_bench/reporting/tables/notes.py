@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.frame import SEARCH, TRAINING, Setting
-from quickdrop_bench.reporting.names import ORIGINAL, method_title
+from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered
 from quickdrop_bench.reporting.tables.shape import EMPTY
 from quickdrop_bench.reporting.tables.texts import COLLAPSED, SHARED, cell_of, cell_text, signed_text
 
@@ -21,6 +21,8 @@ COLLAPSE = (
 )
 RATIOS = "speedups: median (range) over seeds of the oracle's cost ÷ the method's, on the same seed"
 PAIRED = f"differences in percentage points after the last stage, seed by seed; {EMPTY}: nothing to compare with"
+IMPLANTED = 0.5
+"""By how much a backdoor's success must be above that with the oracle's model, which never saw it, to have taken."""
 INTERVALS = "mean over seeds with its 95% interval (Student's t), which holds 0 where chance alone may explain it"
 
 
@@ -29,6 +31,7 @@ def facts(settings: Sequence[Setting], original: bool = True) -> list[str]:
     notes = (
         _each(settings, "mean ± standard deviation over {}", _seeds),
         _each(settings, "original model before the request: {}", _original) if original else "",
+        _each(settings, "attack success of the backdoor before the request: {}", _attack) if original else "",
         _each(settings, "search, stated apart: {}", _search),
         _each(settings, "measured on {}", _machine),
     )
@@ -88,6 +91,22 @@ def _original(setting: Setting) -> str:
         return ""
     columns = [Column("", f"{s}-Set", TRAINING, f"{s.lower()}_set_accuracy", "percent") for s in "FR"]
     return ", ".join(f"{column.header} {signed_text(setting, ORIGINAL, column)}" for column in columns)
+
+
+def _attack(setting: Setting) -> str:
+    """How well a backdoor works before the request, and whether it is one that the oracle's model has not."""
+    rows = setting.rows[setting.rows["metric"] == "attack_success"].dropna(subset="value")
+    before = rows[(rows["method"] == ORIGINAL) & (rows["stage"] == TRAINING)]
+    if before.empty:
+        return ""
+    own = signed_text(setting, ORIGINAL, Column("", "", TRAINING, "attack_success", "percent"))
+    oracle = rows[(rows["method"].map(registered) == ORACLE) & (rows["stage"] == "total")]
+    above = (before.groupby("seed")["value"].last() - oracle.groupby("seed")["value"].last()).dropna()
+    if above.empty:
+        return f"{own}; whether it was implanted is not known without {method_title(ORACLE)}"
+    weak = _counted({*above.index[above < IMPLANTED]})
+    points = f"{100 * IMPLANTED:.0f} points above {method_title(ORACLE)}"
+    return f"{own}, not implanted on {weak} (less than {points})" if weak else f"{own}, implanted (at least {points})"
 
 
 def _search(setting: Setting) -> str:
