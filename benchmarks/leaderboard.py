@@ -32,9 +32,9 @@ COLUMNS = (
 INTRODUCTION = """# Leaderboard
 
 Written by `make leaderboard` from the rows in this folder. Methods that forget come first: their F-Set accuracy is
-within one point, and one standard error over seeds, of retraining's. Among them, the higher R-Set's gap to
-retraining, the better. Gaps are in percentage points, paired by seed, with their 95% interval; with one seed there is
-none. Sample-gradients: a forward pass counts a third.
+within one point of retraining's, plus a standard error over seeds of one point at most. Among them, the higher R-Set's
+gap to retraining, the better. Gaps are in percentage points, paired by seed, with their 95% interval; with one seed
+there is none. Sample-gradients: a forward pass counts a third.
 [How a method gets its line](../CONTRIBUTING.md#a-line-on-the-leaderboard).
 """
 

@@ -75,10 +75,11 @@ def test_one_point_and_a_standard_error_are_near(leaderboard: SimpleNamespace, t
     ]
     spread = setting.rows.copy()
     own = (spread["method"] == "none") & (spread["metric"] == "f_set_gap")
-    spread.loc[own, "value"] = [0.0, 0.039]  # mean 1.95, standard error 1.95 points
+    spread.loc[own, "value"] = [0.01, 0.028]  # mean 1.9, standard error 0.9 points
     assert forgets(type(setting)(spread), "none")
-    spread.loc[own, "value"] = [0.019, 0.021]  # mean 2, standard error 0.1
-    assert not forgets(type(setting)(spread), "none")
+    for values in ([0.019, 0.021], [-0.2, 0.3]):  # mean 2, standard error 0.1; mean 5, standard error 25
+        spread.loc[own, "value"] = values
+        assert not forgets(type(setting)(spread), "none")
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -52,7 +52,7 @@ def _label(setting: Setting) -> str:
 
 def _legend() -> list[Line2D]:
     mark: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
-    forgets = f"F-Set within 1 point (+ a standard error) of {method_title(ORACLE)}'s"
+    forgets = f"F-Set within 1 point (+ a standard error, ≤ 1) of {method_title(ORACLE)}'s"
     return [
         Line2D([], [], **mark, label=forgets),
         Line2D([], [], **mark, markerfacecolor="white", label="F-Set farther from it"),
