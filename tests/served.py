@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.cli.resolve import federation_spec, methods_of, options_of
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.measure import measure
@@ -25,8 +25,10 @@ from tests.conftest import TINY
 
 OPTIONS = [*TINY, "--min-client-size", "5", "--record-every", "1"]
 CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
-REQUESTS = {"class": CLASS_9, "client": CLIENT_0}
-TABLES = {"class": "2", "client": "4"}
+SAMPLES = UnlearningRequest("sample", tuple(range(0, 300, 5)))
+REQUESTS = {"class": CLASS_9, "client": CLIENT_0, "sample": SAMPLES}
+TABLES = {"class": "2", "client": "4", "sample": "4"}
+"""Whose settings requests of a level take."""
 NAME = "federation"
 """Of the folder of each test's own copy, in ``artifacts``."""
 
@@ -39,7 +41,9 @@ class Measured:
     rows: dict[tuple[str, str], dict[tuple[str, str], float]]
 
 
-def experiment(level: str, requests: tuple[UnlearningRequest, ...], names: list[str] | None = None) -> Experiment:
+def experiment(
+    level: str, requests: tuple[UnlearningRequest | Samples, ...], names: list[str] | None = None
+) -> Experiment:
     args = options_of(["table", TABLES[level], *OPTIONS], f"table{TABLES[level]}")
     methods = {n: m for n, m in methods_of(args).items() if level in m.levels and (names is None or n in names)}
     rules = Rules(args.protocol, args.patience, relearn=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from quickdrop_bench.cli.lists import classes_of, numbers, numbers_of, split
+from quickdrop_bench.cli.lists import classes_of, numbers, numbers_of, samples_of, split
 from quickdrop_bench.cli.output import counted
 from quickdrop_bench.cli.parser import AXES, spelled
 from quickdrop_bench.cli.resolve import CommandLine, arithmetic, federation_spec, methods_of, seeds_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import OPTIONS, Samples, UnlearningRequest
 from quickdrop_bench.harness.exhibits import Exhibit, Variant, exhibit
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.run_spec import Rules
@@ -129,22 +129,26 @@ class _Plan:
                     experiment = self._experiment(one, methods, self._requests(one, shape.level))
                     yield replace(experiment, usual=usual, swept=frozenset(axes)), here
 
-    def _requests(self, args: Namespace, level: str) -> tuple[UnlearningRequest, ...]:
+    def _requests(self, args: Namespace, level: str) -> tuple[UnlearningRequest | Samples, ...]:
         """What is to be forgotten, one after the other; a class that does not exist may be the default."""
+        if level == "sample" and (samples := samples_of(args.forget_samples)):
+            return tuple(samples)
         if level == "class":
             text, note = args.forget_class, "" if "forget_class" in {**self.line.typed, **self.line.files} else DEFAULT
             targets = classes_of(text, class_names(args.dataset, args.data_dir), note)
-        else:
+        elif level == "client":
             text, targets = args.forget_client, numbers_of("--client", args.forget_client)
+        else:
+            text, targets = args.forget_samples, ()
         if not targets:
-            raise BadInput(f"--{level}", text, "one, or several as 9,3, is needed")
+            raise BadInput(OPTIONS[level], text, "one, or several as 9,3, is needed")
         return tuple(UnlearningRequest(level, (target,)) for target in targets)
 
     def _options(self, place: Mapping[str, Any], *, own: bool = True) -> Namespace:
         return self.line.options(self.variant.section, {**self.variant.options, **place}, own=own)
 
     def _experiment(
-        self, args: Namespace, methods: Sequence[str], requests: tuple[UnlearningRequest, ...]
+        self, args: Namespace, methods: Sequence[str], requests: tuple[UnlearningRequest | Samples, ...]
     ) -> Experiment:
         """What the options describe."""
         configured, shape = methods_of(args), exhibit(self.variant.shape)

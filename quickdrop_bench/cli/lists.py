@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import reason_of
 from quickdrop_bench.data.class_names import class_index
+from quickdrop_bench.data.requests import Samples
 
-__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "split"]
+__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "samples_of", "split"]
 
 
 def split(option: str, text: object) -> list[str]:
@@ -62,3 +65,41 @@ def classes_of(text: object, names: Sequence[str], note: str = "") -> tuple[int,
     classes = tuple(class_index(part, names, note) for part in split("--class", text))
     check_once("--class", text, classes)
     return classes
+
+
+def samples_of(text: object) -> list[Samples]:
+    """Samples as the user types them: numbers of random ones, ``100,50`` one after the other, or a file.
+
+    Args:
+        text: of the option; a file lists ``client,row`` a line.
+
+    Raises:
+        BadInput: a number is 0, or the file cannot be read, lists nothing, no pair of numbers or a row twice.
+    """
+    if re.fullmatch(r"[\d,\s]*", str(text), re.ASCII):
+        counts = numbers_of("--samples", text)
+        if not all(counts):
+            raise BadInput("--samples", text, "at least 1 is needed")
+        return [Samples(count) for count in counts]
+    try:
+        lines = Path(str(text)).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = f"a number, or a file that lists client,row a line, is needed ({reason_of(error)})"
+        raise BadInput("--samples", text, reason) from error
+    return [Samples(0, _pairs(text, lines))]
+
+
+def _pairs(path: object, lines: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """What a file lists."""
+    pairs: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", line, re.ASCII)
+        if not found:
+            raise BadInput("--samples", path, f"line {number} is not client,row, as 3,1705")
+        client, row = map(int, found.groups())
+        if row in pairs:
+            raise BadInput("--samples", path, f"line {number} lists row {row} again")
+        pairs[row] = client
+    if not pairs:
+        raise BadInput("--samples", path, "it lists nothing; client,row a line is needed")
+    return tuple((client, row) for row, client in sorted(pairs.items()))

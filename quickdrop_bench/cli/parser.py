@@ -92,6 +92,8 @@ def _described(cls: type) -> dict[str, str]:
 _CLASS = "by name, or by position from 0 where no name is a number; 9,3: one after the other"
 """A number is a name wherever classes are named by numbers."""
 
+_SAMPLES = "how many random training images, or a file that lists them, client,row a line"
+
 FEDERATION = _of_fields(FederationSpec)
 """What decides a federation and its training."""
 
@@ -127,6 +129,7 @@ RUNS = (
         "client to forget, from 0, in tables about clients; a backdoored one, if there is one",
         "forget_client",
     ),
+    Option("--samples", str, "100", f"in tables about samples: {_SAMPLES}", "forget_samples"),
     Option(
         "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
     ),
@@ -159,6 +162,7 @@ REQUEST = (
     Option("--preset", str | None, None, "preset with the methods' settings (default: the training's)"),
     Option("--class", str, "", f"the class, {_CLASS}", "forget_class"),
     Option("--client", str, "", "the client, from 0; 3,5: one after the other", "forget_client"),
+    Option("--samples", str, "", _SAMPLES, "forget_samples"),
     Option("--method", str, "quickdrop", "an unlearning method, see the command 'methods'"),
     Option("--absent", int | str, "", "clients that cannot take part now, as 1,4"),
     Option("--from-version", int | None, None, "start from this version, where newer ones are damaged"),
@@ -168,13 +172,13 @@ REQUEST = (
     *WANDB[1:],
 )
 TABLE = Option(
-    "number", int, None, "1 to 6 as in the paper, 7, 8 and 10 with all methods, or your own in benchmarks/tables"
+    "number", int, None, "1 to 6 as in the paper, 7 to 10 with all methods, or your own in benchmarks/tables"
 )
 FIGURE = Option("number", int, None, "2 to 6, as in the paper")
 DETAILS = Option("--details", bool, False, "show all that is known")
 STAGES = Option("--details", bool, False, "print every stage, not one line a method")
 NUMBERS = Option("--details", bool, False, "print all numbers")
-_RENAMED = RUNS[1:3]
+_RENAMED = RUNS[1:4]
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ COMMANDS = {
         "train a federation and save it, to serve requests on it",
         (*_TRAINS, Option("--resume", bool, False, "go on with what was begun; refuse to begin anew")),
     ),
-    "unlearn": Command("forget a class or a client on a trained federation", REQUEST, methods=True),
+    "unlearn": Command("forget a class, a client or samples on a trained federation", REQUEST, methods=True),
     "relearn": Command("learn again what was forgotten", REQUEST, methods=True),
     "evaluate": Command("print the accuracies of a trained federation's model", (*NAMED, VERSION, *SERVED_ON)),
     "show": Command(

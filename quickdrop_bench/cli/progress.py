@@ -117,7 +117,7 @@ class ProgressDisplay:
         facts = TextColumn("{task.fields[facts]}")
         self._bar = Progress(*columns, facts, console=self._console, transient=True)
         self._task = self._bar.add_task("", total=None, facts="", visible=False)
-        self._run, self._requests = "", list[UnlearningRequest]()
+        self._run, self._requests = "", list[set[int]]()
         self._label, self._last_accuracy = "", ""
 
     def __enter__(self) -> ProgressDisplay:
@@ -143,7 +143,7 @@ class ProgressDisplay:
     def _announce(self, run: RequestInfo) -> None:
         self._requests = []
         if run.kind != TRAINING:
-            self._requests = [UnlearningRequest.parse(text) for text in run.columns["request"].split(">")]
+            self._requests = [_of_classes(text) for text in run.columns["request"].split(">")]
         self._run, self._label = f"{self._work}seed {run.seed} · {run.name}", ""
         if run.requests > 1 and run.kind != TRAINING:
             name = run.columns.get("request_name", run.columns["request"]).split(">")[-1]
@@ -167,12 +167,12 @@ class ProgressDisplay:
         self._show("", done, of, f"matching distance {distance:.1f}")
 
     def _accuracies(self, found: ClassAccuracy) -> str:
-        """On a request's F-Set and R-Set; a client's F-Set are training images, on which no round is tested."""
+        """On a request's F-Set and R-Set; a client's and samples are training images, on which no round is tested."""
         if not self._requests:
             return f"accuracy {found.without(()):.3f}"
-        about = forgotten_classes(self._requests[-1:])
+        about = self._requests[-1]
         f_set = f"F-Set {found.over(about):.3f} · " if about else ""
-        r_set = found.without(forgotten_classes(self._requests))
+        r_set = found.without(set().union(*self._requests))
         return f"{f_set}{'no class is retained' if math.isnan(r_set) else f'R-Set {r_set:.3f}'}"
 
     def _open(self, label: str, of: int) -> None:
@@ -185,6 +185,11 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=done, facts=facts)
         else:
             self._console.print(f"{self._label} · {unit}{done}/{of} · {facts}", highlight=False, soft_wrap=True)
+
+
+def _of_classes(request: str) -> set[int]:
+    """The classes that a request forgets, as rows write it."""
+    return forgotten_classes([UnlearningRequest.parse(request)]) if request.startswith("class-") else set()
 
 
 def _failures(info: RoundInfo) -> str:

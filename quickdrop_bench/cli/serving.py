@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quickdrop_bench.cli.lists import classes_of, numbers_of
+from quickdrop_bench.cli.lists import classes_of, numbers_of, samples_of
 from quickdrop_bench.cli.machine import make_fabric
 from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
 from quickdrop_bench.cli.unused import check_data, check_request
@@ -36,7 +36,7 @@ SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"
 
 
 def unlearn(args: Namespace, line: CommandLine) -> int:
-    """Forget classes and clients, one request after the other; each makes a model version."""
+    """Forget classes, clients and samples, one request after the other; each makes a model version."""
     return _serve("unlearn", args, line)
 
 
@@ -52,7 +52,7 @@ def _serve(action: str, args: Namespace, line: CommandLine) -> int:
 
 def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker | None) -> int:
     run = _open(args, tracker)
-    requests = _requests(args, run.info.class_names)
+    requests = _requests(action, args, run)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, line, level) for level in {request.level for request in requests}}
     check_request(action, line, args.method, methods.values(), run.spec.dataset)
@@ -83,7 +83,7 @@ def _info(run: TrainedRun, action: str, request: UnlearningRequest, method: Meth
         "dataset": run.info.name,
         "clients": spec.clients,
         "distribution": spec.distribution,
-        "request": str(request),
+        "request": request.named(()),
         "protocol": "preset",
         "seed": run.seed,
         "method": args.method,
@@ -118,14 +118,17 @@ def _open(args: Namespace, tracker: Tracker | None = None) -> TrainedRun:
     return TrainedRun(find_run(args.run, args.artifacts_dir), make, args.data_dir)
 
 
-def _requests(args: Namespace, names: Sequence[str]) -> list[UnlearningRequest]:
-    """Classes first, then clients, in the order given."""
-    classes, clients = classes_of(args.forget_class, names), numbers_of("--client", args.forget_client)
+def _requests(action: str, args: Namespace, run: TrainedRun) -> list[UnlearningRequest]:
+    """Classes first, then clients, then samples, in the order given."""
+    classes = classes_of(args.forget_class, run.info.class_names)
+    clients, samples = numbers_of("--client", args.forget_client), samples_of(args.forget_samples)
     requests = [UnlearningRequest("class", (c,)) for c in classes] + [
         UnlearningRequest("client", (c,)) for c in clients
     ]
+    for asked in samples:
+        requests.append(run.samples(asked, action, requests, args.from_version))
     if not requests:
-        raise BadInput("--class", "and --client", "give one of them, e.g. --class 9 or --client 3")
+        raise BadInput("--class", "and --client and --samples", "give one of them, e.g. --class 9 or --client 3")
     return requests
 
 

@@ -13,6 +13,7 @@ from quickdrop_bench.cli.lists import numbers, split
 from quickdrop_bench.cli.parser import AXES, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.data.requests import OPTIONS
 from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS, FederationSpec
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.models import MODELS
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from quickdrop_bench.harness.experiment import Experiment
 
 __all__ = ["check_data", "check_experiments", "check_federation", "check_partition", "check_request"]
+
+FORGOTTEN = {"class": "forget_class", "client": "forget_client", "sample": "forget_samples"}
+"""The key of the option that says what requests of a level forget."""
 
 
 def _refuse(line: CommandLine, keys: Iterable[str], reason: str) -> None:
@@ -81,11 +85,12 @@ def check_experiments(name: str, line: CommandLine, args: Namespace, experiments
     _check_axes(line, args)
     methods = {m: settings for e in experiments for m, settings in e.methods.items()}
     if not methods:
-        own = ("forget_class", "forget_client", "protocol", "patience")
+        own = (*FORGOTTEN.values(), "protocol", "patience")
         _refuse(line, own, f"{name} measures training and serves no request")
     levels = {request.level for e in experiments for request in e.requests}
-    for level in {"class", "client"} - levels:
-        _refuse(line, [f"forget_{level}"], f"{name} serves {' and '.join(levels)} requests, see --{min(levels)}")
+    for level in FORGOTTEN.keys() - levels:
+        reason = f"{name} serves {' and '.join(levels)} requests, see {OPTIONS[min(levels)]}"
+        _refuse(line, [FORGOTTEN[level]], reason)
     if not args.distill and not any("real-subset" in METHODS[m].needs for m in methods):
         _refuse(line, ["scale"], "nothing is distilled, and no method here keeps a subset of the images")
     _check_methods(line, methods, f"{name} neither runs nor shows it")

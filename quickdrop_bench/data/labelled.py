@@ -19,16 +19,19 @@ class LabelledSet:
         images: (n, C, H, W) float32, normalised.
         labels: (n,) int64; for local training alone also (n, C) float32, the probabilities of the classes.
         rows: (m,) int64, the rows of ``images`` that belong to the set, on the same device.
+        origin: (n,) int64, the rows of the data set that ``images`` are copies of, or began as; None where ``images``
+            are the data set's own.
     """
 
     images: Tensor
     labels: Tensor
     rows: Tensor
+    origin: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor) -> LabelledSet:
+    def of(cls, images: Tensor, labels: Tensor, origin: Tensor | None = None) -> LabelledSet:
         """The set of all rows."""
-        return cls(images, labels, torch.arange(len(labels), device=labels.device))
+        return cls(images, labels, torch.arange(len(labels), device=labels.device), origin)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,9 +51,20 @@ class LabelledSet:
         hit = torch.isin(self.own_labels(), wanted)
         return self.subset(torch.nonzero(hit == keep).flatten())
 
+    def dataset_rows(self) -> Tensor:
+        """(m,) rows of the data set that the samples are, or began as."""
+        return self.rows if self.origin is None else self.origin[self.rows]
+
+    def with_rows(self, rows: Collection[int], *, keep: bool) -> LabelledSet:
+        """The samples that are (``keep``) or are not (``not keep``) these rows of the data set, order kept."""
+        wanted = torch.tensor(sorted(rows), dtype=torch.int64, device=self.rows.device)
+        hit = torch.isin(self.dataset_rows(), wanted)
+        return self.subset(torch.nonzero(hit == keep).flatten())
+
     def to(self, device: torch.device) -> LabelledSet:
         """The same set on a device."""
-        return LabelledSet(self.images.to(device), self.labels.to(device), self.rows.to(device))
+        origin = None if self.origin is None else self.origin.to(device)
+        return LabelledSet(self.images.to(device), self.labels.to(device), self.rows.to(device), origin)
 
     def none(self) -> LabelledSet:
         """An empty one of the same kind."""
@@ -58,18 +72,21 @@ class LabelledSet:
 
     def subset(self, positions: Tensor) -> LabelledSet:
         """The samples at the given positions."""
-        return LabelledSet(self.images, self.labels, self.rows[positions.to(self.rows.device)])
+        return LabelledSet(self.images, self.labels, self.rows[positions.to(self.rows.device)], self.origin)
 
 
 def concatenate(*sets: LabelledSet) -> LabelledSet:
     """One set with the samples of all; copies the images, so meant for small sets."""
     images = torch.cat([s.images[s.rows] for s in sets])
-    return LabelledSet.of(images, torch.cat([s.own_labels() for s in sets]))
+    labels, origin = (
+        torch.cat(parts) for parts in zip(*((s.own_labels(), s.dataset_rows()) for s in sets), strict=True)
+    )
+    return LabelledSet.of(images, labels, origin)
 
 
 def pool(*sets: LabelledSet) -> LabelledSet:
     """The union of sets of rows of one and the same image tensor; copies no image."""
-    return LabelledSet(sets[0].images, sets[0].labels, torch.cat([s.rows for s in sets]))
+    return LabelledSet(sets[0].images, sets[0].labels, torch.cat([s.rows for s in sets]), sets[0].origin)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quickdrop_bench.data.groups import CLASSES, parts_of
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.matching import ClassGradients
 
@@ -51,6 +52,9 @@ class SyntheticSet:
         origin: (m,) int64, rows of the data set that S_i started from.
         velocity: (m, C, H, W) momentum of the image optimizer, kept across rounds.
         fixed_classes: classes of which it has all of the client's images; they stay real.
+        groups: (m,) int64, the group of samples that each image stands for, while it is distilled; None is one group
+            per class.
+        row_groups: (n,) int64, the group of each of D_i's samples, likewise.
     """
 
     images: Tensor
@@ -58,13 +62,15 @@ class SyntheticSet:
     origin: Tensor
     velocity: Tensor
     fixed_classes: frozenset[int] = frozenset()
+    groups: Tensor | None = None
+    row_groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def as_labelled(self) -> LabelledSet:
         """The set as data to train on."""
-        return LabelledSet.of(self.images, self.labels)
+        return LabelledSet.of(self.images, self.labels, self.origin)
 
 
 @dataclass(frozen=True)
@@ -81,22 +87,24 @@ def positions_by_class(labels: Tensor) -> dict[int, Tensor]:
     return {c: torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()}
 
 
-def initial_synthetic_set(data: LabelledSet, scale: float, generator: torch.Generator) -> SyntheticSet:
+def initial_synthetic_set(
+    data: LabelledSet, scale: float, generator: torch.Generator, groups: Tensor | None = None
+) -> SyntheticSet:
     """Draw ⌈|D_i^c|/s⌉ real images of each class c of a client's data (Algorithm 2, lines 2–7).
 
-    Its order is that of the data, so that s = 1 gives D_i itself.
+    Its order is that of the data, so that s = 1 gives D_i itself. With ``groups``, which is (n,) the group of each
+    sample, so many are drawn of every group within a class.
     """
-    picks, fixed = [], set()
-    for c, positions in positions_by_class(data.own_labels()).items():
+    picks, labels = [], data.own_labels().cpu()
+    for positions in positions_by_class(parts_of(labels, groups)).values():
         count = math.ceil(len(positions) / scale)
         picks.append(positions[torch.randperm(len(positions), generator=generator)[:count]])
-        if count >= len(positions):
-            fixed.add(c)
     chosen = torch.cat(picks).sort().values if picks else torch.empty(0, dtype=torch.int64)
     images, chosen_labels = data.take(chosen.to(data.rows.device))
-    return SyntheticSet(
-        images.clone(), chosen_labels.clone(), data.rows[chosen], torch.zeros_like(images), frozenset(fixed)
-    )
+    fixed = {c for c in labels.unique().tolist() if (labels[chosen] == c).sum() == (labels == c).sum()}
+    own_groups = None if groups is None else groups[chosen]
+    start, still = (images.clone(), chosen_labels.clone(), data.rows[chosen]), torch.zeros_like(images)
+    return SyntheticSet(*start, still, frozenset(fixed), own_groups, groups)
 
 
 def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator: torch.Generator) -> Tensor:
@@ -114,7 +122,7 @@ def augmentation_positions(data: LabelledSet, synthetic: SyntheticSet, generator
 def match(
     gradients: ClassGradients,
     targets: Sequence[Tensor],
-    batch_classes: Sequence[int],
+    batch_parts: Sequence[int],
     synthetic: SyntheticSet,
     settings: Distillation,
     generator: torch.Generator,
@@ -128,15 +136,16 @@ def match(
     Args:
         gradients: of the model at θ_{k,t}, in float32 and outside any autocast; the model stays as it is.
         targets: from ``gradients.split``, one (K, ...) per weight.
-        batch_classes: the K classes of the batch B_D.
+        batch_parts: the K classes of the batch B_D, or with groups the parts, see
+            :func:`~quickdrop_bench.data.groups.parts_of`.
         synthetic: S_i, updated in place.
         settings: ς_S, η_S, momentum and |B_S|.
         generator: draws B_S where a class has more images than fit.
     """
-    own_labels = synthetic.labels.cpu()
+    own_parts = parts_of(synthetic.labels.cpu(), synthetic.groups)
     chosen, classes, rows = [], [], []
-    for k, c in enumerate(batch_classes):
-        positions = torch.nonzero(own_labels == c).flatten()
+    for k, part in enumerate(batch_parts):
+        positions, c = torch.nonzero(own_parts == part).flatten(), part % CLASSES
         if c in synthetic.fixed_classes or not len(positions):
             continue
         if len(positions) > settings.batch_size:
@@ -146,7 +155,7 @@ def match(
         rows.append(positions.to(synthetic.images.device))
     if not classes or not settings.image_steps:
         return MatchingResult(synthetic.images.new_zeros(()), 0)
-    if len(chosen) < len(batch_classes):
+    if len(chosen) < len(batch_parts):
         targets = [target[chosen] for target in targets]
     sizes, moved = [len(r) for r in rows], torch.cat(rows)
     distances = []

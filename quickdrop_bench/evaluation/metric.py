@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import getdoc, getfile
 from pathlib import Path
@@ -46,6 +46,7 @@ class Evaluated:
         forgotten: all that the model is not to know, which R-Set leaves out.
         seed: of the run.
         planted: the backdoor in the training data; None if there is none.
+        groups: by client the (n,) group of each sample of D_i within its class; None for one group.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class Evaluated:
     forgotten: Sequence[UnlearningRequest]
     seed: int
     planted: Planted | None = None
+    groups: Mapping[int, Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def on_test(self) -> ClassAccuracy:

@@ -13,6 +13,7 @@ from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer
 from torch import Tensor, nn
 
 from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.data.groups import parts_of
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, MatchingResult, SyntheticSet, match
 from quickdrop_bench.federation.phase import Phase
@@ -52,8 +53,9 @@ class LocalWork:
 
     @property
     def plain(self) -> bool:
-        """Whether only :class:`LoopEngine` can do it: its steps are not SGD, or its labels are probabilities."""
-        return self.stepper is not None or self.data.labels.is_floating_point()
+        """Whether only :class:`LoopEngine` can do it: steps that are not SGD, labels that are probabilities, groups."""
+        grouped = self.synthetic is not None and self.synthetic.groups is not None
+        return self.stepper is not None or self.data.labels.is_floating_point() or grouped
 
     def drawn(self) -> Iterator[Tensor]:
         """Positions in the data, step by step."""
@@ -110,8 +112,11 @@ class LoopEngine:
                         break
                     self._fabric.backward(loss)
                 else:
-                    order = labels.argsort(stable=True)
-                    loss, matching = self._distil(work, images[order], labels[order], distillation_clock)
+                    own = work.synthetic.row_groups
+                    parts = parts_of(labels, None if own is None else own[batch])
+                    order = parts.argsort(stable=True)
+                    sorted_batch = images[order], labels[order], parts[order]
+                    loss, matching = self._distil(work, *sorted_batch, distillation_clock)
                     losses.append(loss)
                     matched += [matching] if matching.samples else []
                 for parameter, mask in held:
@@ -137,17 +142,17 @@ class LoopEngine:
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _distil(
-        self, work: LocalWork, images: Tensor, labels: Tensor, distillation_clock: Clock
+        self, work: LocalWork, images: Tensor, labels: Tensor, parts: Tensor, distillation_clock: Clock
     ) -> tuple[Tensor, MatchingResult]:
-        """The gradient of a batch sorted by class, and synthetic images moved towards it; the batch's loss."""
+        """The gradient of a batch sorted by part, and synthetic images moved towards it; the batch's loss."""
         assert work.synthetic is not None
         assert self._distillation is not None
         gradients = ClassGradients(self._model.module)
         with gradients.recording():
             loss = F.cross_entropy(self._model(images), labels)
             self._fabric.backward(loss)
-        classes, sizes = labels.cpu().unique_consecutive(return_counts=True)
+        present, sizes = parts.cpu().unique_consecutive(return_counts=True)
         targets = gradients.split(sizes.tolist(), self._loss_scale())
         with distillation_clock.running():
-            result = match(gradients, targets, classes.tolist(), work.synthetic, self._distillation, work.matching)
+            result = match(gradients, targets, present.tolist(), work.synthetic, self._distillation, work.matching)
         return loss.detach(), result

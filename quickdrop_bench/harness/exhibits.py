@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.data.requests import LEVELS
 from quickdrop_bench.harness.presets import benchmarks_dir
 from quickdrop_bench.methods import METHODS
 
@@ -123,7 +124,7 @@ class Exhibit:
         number: of the table or figure; None for a sweep.
         title: its caption.
         methods: in order, the oracle first; in a file ``all`` stands for every registered one.
-        level: the requests that it is about, ``class`` or ``client``.
+        level: the requests that it is about, ``class``, ``client`` or ``sample``.
         columns: of a table, from left to right.
         relearn: whether what was forgotten is learnt again.
         each_round: whether accuracy is measured after every round.
@@ -140,7 +141,7 @@ class Exhibit:
     number: int | None
     title: str
     methods: tuple[str, ...]
-    level: Literal["class", "client"] = "class"
+    level: Literal["class", "client", "sample"] = "class"
     columns: tuple[Column, ...] = ()
     relearn: bool = False
     each_round: bool = False
@@ -154,7 +155,7 @@ class Exhibit:
     def __post_init__(self) -> None:
         allowed = {
             "kind": get_args(Kind),
-            "level": ("class", "client"),
+            "level": LEVELS,
             "beside": (None, "dataset", "distribution"),
             "per": ("method", "dataset"),
         }

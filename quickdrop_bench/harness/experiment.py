@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprint
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.harness.federation_spec import FederationSpec, kept
 from quickdrop_bench.harness.run_spec import Rules, RunSpec, as_numbers
 from quickdrop_bench.harness.setting import changes
@@ -37,7 +37,8 @@ class Experiment:
         artefact: e.g. ``table2``.
         preset: name of the preset, recorded in the rows.
         federation: the federation spec.
-        requests: what to forget, in order; rows are written about each, under the requests up to it.
+        requests: what to forget, in order; rows are written about each, under the requests up to it. Which samples
+            those of level ``sample`` mean depends on the seed.
         methods: hyper-parameter objects by name, in the order of the table.
         seeds: the runs.
         data_dir: where the data set lies.
@@ -50,7 +51,7 @@ class Experiment:
     artefact: str
     preset: str
     federation: FederationSpec
-    requests: tuple[UnlearningRequest, ...]
+    requests: tuple[UnlearningRequest | Samples, ...]
     methods: Mapping[str, Method]
     seeds: tuple[int, ...]
     data_dir: Path

@@ -32,6 +32,7 @@ LEAST = {
     "local_steps": 1,
     "batch_size": 1,
     "record_every": 0,
+    "groups": 1,
     "image_steps": 0,
     "synthetic_batch_size": 1,
     "fine_tune": 0,
@@ -83,6 +84,9 @@ class FederationSpec:
     record_every: int = _option(0, "keep the clients' updates of every n-th round, for FedEraser; 0: of none")
     distill: bool = _option(True, "distil synthetic sets during training")
     scale: float = _option(100.0, "scale s: a class of n images gets ⌈n/s⌉ synthetic ones")
+    groups: int = _option(
+        1, "random groups within a client's class, each with ⌈n/s⌉ synthetic images of its own", "distillation"
+    )
     image_steps: int = _option(1, "steps ς_S on the synthetic images per local step", "distillation")
     image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
     image_momentum: float = _option(0.5, "momentum of these steps", "distillation")
@@ -125,6 +129,10 @@ class FederationSpec:
             object.__setattr__(self, "backdoor", str(planned))  # however it was written, it is one spec
         if self.fine_tune and not self.distill:
             raise BadInput("--fine-tune", self.fine_tune, "it needs synthetic sets; leave --distill true")
+        if self.fine_tune and self.groups > 1:
+            raise BadInput(
+                "--groups", self.groups, "synthetic sets of groups are not fine-tuned; leave out --fine-tune"
+            )
 
     @property
     def distribution(self) -> str:
@@ -165,6 +173,8 @@ class FederationSpec:
         values = {name: value for name, value in values.items() if name not in idle}
         if self.iid:
             del values["alpha"]
+        if self.groups == 1:
+            del values["groups"]
         if not self.distill:
             for name in ("image_steps", "image_lr", "image_momentum", "synthetic_batch_size"):
                 del values[name]

@@ -247,7 +247,7 @@ def _failure(stage: str, error: Exception, what: str) -> Value:
 
 def _serve(session: Session, context: Context, name: str, missing: Sequence[Missing]) -> Iterator[Served]:
     """The requests one after the other; a failure ends the sequence. Only what is missing of metrics is measured."""
-    for step, request in enumerate(session.experiment.requests):
+    for step, request in enumerate(session.requests(context.seed)):
         if step:
             context = context.then(context.state, request)
         began = time.monotonic()

@@ -24,7 +24,7 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.training import planted, training_phase
+from quickdrop_bench.harness.training import planted, sample_groups, training_phase
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import SMALL_SETS, StageResult
@@ -48,8 +48,9 @@ def still_forgotten(
     if action == UNLEARN:
         return (*gone, request)
     left: list[UnlearningRequest] = []
+    back = {*request.targets}
     for r in gone:
-        targets = tuple(t for t in r.targets if r.level != request.level or t not in request.targets)
+        targets = tuple(t for t in r.targets if r.level != request.level or t not in back)
         left += [replace(r, targets=targets)] if targets else []
     return tuple(left)
 
@@ -94,12 +95,14 @@ class Deployment:
         """What each has; without the data set, no original images."""
         nowhere = LabelledSet.of(torch.empty(0, *self.trained.data.image_shape), torch.empty(0, dtype=torch.int64))
         train = self.held and self.held.train
+        originals = {
+            i: LabelledSet(train.images, train.labels, c.rows) if train else nowhere
+            for i, c in self.trained.clients.items()
+        }
+        seed = int(self.trained.spec["seed"])
         return {
             i: ClientData(
-                LabelledSet(train.images, train.labels, c.rows) if train else nowhere,
-                c.subset,
-                c.augmentation,
-                c.synthetic,
+                originals[i], c.subset, c.augmentation, c.synthetic, sample_groups(self.spec, originals[i], seed, i)
             )
             for i, c in self.trained.clients.items()
         }
@@ -146,6 +149,7 @@ class Deployment:
             test=self.data.test,
             classes=len(self.data.class_names),
             clients={i: client.original for i, client in self.clients.items()},
+            groups={i: client.groups for i, client in self.clients.items()},
             about=about,
             forgotten=forgotten,
             seed=int(self.trained.spec["seed"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.harness.sources import digest, source_digest
 
 __all__ = ["LETTERS", "PROTOCOLS", "REQUEST", "Rules", "RunSpec", "as_numbers"]
@@ -67,7 +67,7 @@ class RunSpec:
     method: str | None
     hyper_parameters: Mapping[str, Any]
     source: Path | None
-    requests: tuple[UnlearningRequest, ...]
+    requests: tuple[UnlearningRequest | Samples, ...]
     rules: Rules
     tuned_on: int | None = None
 

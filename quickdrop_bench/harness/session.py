@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING, RequestInfo
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
@@ -49,7 +50,8 @@ class Session:
         e = self.experiment
         data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
         for request in e.requests:
-            request.check(len(data.class_names), e.federation.clients)
+            if isinstance(request, UnlearningRequest):
+                request.check(len(data.class_names), e.federation.clients, len(data.train))
         return data
 
     @cached_property
@@ -73,18 +75,26 @@ class Session:
         """The data set as the clients of the seed's federation hold it, of whom one may have a backdoor."""
         return self.deployment(seed).held or self.data
 
-    def context(self, seed: int) -> Context:
-        """The first request on the seed's trained federation.
+    def requests(self, seed: int) -> list[UnlearningRequest]:
+        """What is to be forgotten on the seed's trained federation, in order.
 
         Raises:
-            BadInput: a client that is to be forgotten holds no data.
+            BadInput: a client that is to be forgotten holds no data, or not the samples.
         """
-        e, deployment = self.experiment, self.deployment(seed)
-        for request in e.requests:
+        holdings = {i: client.original for i, client in self.deployment(seed).clients.items()}
+        found: list[UnlearningRequest] = []
+        for asked in self.experiment.requests:
+            request = asked.of(holdings, found, seed) if isinstance(asked, Samples) else asked
             for target in request.targets if request.level == "client" else ():
-                if not len(deployment.clients[target].original):
+                if not len(holdings[target]):
                     raise BadInput("--client", target, f"on seed {seed} that client holds no data; choose another")
-        context = deployment.context(e.requests[0])
+            found.append(request)
+        return found
+
+    def context(self, seed: int) -> Context:
+        """The first request on the seed's trained federation."""
+        e = self.experiment
+        context = self.deployment(seed).context(self.requests(seed)[0])
         training = by_the_letter(context.training, e.rules.protocol)
         return replace(context, training=training, patience=e.rules.patience)
 

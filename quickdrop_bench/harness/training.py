@@ -24,6 +24,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import reason_of, refuse_links, remove_unfinished, write_atomically
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.backdoor import Planted, plant
+from quickdrop_bench.data.groups import random_groups
 from quickdrop_bench.data.labelled import DataInfo, ImageData, LabelledSet, concatenate
 from quickdrop_bench.data.partition import partition
 from quickdrop_bench.distillation.in_situ import (
@@ -92,6 +93,12 @@ def build_federation(spec: FederationSpec, fabric: Fabric, data: ImageData | Dat
     """The model, the constants and the faults of a spec on a Fabric."""
     settings = Distillation(spec.image_steps, spec.image_lr, spec.image_momentum, spec.synthetic_batch_size)
     return Federation(fabric, build_model(spec, data), settings, spec.faults)
+
+
+def sample_groups(spec: FederationSpec, data: LabelledSet, seed: int, client: int) -> torch.Tensor | None:
+    """The group of each of a client's samples within its class; None where every class is one group."""
+    stream = generator(seed, "groups", client)
+    return random_groups(data.own_labels(), spec.groups, stream) if spec.groups > 1 else None
 
 
 def client_rows(spec: FederationSpec, labels: torch.Tensor, seed: int) -> list[np.ndarray]:
@@ -257,7 +264,10 @@ def _train(
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
     rows = {i: torch.from_numpy(part).to(fabric.device) for i, part in enumerate(parts)}
     clients = {i: LabelledSet(data.train.images, data.train.labels, r) for i, r in rows.items()}
-    starts = {i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i)) for i, d in clients.items()}
+    starts = {
+        i: initial_synthetic_set(d, spec.scale, generator(seed, "synthetic", i), sample_groups(spec, d, seed, i))
+        for i, d in clients.items()
+    }
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if spec.distill else {}
     recorder = UpdateRecorder(folder / artifacts.UPDATES, spec.rounds, spec.record_every) if spec.record_every else None
     checkpoint = Checkpoint(folder / "training.ckpt")

@@ -10,6 +10,8 @@ from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain
 from quickdrop_bench.federation.phase import Phase
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.distillation.in_situ import SyntheticSet
     from quickdrop_bench.federation.federation import Federation, RoundInfo
@@ -29,12 +31,15 @@ class ClientData:
         subset: ⌈n/s⌉ untouched real images per class, those that S_i started from.
         augmentation: A_i, real images kept to be mixed into recovery.
         synthetic: S_i, if the federation trained with distillation.
+        groups: (n,) int64, the group within its class of each sample of D_i, of which S_i has images of their own; None
+            where each class is one group.
     """
 
     original: LabelledSet
     subset: LabelledSet
     augmentation: LabelledSet
     synthetic: SyntheticSet | None = None
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)

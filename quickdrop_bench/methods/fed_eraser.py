@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.data.requests import forgotten_classes
 from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
@@ -80,8 +79,8 @@ class FedEraser(Recovery, Relearning):
         history, data = _history(context), context.retain_data()
         replay = _Replay(history, self.replay_every)
         start = None
-        # θ_0 never saw a client that leaves, but the stored first updates did see a class that is forgotten.
-        if context.request.level == "client" and not forgotten_classes(context.forgotten):
+        # θ_0 never saw a client that leaves, but the stored first updates did see forgotten classes and samples.
+        if context.request.level == "client" and all(r.level == "client" for r in context.forgotten):
             start = replay.first_round(data, context.federation.fabric.device)
         phase = self.calibration(context.training, len(replay.rounds))
         # Not context.run: its patience would end the replay early, and every retained round has to be replayed.

@@ -156,8 +156,6 @@ def _layers(context: Context) -> list[tuple[str, str | None]]:
 
 def measurable_data(context: Context) -> dict[int, LabelledSet]:
     """D without what earlier requests forgot, by client; the requested class is still there."""
-    clients = [r for r in context.forgotten if r.level == "client"]
+    owned = [r for r in context.forgotten if r.level != "class"]
     earlier = forgotten_classes(context.forgotten) - set(context.request.targets)
-    return {
-        i: retain_part(c.original, i, clients).with_classes(earlier, keep=False) for i, c in context.clients.items()
-    }
+    return {i: retain_part(c.original, i, owned).with_classes(earlier, keep=False) for i, c in context.clients.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.core.cost import Clock, Cost, Storage
 from quickdrop_bench.core.errors import positive
-from quickdrop_bench.methods.registry import METHODS, Search, StageResult
+from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search, StageResult
 from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning, stage_phase
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class MoDe(Recovery, Relearning):
     θ ← λθ + (1 − λ)θ_de. Guidance, in all rounds: a FedAvg round of θ, for which clients label their D_f by
     argmax f_{θ_de}, and keep the labels of the rest. The labels of D_f are never read, and θ_de never sees D_f. The
     paper was not to be had: the equations are those of a released implementation, and its abstract claims classes and
-    clients. There, rounds of guidance after degradation read D_f and so belong to unlearning; recovery is that of all
-    methods. Its rates differ within one round of guidance; here there is one.
+    clients; for samples they hold as they stand. There, rounds of guidance after degradation read D_f and so belong to
+    unlearning; recovery is that of all methods. Its rates differ within one round of guidance; here there is one.
 
     Attributes:
         unlearn_rounds: rounds of guidance (released: 10).
@@ -45,7 +45,7 @@ class MoDe(Recovery, Relearning):
     title: ClassVar[str] = "MoDe"
     color: ClassVar[str] = "#AA4499"
     order: ClassVar[int] = 870
-    levels: ClassVar[frozenset[str]] = frozenset({"class", "client"})
+    levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"forget-data", "retain-data"})
     summary: ClassVar[str] = "mixes in a fresh model, whose answers relabel the forget set"
     search: ClassVar[Search] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quickdrop_bench.methods.registry import LEVELS_ALL, METHODS, Search
-from quickdrop_bench.methods.small_sets import forget_sets, retain_sets, stored
+from quickdrop_bench.methods.small_sets import forget_sets, relearn_sets, retain_sets, stored
 from quickdrop_bench.methods.stages import ASCENT_SEARCH, RECOVERY_SEARCH, Ascent, Recovery, Relearning
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class QuickDrop(Ascent, Recovery, Relearning):
 
     def relearn(self, context: Context, state: State) -> StageResult:
         """FedAvg(S_f, θ) by descent (§4.7)."""
-        data = forget_sets(context, synthetic_sets(context), augment=False)
+        data = relearn_sets(context, synthetic_sets(context))
         return context.run(state, data, self.relearning(context.training))
 
     def storage(self, context: Context) -> Storage:

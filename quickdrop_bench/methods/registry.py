@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import Unsupported
 from quickdrop_bench.core.registry import Registry
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.federation.phase import PhaseResult
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = [
 SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
 """What methods need that work on the small sets of the clients, whose size the scale decides."""
 
-LEVELS_ALL = frozenset({"class", "client"})
+LEVELS_ALL = frozenset({"class", "client", "sample"})
 """For methods that serve every level of request."""
 
 Search = Mapping[str, Mapping[str, tuple[Any, ...]]]
@@ -86,7 +86,7 @@ LAST = 1000
 METHODS = Registry[type[Method]]("--methods", "quickdrop_bench.methods", order=lambda m: getattr(m, "order", LAST))
 
 
-def check_support(name: str, request: UnlearningRequest, available: frozenset[str]) -> None:
+def check_support(name: str, request: UnlearningRequest | Samples, available: frozenset[str]) -> None:
     """Raise unless the method serves this level of request from what the federation kept.
 
     Raises:

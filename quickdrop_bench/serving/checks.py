@@ -6,13 +6,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_rows
 from quickdrop_bench.harness.federation_spec import ORIGINALS, kept
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.methods.registry import SMALL_SETS, check_support
 
 __all__ = ["check", "method_name"]
+
+MOST_ROWS = 40_000
+"""Forgotten samples of a model version: its file says in its header which they are, and headers are bounded."""
 
 
 def method_name(method: Method) -> str:
@@ -41,8 +44,14 @@ def check(
         data_dir: where the data set was looked for.
     """
     info, name = deployment.trained.data, method_name(method)
-    request.check(len(info.class_names), deployment.spec.clients)
+    request.check(len(info.class_names), deployment.spec.clients, info.train_images)
     _check_targets(action, request, gone, info.class_names)
+    if rows := forgotten_rows((*gone, request)):
+        if deployment.data is None:
+            allowed = f"which class a sample is of stands in the data, and {info.name} is not there"
+            raise BadInput("--data-dir", data_dir, allowed)
+        if len(rows) > MOST_ROWS:
+            raise BadInput("--samples", len(rows), f"a model keeps at most {MOST_ROWS} forgotten samples in mind")
     if needs(method, action) & ORIGINALS and deployment.data is None:
         allowed = f"{name} needs original data, and {info.name} is not there; quickdrop does without"
         raise BadInput("--data-dir", data_dir, allowed)
@@ -63,7 +72,7 @@ def _check_targets(
         if (target in known) == (action == UNLEARN):
             state = "forgotten already" if action == UNLEARN else "not forgotten"
             named = request.target_name(target, names)
-            raise BadInput(f"--{request.level}", named, f"this is {state}; see the command 'show'")
+            raise BadInput(request.option, named, f"this is {state}; see the command 'show'")
 
 
 def _check_present(
@@ -76,9 +85,11 @@ def _check_present(
         return
     if request.level == "client" and (away := sorted(set(request.targets) & set(absent))):
         raise BadInput("--client", away[0], f"it is absent, and {name} needs its data")
+    clients = deployment.clients.items()
     if request.level == "class":
-        clients = deployment.clients.items()
         holders = {i for i, c in clients if len(c.subset.with_classes(request.targets, keep=True))}
-        if holders and not holders - set(absent):
-            named = request.target_name(request.targets[0], deployment.trained.data.class_names)
-            raise BadInput("--class", named, "all clients that hold it are absent")
+    else:
+        holders = {i for i, c in clients if len(forget_part(c.original, i, request))}
+    if holders and not holders - set(absent):
+        named = request.target_name(request.targets[0], deployment.trained.data.class_names)
+        raise BadInput(request.option, named, "all clients that hold it are absent")

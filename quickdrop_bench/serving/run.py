@@ -17,7 +17,7 @@ from torch import nn
 from quickdrop_bench.core.errors import BadInput, Missing
 from quickdrop_bench.data.datasets import DATASETS, load_dataset
 from quickdrop_bench.data.labelled import DataInfo, ImageData
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.evaluation.metric import SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
@@ -35,7 +35,7 @@ from quickdrop_bench.store import artifacts
 
 __all__ = ["SECTIONS", "TrainedRun", "find_run"]
 
-SECTIONS = {"class": "table2", "client": "table4"}
+SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
 
 
@@ -209,6 +209,32 @@ class TrainedRun:
             values |= part.get(name.replace("-", "_"), {})
         return METHODS[name](**values)
 
+    def samples(
+        self,
+        asked: Samples,
+        action: str = UNLEARN,
+        before: Sequence[UnlearningRequest] = (),
+        from_version: int | None = None,
+    ) -> UnlearningRequest:
+        """The request for samples that are drawn, or listed by who holds them.
+
+        Args:
+            asked: so many of what is not forgotten, or which.
+            action: for ``relearn`` they are drawn from the samples that are forgotten.
+            before: requests of this action that come before it.
+            from_version: that the first of them starts from; None for the current one.
+
+        Raises:
+            BadInput: there are fewer, a client does not hold what is listed, or the data set is not there.
+        """
+        gone = self.forgotten(self._version(from_version, "--from-version"))
+        for request in before:
+            gone = still_forgotten(action, request, gone)
+        if self.data is None:
+            raise BadInput("--data-dir", self.data_dir, f"{self.info.name} is not there, and samples are chosen in it")
+        holdings = {i: client.original for i, client in self.deployment.clients.items()}
+        return asked.of(holdings, gone, self.seed, again=action == RELEARN)
+
     def check(
         self,
         action: str,
@@ -320,7 +346,7 @@ class TrainedRun:
             absence = "; clients that hold them are absent" if absent else ""
             named = request.target_name(request.targets[0], self.info.class_names)
             reason = f"no client has data for it{absence}, or the method is a control"
-            raise BadInput(f"--{request.level}", named, f"the stage {idle[0]} changes nothing: {reason}")
+            raise BadInput(request.option, named, f"the stage {idle[0]} changes nothing: {reason}")
         if any(result.diverged for result in results.values()):
             what = f"{method_name(method)} diverged on {request.named(self.info.class_names)}"
             raise ArithmeticError(f"{what}; version {self.current} stays the current one")

@@ -369,9 +369,11 @@ def _client_from(tensors: Mapping[str, Tensor]) -> ClientArtifacts:
         synthetic = SyntheticSet(images, labels, origin, velocity, fixed)
     return ClientArtifacts(
         rows=tensors["rows"],
-        subset=LabelledSet.of(tensors["subset_images"], tensors["subset_labels"]),
+        subset=LabelledSet.of(tensors["subset_images"], tensors["subset_labels"], tensors["subset_rows"]),
         subset_rows=tensors["subset_rows"],
-        augmentation=LabelledSet.of(tensors["augmentation_images"], tensors["augmentation_labels"]),
+        augmentation=LabelledSet.of(
+            tensors["augmentation_images"], tensors["augmentation_labels"], tensors["augmentation_rows"]
+        ),
         augmentation_rows=tensors["augmentation_rows"],
         synthetic=synthetic,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest, retain_part
+from quickdrop_bench.data.labelled import LabelledSet, concatenate
+from quickdrop_bench.data.requests import LEVELS, UnlearningRequest, retain_part
 from quickdrop_bench.distillation.in_situ import SyntheticSet, augmentation_positions, initial_synthetic_set
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
@@ -22,7 +23,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.methods import METHODS, Context, Method
+from quickdrop_bench.methods import METHODS, Context, Method, small_sets
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import check_support
 from tests.by_hand import equal
@@ -75,7 +76,8 @@ def separate_clients() -> Clients:
 
 
 def request_for(level: str) -> UnlearningRequest:
-    return UnlearningRequest(level, (1,))
+    """Class 1, client 1, or every fourth of the 45 images, which are some of every client and class."""
+    return UnlearningRequest(level, tuple(range(0, 45, 4)) if level == "sample" else (1,))
 
 
 Sets = dict[int, SyntheticSet]
@@ -116,7 +118,7 @@ def make_context(
     data = {}
     for i, original in clients.items():
         positions = augmentation_positions(original, starts[i], generator(1, "augmentation", i))
-        augmentation = LabelledSet.of(*original.take(positions))
+        augmentation = concatenate(original.subset(positions))
         data[i] = ClientData(original, starts[i].as_labelled(), augmentation, synthetic[i])
     request = request_for(level)
     history = UpdateHistory(Path("updates"), torch.device("cpu"))
@@ -132,6 +134,8 @@ def asked(make_federation: Make, toy_clients: Clients) -> Asked:
 
 
 def forget_rows(context: Context) -> set[int]:
+    if context.request.level == "sample":
+        return {*context.request.targets}
     if context.request.level == "class":
         labels = context.clients[0].original.labels
         return set(torch.nonzero(labels == 1).flatten().tolist())
@@ -209,6 +213,55 @@ def test_a_request_is_served_where_clients_fail(name: str, level: str, seed: int
         assert not relearned.diverged
 
 
+LIKE_SAMPLES = [
+    (name, level)
+    for name, level in product(METHODS, ("class", "client"))
+    if METHODS[name].levels >= {level, "sample"} and (name, level) != ("federaser", "client")
+]
+"""All but FedEraser's clients: its first round without one costs no gradient, as θ_0 never saw any."""
+
+
+@pytest.mark.parametrize(("name", "level"), LIKE_SAMPLES)
+def test_all_samples_of_a_class_or_a_client_are_that_class_or_client(name: str, level: str, asked: Asked) -> None:
+    """PGA starts from the others' mean where a client's updates are recorded; here they are not."""
+    context = asked(level)
+    if name == "pga":
+        context = replace(context, history=None)
+    samples = UnlearningRequest("sample", tuple(sorted(forget_rows(context), reverse=True)))
+    as_samples = replace(context, request=samples, forgotten=(samples,))
+    method = tiny(name)
+    first = serve(method, context)
+    assert equal(serve(method, as_samples), first)
+    if method.can_relearn:
+        assert equal(method.relearn(as_samples, first).state, method.relearn(context, first).state)
+
+
+@pytest.mark.parametrize("name", ["quickdrop", "random-subset"])
+def test_small_sets_that_samples_touch_are_ascended_on_and_learnt_from_no_more(name: str, asked: Asked) -> None:
+    """One sample of class 0 on client 0: of S, all of that class there; of A, the one sample if it is in it."""
+    context = asked()
+    row = int(context.clients[0].augmentation.with_classes((0,), keep=True).dataset_rows()[0])
+    request = UnlearningRequest("sample", (row,))
+    context = replace(context, request=request, forgotten=(request,))
+    sets = {i: c.synthetic.as_labelled() if name == "quickdrop" else c.subset for i, c in context.clients.items()}
+    forget = small_sets.forget_sets(context, sets, augment=True)
+    retain = small_sets.retain_sets(context, sets, augment=True)
+    touched = int((sets[0].own_labels() == 0).sum())
+    assert {i: len(z) for i, z in forget.items()} == {0: touched + 1, 1: 0, 2: 0}
+    assert forget[0].own_labels().unique().tolist() == [0]
+    kept = context.clients[0].augmentation
+    assert len(retain[0]) == len(sets[0]) - touched + len(kept) - 1
+    assert row not in retain[0].dataset_rows()
+    assert [len(retain[i]) for i in (1, 2)] == [2 * len(sets[i]) for i in (1, 2)]
+
+    later = context.then(context.state, UnlearningRequest("class", (0,)))
+    again = small_sets.relearn_sets(later, sets)  # class 0, while the sample stays forgotten
+    assert {i: len(z) for i, z in again.items()} == {
+        0: 0,
+        **{i: int((sets[i].own_labels() == 0).sum()) for i in (1, 2)},
+    }
+
+
 @pytest.mark.parametrize("name", [n for n in METHODS if "forget-data" in METHODS[n].needs and n != "s2u"])
 def test_the_guard_notices(name: str, asked: Asked) -> None:
     context = asked()
@@ -224,6 +277,9 @@ def test_forgets_keeps_and_learns_again(
 ) -> None:
     federation = make_federation(width=8)
     context = make_context(federation, separate_clients, level)
+    if level == "sample":  # all of class 1
+        everything = UnlearningRequest("sample", tuple(separate_clients[1].rows.tolist()))
+        context = replace(context, request=everything, forgotten=(everything,))
     f_before, r_before = accuracies(federation, context.state)
     method = tiny(name)
     state = serve(method, context)
@@ -418,9 +474,9 @@ def test_storage(asked: Asked) -> None:
 
 
 def test_nothing_left_to_retain_is_no_crash(asked: Asked) -> None:
-    for level in ("class", "client"):
+    for level, targets in (("class", range(3)), ("client", range(3)), ("sample", range(45))):
         context = asked(level)
-        context = replace(context, forgotten=(UnlearningRequest(level, (0, 1, 2)),))
+        context = replace(context, forgotten=(UnlearningRequest(level, tuple(targets)),))
         for name in METHODS:
             if level in METHODS[name].levels:
                 assert is_finite(serve(tiny(name), context)), name
@@ -438,7 +494,7 @@ def test_patience_ends_descents_early(asked: Asked) -> None:
 
 def test_unsupported_requests_are_refused_before_any_compute() -> None:
     for name in METHODS:
-        for level in ("class", "client"):
+        for level in LEVELS:
             if level in METHODS[name].levels:
                 check_support(name, request_for(level), EVERYTHING)
             else:

@@ -20,7 +20,7 @@ ADDED = {
     "quickdrop_bench/evaluation/norm.py": "def norm",
     "quickdrop_bench/models/linear.py": "class Linear",
     "quickdrop_bench/data/sources/bars.py": "class Bars",
-    "benchmarks/tables/9.yaml": "title: what each method keeps",
+    "benchmarks/tables/20.yaml": "title: what each method keeps",
 }
 """Where each example goes, and what it is known by."""
 
@@ -35,11 +35,11 @@ def test_one_file_each_is_enough(tmp_path: Path) -> None:
         (tmp_path / name).write_text(example, encoding="utf-8")
     tiny = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--seeds", "1"]
     options = ["--dataset", "bars", "--class", "top", "--model", "linear", "--methods", "retrain-or,noise", "--iid"]
-    command = [sys.executable, "-m", "quickdrop_bench", "table", "9", *tiny, *options]
+    command = [sys.executable, "-m", "quickdrop_bench", "table", "20", *tiny, *options]
     ended = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "# Table 9: what each method keeps" in ended.stdout
+    assert "# Table 20: what each method keeps" in ended.stdout
     assert "Noise" in ended.stdout
-    (path,) = tmp_path.glob("results/*/table9/rows.jsonl")
+    (path,) = tmp_path.glob("results/*/table20/rows.jsonl")
     rows = pd.read_json(path, lines=True)
     assert set(rows["dataset"]) == {"bars"}
     assert (rows[rows["metric"] == "weight_norm"]["value"] > 0).all()

@@ -114,7 +114,7 @@ def test_make_targets_exist() -> None:
     named = {found[1] for line in SHOWN if (found := re.match(r"make ([a-z0-9-]+)", line))}
     assert {"install", "table2", "check"} <= named
     for target in named:
-        pattern = re.sub(r"^(table|figure)\d$", r"\1%", target)
+        pattern = re.sub(r"^(table|figure)\d+$", r"\1%", target)
         assert re.search(rf"^{pattern}:", makefile, re.MULTILINE), target
 
 

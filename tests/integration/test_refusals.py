@@ -31,7 +31,7 @@ REFUSED = {
     # No such thing.
     "tabel": "command tabel: use one of table, figure,",
     "table": "the following arguments are required: number",
-    "table 9": "table 9: use one of 1, 2, 3, 4, 5, 6",
+    "table 99": "table 99: use one of 1, 2, 3, 4, 5, 6",
     "table two": "--number two",
     "figure 1": "figure 1: use one of 2, 3, 4, 5, 6",
     "table 2 --nope 1": "--nope",
@@ -77,6 +77,12 @@ REFUSED = {
     "table 2 --class nine": "--class nine",
     "table 4 --client 3": "--client 3: between 0 and 2",
     "table 4 --client first": "--client first",
+    "table 9 --samples 0": "--samples 0: at least 1 is needed",
+    "table 9 --samples nowhere": "--samples nowhere: a number, or a file that lists client,row a line, is needed",
+    "table 9 --samples=": "--samples : one, or several as 9,3, is needed",
+    "table 9 --class 3": "--class 3: table9 serves sample requests, see --samples",
+    "table 2 --samples 5": "--samples 5: table2 serves class requests, see --class",
+    "table 9 --methods s2u": "--methods s2u: it serves client requests, not sample requests",
     # No such list.
     "table 2 --dataset ,": "--dataset ,: at least one is needed",
     "sweep --datasets ,": "--datasets ,: at least one is needed",

@@ -355,12 +355,15 @@ def test_views(labelled: LabelledSet) -> None:
     assert both.images.flatten().tolist() == [9, 1, 4, 5, 6, 5]
 
 
-@pytest.mark.parametrize("text", ["class-1", "client-3", "client-0"])
+@pytest.mark.parametrize("text", ["class-1", "client-3", "client-0", "sample-0+6+4"])
 def test_forget_and_retain_parts_are_complements(text: str, labelled: LabelledSet) -> None:
     request = UnlearningRequest.parse(text)
     forget, retain = forget_part(labelled, 3, request), retain_part(labelled, 3, [request])
     assert sorted([*forget.rows.tolist(), *retain.rows.tolist()]) == sorted(labelled.rows.tolist())
-    assert forget.rows.tolist() == {"class-1": [1, 4], "client-3": labelled.rows.tolist(), "client-0": []}[text]
+    assert (
+        forget.rows.tolist()
+        == {"class-1": [1, 4], "client-3": labelled.rows.tolist(), "client-0": [], "sample-0+6+4": [4, 6]}[text]
+    )
 
 
 def test_what_several_requests_forget_is_not_retained(labelled: LabelledSet) -> None:

@@ -50,7 +50,7 @@ def test_a_table_is_one_file(tables: Path) -> None:
     [
         ("title: mine\nmethods: [quickdrop]\nrows: 1\n", "unknown key rows"),
         ("title: mine\n", "methods"),
-        ("title: mine\nmethods: []\nlevel: sample\n", "level 'sample' is none of class, client"),
+        ("title: mine\nmethods: []\nlevel: pixel\n", "level 'pixel' is none of class, client, sample"),
         ("title: mine\nmethods: []\ncolumns: [{header: x, stage: total, metric: x, kind: feet}]\n", "kind 'feet'"),
         ("- 1\n", "it describes no table"),
     ],

@@ -32,6 +32,7 @@ PAGE = sources.PACKAGE / "evaluation/README.md"
 (PLUGIN,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client", (1,))
+SAMPLES = UnlearningRequest("sample", (0, 1, 3))
 
 
 def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningRequest, ...] = ()) -> Evaluated:
@@ -58,10 +59,28 @@ def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningR
         ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
         ((CLIENT_1,), (), "recovery", {"others_training_accuracy": 1 / 3}),
         ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
+        (
+            (SAMPLES,),
+            (),
+            "total",
+            {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6, "others_training_accuracy": 1 / 3},
+        ),
+        ((SAMPLES, CLIENT_1), (), "total", {"f_set_accuracy": 3 / 5, "others_training_accuracy": 0}),
+        ((SAMPLES,), (CLASS_2, SAMPLES), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 4}),
         ((CLASS_2, CLIENT_1), (), SERVED, {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6}),
         ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
     ],
-    ids=["class", "client", "the other clients", "client after class", "both", "nothing forgotten"],
+    ids=[
+        "class",
+        "client",
+        "the other clients",
+        "client after class",
+        "samples",
+        "samples and a client",
+        "samples after class",
+        "both",
+        "nothing forgotten",
+    ],
 )
 def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expected: dict[str, float]) -> None:
     found = measured(evaluated(about, forgotten), stage, ["accuracy"])["accuracy"]
@@ -75,6 +94,17 @@ def test_training_images_of_a_request_leave_out_what_others_forgot() -> None:
     assert model.retain_data().rows.tolist() == [0, 3]
 
 
+def test_samples_are_compared_with_test_images_of_their_classes_in_the_same_shares() -> None:
+    """Two of class 0 and one of class 1 are to be forgotten; test images of class 0 alone are classified right."""
+    found = measured(evaluated((SAMPLES,)), "total", ["samples"])["samples"]
+    assert found["held_out_accuracy"] == pytest.approx(2 / 3)
+    assert found["memorisation"] == pytest.approx(0)
+    assert found["touched_share"] == (1 + 1 + 2) / 3  # client 0 has one image of each class, client 1 two of class 0
+    assert measured(evaluated((CLIENT_1,)), "total", ["samples"]) == {"samples": {}}
+    after_class = measured(evaluated((SAMPLES,), (UnlearningRequest("class", (1,)), SAMPLES)), "total", ["samples"])
+    assert after_class["samples"]["held_out_accuracy"] == 1
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_each_gives_what_it_declares_where_it_declares_it(name: str) -> None:
     one = METRICS[name]
@@ -82,7 +112,7 @@ def test_each_gives_what_it_declares_where_it_declares_it(name: str) -> None:
     assert one.stages <= STAGES | {PER_ROUND, SERVED}
     assert {number.better for number in one.gives.values()} <= {"higher", "lower", "neutral"}
     names = {key.replace("{c}", str(c)) for key in one.gives for c in range(3)}
-    given = Counter(key for stage in one.stages for about in (CLASS_2, CLIENT_1)
+    given = Counter(key for stage in one.stages for about in (CLASS_2, CLIENT_1, SAMPLES)
                     for key in measured(evaluated((about,)), stage, [name])[name])  # fmt: skip
     assert given.keys() == names
     assert not measured(evaluated((CLASS_2,)), "no stage", [name])

@@ -14,13 +14,15 @@ import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
-from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.experiment import ORIGINAL
+from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun
+from quickdrop_bench.store.rows import RowFile
 from tests.conftest import NEVER_EQUAL, Run
 from tests.served import (
     CLASS_3,
@@ -181,9 +183,8 @@ def test_requests_in_a_row_give_what_the_harness_measures(measured: Measured, fo
 
 def test_the_command_takes_the_settings_of_the_harness(measured: Measured, folder: Path, run: Run) -> None:
     for level, request in REQUESTS.items():
-        code, out, _ = run(
-            "unlearn", NAME, f"--{level}", str(request.targets[0]), "--method", "random-subset", "--json"
-        )
+        asked = (request.option, "7" if level == "sample" else str(request.targets[0]))
+        code, out, _ = run("unlearn", NAME, *asked, "--method", "random-subset", "--json")
         assert code == 0
         settings = json.loads(out)["hyper_parameters"]
         assert settings == vars(experiment(level, (request,)).methods["random-subset"])
@@ -400,3 +401,99 @@ def test_others_than_the_absent_go_on(
     run, participants = watched(folder)
     run.unlearn(request_, run.method(name, request_.level), absent)
     assert participants == expected
+
+
+# Samples -----------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_forgotten_and_learnt_again_on_the_command_line(folder: Path, run: Run) -> None:
+    code, out, _ = run(
+        "unlearn", NAME, "--class", "3", "--client", "0", "--samples", "12,5", "--method", "sga-or", "--json"
+    )
+    assert code == 0
+    entries = [json.loads(line) for line in out.splitlines()]
+    by_class, by_client, twelve, five = (UnlearningRequest.parse(e["request"]) for e in entries)
+    assert (by_class, by_client) == (CLASS_3, CLIENT_0)
+    assert entries[3]["forgotten"] == [str(r) for r in (CLASS_3, CLIENT_0, twelve, five)]
+    assert (len(twelve.targets), len(five.targets)) == (12, 5)
+    assert {*twelve.targets}.isdisjoint(five.targets)
+    left = TrainedRun(folder).deployment.clients
+    held = {row: i for i, client in left.items() for row in client.original.rows.tolist()}
+    assert all(held[row] and left[1].original.labels[row] != 3 for row in (*twelve.targets, *five.targets))
+    assert {"held_out_accuracy", "memorisation"} <= entries[3]["after"].keys()
+    shown = " ".join(run("show", NAME)[1].split())
+    assert f"forgotten: class-3, client-0, {twelve.named(())}, {five.named(())}" in shown
+    assert json.loads(run("evaluate", NAME, "--json")[1])["forgotten"] == entries[3]["forgotten"]
+
+    Path("some.csv").write_text("".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7])))
+    code, out, _ = run("relearn", NAME, "--samples", "some.csv", "--method", "sga-or", "--json")
+    assert code == 0
+    some, others = (UnlearningRequest("sample", rows) for rows in (twelve.targets[:7], twelve.targets[7:]))
+    assert json.loads(out)["forgotten"] == [str(r) for r in (CLASS_3, CLIENT_0, others, five)]
+    assert json.loads(out)["request"] == str(some)
+    code, _, err = run("relearn", NAME, "--samples", "some.csv", "--method", "sga-or")
+    assert code == 2
+    assert "this row is not forgotten" in err
+    assert run("relearn", NAME, "--samples", "10", "--method", "sga-or")[0] == 0
+    assert TrainedRun(folder).forgotten() == (CLASS_3, CLIENT_0)
+    code, _, err = run("unlearn", NAME, "--samples", "some.csv", "--method", "s2u")
+    assert code == 2
+    assert "not sample requests" in err
+
+
+def test_forgotten_samples_are_read_by_no_later_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, real = TrainedRun(folder), Federation.run
+    samples = run.samples(Samples(60))
+    rows: set[int] = set()
+
+    def watch(self: Federation, state: Any, data: Any, *args: Any, **options: Any) -> Any:
+        rows.update(row for z in data.values() for row in z.dataset_rows().tolist())
+        return real(self, state, data, *args, **options)
+
+    run.unlearn(samples, run.method("sga-or", "sample"))
+    monkeypatch.setattr(Federation, "run", watch)
+    for name, request in (("sga-or", CLASS_3), ("quickdrop", CLASS_9), ("fu-mp", UnlearningRequest("class", (1,)))):
+        rows.clear()
+        run.unlearn(request, run.method(name, request.level))
+        assert rows
+        assert rows.isdisjoint(samples.targets)
+
+
+def test_tables_and_served_requests_draw_the_same_samples(measured: Measured, tmp_path: Path) -> None:
+    e = experiment("sample", (Samples(20), Samples(10)), ["sga-or"])
+    session = Session(e, Fabric(accelerator="cpu", devices=1), tmp_path / "artifacts")
+    shutil.copytree(measured.folder, session.folder(1))
+    rows = RowFile(tmp_path / "rows.jsonl")
+    assert measure(session, rows, ["sga-or"])
+    assert {row["request"] for row in rows.rows} == {"sample-20", "sample-20>sample-10"}
+    run = TrainedRun(session.folder(1))
+    for request, name in zip(e.requests, ("sample-20", "sample-20>sample-10"), strict=True):
+        assert isinstance(request, Samples)
+        entry = run.unlearn(run.samples(request), run.method("sga-or", "sample"))
+        own = {
+            (r["stage"], r["metric"]): r["value"] for r in rows.rows if (r["request"], r["method"]) == (name, "sga-or")
+        }
+        assert_costs_equal(dict(entry.cost), own)
+        assert_accuracies_equal(entry.after, own, "total")
+    assert [str(request) for request in session.requests(1)] == [entry.request for entry in run.log]
+
+
+def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
+    opened = without_data(folder)
+    request, method = UnlearningRequest("sample", (1, 2)), opened.method("quickdrop", "sample")
+    refused(folder, "--data-dir data: which class a sample is of", lambda: opened.unlearn(request, method))
+    refused(folder, "--data-dir data: .* samples are chosen in it", lambda: opened.samples(Samples(3)))
+    opened = TrainedRun(folder)
+    absent = {i for i, c in opened.deployment.clients.items() if {1, 2} & {*c.original.rows.tolist()}}
+    refused(folder, "--samples 1: all clients that hold it are absent", lambda: opened.unlearn(request, method, absent))
+    nobody = UnlearningRequest("sample", (10**6,))
+    refused(folder, "--samples 1000000: between 0 and", lambda: opened.unlearn(nobody, method))
+    for argv, said in {
+        ("--samples", "5000"): "--samples 5000: on seed 1, there are 1442 to be drawn from",
+        ("--samples", "nowhere.csv"): "--samples nowhere.csv: a number, or a file that lists client,row a line, is",
+        ("--samples", "3", "--from-version", "2"): "--from-version 2",
+        (): "--class and --client and --samples",
+    }.items():
+        code, _, err = run("unlearn", NAME, *argv)
+        assert code == 2
+        assert said in err

@@ -252,7 +252,7 @@ def _went_wrong(setting: Setting) -> Iterator[list[str]]:
 
 def _not_run(setting: Setting, methods: Iterable[str]) -> Iterator[list[str]]:
     """Methods of the exhibit that can serve the request and were not run, or not on every seed."""
-    level = "client" if str(setting.columns["request"]).startswith("client") else "class"
+    level = str(setting.columns["request"]).split("-")[0]
     for method in methods:
         absent = sorted({*setting.seeds()} - {*setting.seeds(method)})
         if absent and method in METHODS and level in METHODS[method].levels:
