@@ -77,7 +77,8 @@ def ranking(setting: Setting) -> list[tuple[str, str]]:
 def block(setting: Setting) -> str:
     """One setting: heading, a line per method, and where the rows come from."""
     seeds = len(setting.seeds())
-    heading = f"## {setting.rows['preset'].iloc[0]}: {setting_name(setting.in_words)}"
+    names = ", ".join(setting.rows["artefact"].dropna().unique())
+    heading = f"## {setting.rows['preset'].iloc[0]}, {names}: {setting_name(setting.in_words)}"
     lines = [["", "Method", *(column.header for column in COLUMNS), "Seeds"]]
     lines += [["--:", "---", *(["--:"] * len(COLUMNS)), "--:"]]
     for place, method in ranking(setting):
