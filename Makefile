@@ -52,6 +52,10 @@ paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a 
 results: install ## tables and figures of PRESET=small on MNIST (DATA_DIR=) and an image folder (IMAGES=), rows kept in results/
 	@$(BIN)/python benchmarks/results.py $(if $(PRESET),--preset $(PRESET)) --data-dir $(or $(DATA_DIR),data) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
+leaderboard: install ## results/leaderboard.md from committed rows; METHOD=name first measures what that method lacks, in results/methods/
+	@[ -z "$(METHOD)" ] || $(RUN) figure 7 --preset $(or $(PRESET),quick) --methods "retrain-or,$(METHOD)" --results-dir "results/methods/$(METHOD)" $(DATA) $(SPREAD) $(ARGS)
+	@$(BIN)/python benchmarks/leaderboard.py
+
 run: install ## any command: ARGS='unlearn latest --class 9'
 	@$(RUN) $(ARGS)
 

@@ -72,7 +72,9 @@ def main() -> None:
     write_text(path, before + block(setting) + rest.split(END)[1])
     what = f"{setting.columns['dataset']}, {setting.in_words['request']} forgotten"
     with style():
-        if figure := tradeoff.tradeoff(setting, METHODS, f"{what}: means with 95% intervals; best is top left"):
+        if figure := tradeoff.tradeoff(
+            setting, METHODS, f"{what}: means with 95% intervals; best is top left; grey: the Pareto front"
+        ):
             save_picture(figure, ROOT / SOURCE / "front")
 
 

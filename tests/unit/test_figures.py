@@ -435,6 +435,35 @@ def test_the_trade_off_has_the_gap_over_the_cost() -> None:
     assert tradeoff(setting, ["retrain-or"]) is None
 
 
+def test_figure_7_has_a_panel_per_request_and_hollow_marks_for_what_does_not_forget() -> None:
+    runs = {"retrain-or": (0.0, 0.9, 999), "quickdrop": (0.005, 0.85, 9), "none": (0.8, 0.95, 0), "pga": (0.0, 0.8, 99)}
+    rows = [
+        r
+        for request in ("class-2", "client-0")
+        for method, (f_set, r_set, gradients) in runs.items()
+        for name, value in {**common.accuracy(f_set, r_set), **common.cost(1, gradients)}.items()
+        for r in [row(method, 1, "total", name, value, request=request)]
+    ]
+    figure, numbers = draw("figure7", [*rows, failed("fu-mp", 1, request="client-0")])
+    one, other = figure.subfigs
+    assert "class-2, one seed, so no intervals" in str(one.get_suptitle())
+    assert " ".join(str(other.get_suptitle()).split()).endswith("FU-MP (failed: 1 of 1, MemoryError)")
+    assert len(numbers) == 3 * (2 * len(runs) + 1)
+    (panel, _) = figure.axes
+    filled = [bars.lines[0].get_markerfacecolor() != "white" for bars in panel.containers]
+    assert dict(zip([text.get_text() for text in panel.texts], filled, strict=True)) == {
+        "Retrain-Or": True,
+        "QuickDrop": True,
+        "Original model (control)": False,
+        "PGA": True,
+    }
+    best = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert best.get_ydata() == pytest.approx([-5, 0])
+    assert next(tick.get_text() for tick in panel.get_xticklabels()) == "0"
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
 @pytest.mark.parametrize("shape", [(12, 4, 5, 3), (3, 4, 5), (1, 4, 5, 1), (0, 4, 5, 3)])
 def test_sheet_of_synthetic_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     draws = np.random.default_rng(1)

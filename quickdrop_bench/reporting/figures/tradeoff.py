@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import ORACLE, method_title
 
-__all__ = ["points", "tradeoff"]
+__all__ = ["draw_tradeoff", "forgets", "front", "points", "tradeoff"]
+
+Point = tuple[float, float, float, float]
+"""Sample-gradients; gap in percentage points; both ends of its interval."""
+
 
 COUNT = Column("", "", "", "", "count")
+NEAR = 0.01
+"""Distance to the oracle's F-Set accuracy up to which a method has forgotten."""
+
+FREE = 4.0
+"""What costs nothing stands at the least cost ÷ this."""
+
 BESIDE = 1.05
 """Factor below which two costs are drawn side by side."""
 
 
-def points(setting: Setting, methods: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+def forgets(setting: Setting, method: str) -> bool:
+    """Whether a method's F-Set accuracy is the oracle's, up to one point and a standard error over seeds.
+
+    The standard error counts one point at most: what varies much from seed to seed is no reason to pass.
+    """
+    gap = setting.cell(method, "total", "f_set_gap")
+    noise = min(gap.std / math.sqrt(gap.seeds), NEAR) if gap.seeds > 1 else 0.0
+    return bool(gap.seeds) and abs(gap.mean) <= NEAR + noise
+
+
+def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
     """By method that was run beside the oracle: cost and gap.
 
     Returns:
@@ -31,27 +53,63 @@ def points(setting: Setting, methods: Sequence[str]) -> dict[str, tuple[float, f
     found = {}
     for method in methods:
         cost, gap = (setting.cell(method, "total", metric) for metric in ("gradients", "r_set_gap"))
-        if gap.seeds and cost.seeds and cost.mean > 0:
+        if gap.seeds and cost.seeds:
             ends = [gap.mean if math.isnan(end) else end for end in gap.interval()]
             found[method] = (cost.mean, 100 * gap.mean, 100 * ends[0], 100 * ends[1])
     return found
 
 
+def front(found: Mapping[str, Point]) -> list[str]:
+    """The methods, from the cheapest on, than which no other is both as cheap and as near to the oracle, or better."""
+    best, names = -math.inf, []
+    for method, (_, mean, *_) in sorted(found.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if mean > best:
+            best = mean
+            names.append(method)
+    return names
+
+
 def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figure | None:
     """R-Set − the oracle's over sample-gradients, with 95% intervals; None without a method beside the oracle."""
-    found = points(setting, methods)
-    if not found.keys() - {ORACLE}:
+    if not points(setting, methods).keys() - {ORACLE}:
         return None
     figure = Figure(figsize=(5.8, 3.2), layout="constrained")
     axes = figure.add_subplot()
+    names = draw_tradeoff(axes, setting, methods)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8)
+    label_points(axes, names)
+    return figure
+
+
+def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[tuple[float, float, str, str]]:
+    """Marks, intervals and the Pareto front of the methods that forget; the marks of those that do not are hollow.
+
+    Returns:
+        The names for :func:`label_points`, once the layout is known: place, text and colour of each.
+    """
+    found = points(setting, methods)
     axes.set_xscale("log")
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
-    looks, labels = method_styles(found), []
-    places = _side_by_side([cost for cost, *_ in found.values()])
-    for (method, (_, mean, low, high)), x in zip(found.items(), places, strict=True):
+    least = min((cost for cost, *_ in found.values() if cost > 0), default=1.0)
+    looks, names = method_styles(found), []
+    placed = _side_by_side([cost or least / FREE for cost, *_ in found.values()])
+    places = dict(zip(found, placed, strict=True))
+    for method, (_, mean, low, high) in found.items():
         ends, look = [[mean - low], [high - mean]], looks[method]
-        axes.errorbar(x, mean, ends, color=look.color, fmt=look.marker, markersize=7, capsize=3)
-        labels.append((x, mean, method_title(method), look.color))
+        inside: dict[str, Any] = {} if forgets(setting, method) else {"markerfacecolor": "white"}
+        drawn: dict[str, Any] = {"color": look.color, "fmt": look.marker, "markersize": 7, "capsize": 3, **inside}
+        axes.errorbar(places[method], mean, ends, **drawn)
+        names.append((places[method], mean, method_title(method), look.color))
+    best = front({method: point for method, point in found.items() if forgets(setting, method)})
+    at, heights = [places[m] for m in best], [found[m][1] for m in best]
+    axes.plot(at, heights, color=GREY, drawstyle="steps-post", linewidth=1, zorder=1)
+    _scale(axes, least, free=any(cost == 0 for cost, *_ in found.values()))
+    return names
+
+
+def _scale(axes: Axes, least: float, *, free: bool) -> None:
+    """Axes and their names; what costs nothing stands left of a line, at 0."""
     axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: COUNT.format(value)))
@@ -59,10 +117,11 @@ def tradeoff(setting: Setting, methods: Sequence[str], title: str = "") -> Figur
     axes.set(xlabel="sample-gradients of a request (log scale; a forward pass counts a third)")
     axes.set(ylabel=f"R-Set − {method_title(ORACLE)}\n(percentage points)")
     axes.grid(alpha=0.25, linewidth=0.5)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=8)
-    label_points(axes, labels)
-    return figure
+    if free:
+        axes.axvline(least / FREE**0.5, color=GREY, linewidth=0.6, linestyle="--", zorder=1)
+        ticks = [tick for tick in axes.get_xticks() if least / FREE**0.5 < tick <= axes.get_xlim()[1]]
+        axes.set_xticks([least / FREE, *ticks], ["0", *map(COUNT.format, ticks)])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _side_by_side(costs: Sequence[float]) -> list[float]:
