@@ -376,7 +376,8 @@ def test_paper_preset_is_the_papers_setting() -> None:
         "local_steps": 50, "batch_size": 256, "lr": 0.01, "scale": 100, "image_steps": 1, "image_lr": 0.1, "seeds": "5",
     }  # fmt: skip
     assert {name: args[name] for name in expected} == expected
-    assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.02, 0.01)
+    assert (args.sga_or.unlearn_lr, args.sga_or.recover_lr) == (0.02, 0.01)
+    assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.002, 0.003)  # distilled images want less
     assert (args.quickdrop.unlearn_rounds, args.quickdrop.recover_rounds, args.retrain_or.rounds) == (1, 2, 30)
     bounds = (args.quickdrop.unlearn_local_steps, args.quickdrop.unlearn_stop_loss)
     assert bounds == (10, 6)  # T would destroy the model
