@@ -34,7 +34,7 @@ class RetrainAgain(Relearning):
     order: ClassVar[int] = 110
     levels: ClassVar[frozenset[str]] = LEVELS_ALL
     needs: ClassVar[frozenset[str]] = frozenset({"retain-data"})
-    summary: ClassVar[str] = "control: the oracle with another seed, the noise floor of comparisons with it"
+    summary: ClassVar[str] = "control: the oracle with another seed, a noise floor"
     search: ClassVar[Search] = {}
 
     rounds: int | None = 30

@@ -204,7 +204,7 @@ QUICK = [
 ]
 MISTAKES = [
     ["tabel"],
-    ["table", "9"],
+    ["table", "19"],
     ["table", "2", "--alpha", "0"],
     ["sweep", "--scales", "x"],
     ["train", "--lr", "-1"],

@@ -65,7 +65,7 @@ def test_the_fields_of_the_methods_are_the_papers_by_default() -> None:
     ]  # fmt: skip
     assert (m["retrain-or"].rounds, m["fu-mp"].recover_rounds, m["federaser"].recover_rounds) == (30, 4, 3)
     assert {m[n].unlearn_lr for n in ("sga-or", "quickdrop", "random-subset")} == {0.02}
-    assert {m[n].recover_lr for n in m if n not in ("retrain-or", "none")} == {0.01}
+    assert {m[n].recover_lr for n in m if n not in ("retrain-or", "retrain-again", "none")} == {0.01}
     assert {m[n].relearn_lr for n in m if n not in ("fu-mp", "none")} == {0.01}
     assert {m[n].unlearn_stop_loss for n in ("sga-or", "quickdrop", "random-subset")} == {None}
 
