@@ -76,6 +76,10 @@ def _answer(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help", "--version"):
+        if len(argv) > 1:
+            raise BadInput(
+                argv[0], " ".join(argv[1:]), "nothing goes with it; COMMAND --help shows a command's options"
+            )
         print(_overview() if argv[0] != "--version" else f"{PROGRAM} {__version__}")
         return 0
     line = parse(argv)
@@ -114,8 +118,10 @@ def _follow(argv: Sequence[str], process: int) -> int:
         until = time.monotonic() + wait
         while time.monotonic() < until and os.getppid() == started_by:
             time.sleep(0.1)
-        if is_shared(error) or os.getppid() != started_by:
-            return 0  # the first process has met the same, or is gone
+        if os.getppid() != started_by:
+            os._exit(0)  # the first process is gone: threads that still wait for it would make Python abort
+        if is_shared(error):
+            return 0  # the first process has met the same
         print(f"{PROGRAM}: process {process}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

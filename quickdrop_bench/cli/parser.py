@@ -174,7 +174,7 @@ REQUEST = (
 TABLE = Option(
     "number", int, None, "1 to 6 as in the paper, 7 to 10 with all methods, or your own in benchmarks/tables"
 )
-FIGURE = Option("number", int, None, "2 to 6, as in the paper")
+FIGURE = Option("number", int, None, "2 to 6 as in the paper, 7 with all methods")
 DETAILS = Option("--details", bool, False, "show all that is known")
 STAGES = Option("--details", bool, False, "print every stage, not one line a method")
 NUMBERS = Option("--details", bool, False, "print all numbers")

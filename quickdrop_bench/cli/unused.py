@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from quickdrop_bench.cli.lists import numbers, split
-from quickdrop_bench.cli.parser import AXES, spelled
+from quickdrop_bench.cli.parser import AXES, declared, spelled
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.data.requests import OPTIONS
@@ -48,7 +48,9 @@ def check_data(line: CommandLine, datasets: Iterable[str]) -> None:
     """For a command that reads these data sets."""
     names = list(datasets)
     if all(name in DATASETS and not DATASETS[name].from_folder for name in names):
-        reason = f"{' and '.join(names)} is read from no folder; --dataset names another data set"
+        reason = f"{' and '.join(names)} is read from no folder"
+        if "dataset" in declared(line.command):
+            reason += "; --dataset names another data set"
         _refuse(line, ["data_dir"], reason)
 
 

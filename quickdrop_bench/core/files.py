@@ -21,6 +21,7 @@ __all__ = [
     "MANIFEST",
     "ROWS",
     "check_replaceable",
+    "damaged",
     "file_size",
     "open_tensors",
     "read_bytes",
@@ -53,8 +54,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the folder cannot be created or written; an existing ``path`` is left as it was.
     """
-    if not path.name or "\0" in str(path):
-        raise OSError(errno.EINVAL, "this is no name of a file", str(path))
+    _check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -74,6 +74,7 @@ def check_replaceable(path: Path) -> None:
     A device or pipe, as /dev/full, is not replaced, as others may need it; nor is anything that this program keeps:
     what lies beside rows, and in a trained federation all but exported models, ``model-*``.
     """
+    _check_name(path)
     if os.path.exists(path) and not os.path.isdir(path):
         file_size(path)
     own = Path(os.path.realpath(path))
@@ -81,6 +82,11 @@ def check_replaceable(path: Path) -> None:
     inside = [folder for folder in own.parents[:3] if os.path.lexists(folder / MANIFEST)]
     if beside_rows or (inside and not (inside[0] == own.parent and own.name.startswith("model-"))):
         raise OSError(errno.EEXIST, "this program keeps its own files there; choose another name", str(path))
+
+
+def _check_name(path: Path) -> None:
+    if not path.name or "\0" in str(path):
+        raise OSError(errno.EINVAL, "this is no name of a file", str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,6 +113,13 @@ def refuse_links(folder: Path, given: Path, option: str) -> None:
                 f"{path.relative_to(given)} in it is a symbolic link, and nothing is written through one; remove it"
             )
             raise BadInput(option, given, allowed)
+
+
+def damaged(folder: Path, name: str | Path, reason: str) -> BadInput:
+    """A trained federation with a damaged file, and the way back: what served requests is not to be deleted."""
+    served = os.path.lexists(folder / "requests.jsonl") or os.path.lexists(folder / "versions")
+    way = "move this folder, which holds served requests, away" if served else "delete this folder"
+    return BadInput("--artifacts-dir", folder, f"{name} is missing or damaged ({reason}); {way} to train again")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import open_tensors, write_atomically
+from quickdrop_bench.core.files import damaged, open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import RunningMean, State, difference
 
 __all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "mean_distances", "retained_rounds"]
@@ -98,10 +97,8 @@ class UpdateHistory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             count = int(tensors.pop(COUNT)) if counted else 1
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            name, trained = path.relative_to(self.folder.parent), self.folder.parent
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
-            raise BadInput("--artifacts-dir", trained, allowed) from error
+            name, reason = path.relative_to(self.folder.parent), getattr(error, "strerror", None)
+            raise damaged(self.folder.parent, name, reason or type(error).__name__) from error
         return tensors, count
 
     def stored_bytes(self, rounds: Iterable[int]) -> int:

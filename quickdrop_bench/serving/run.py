@@ -38,6 +38,9 @@ __all__ = ["SECTIONS", "TrainedRun", "find_run"]
 SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
 
+ROUNDS = {"unlearning": "unlearn_rounds", "recovery": "recover_rounds", "relearning": "relearn_rounds"}
+"""The field of methods that says how many rounds a stage has."""
+
 
 def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
     """The folder of a trained federation.
@@ -343,6 +346,9 @@ class TrainedRun:
         request, results = context.request, dict(stages(action, context, method))
         # A stage without a round may be the server's own.
         if idle := [stage for stage, r in results.items() if not (r.cost.rounds or r.cost.seconds or r.diverged)]:
+            if getattr(method, ROUNDS[idle[0]], None) == 0:
+                option = f"--{method_name(method)}.{ROUNDS[idle[0]].replace('_', '-')}"
+                raise BadInput(option, 0, f"the stage {idle[0]} would change nothing; at least 1 is needed")
             absence = "; clients that hold them are absent" if absent else ""
             named = request.target_name(request.targets[0], self.info.class_names)
             reason = f"no client has data for it{absence}, or the method is a control"

@@ -28,6 +28,7 @@ from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import (
+    damaged,
     file_size,
     open_tensors,
     read_bytes,
@@ -208,11 +209,11 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fol
     """Raise :class:`BadInput` unless the parameters of a folder have the names and shapes of a model's."""
     if unlike := sorted(state.keys() ^ expected.keys()):
         verb = "lacks" if unlike[0] in expected else "holds the unknown"
-        raise _damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
+        raise damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
     for name, value in expected.items():
         if state[name].shape != value.shape:
             own, other = ("×".join(map(str, v.shape)) for v in (state[name], value))
-            raise _damaged(folder, GLOBAL, f"{name} is {own}, and the model has {other}")
+            raise damaged(folder, GLOBAL, f"{name} is {own}, and the model has {other}")
 
 
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
@@ -246,17 +247,12 @@ def _blamed(folder: Path, name: str) -> Iterator[None]:
         raise BadInput("--artifacts-dir", folder, allowed) from error
     except (OSError, SafetensorError, yaml.YAMLError, *MISREAD) as error:
         reason = str(error) if isinstance(error, Damage) else getattr(error, "strerror", None)
-        raise _damaged(folder, name, reason or type(error).__name__) from error
+        raise damaged(folder, name, reason or type(error).__name__) from error
 
 
 def _read_manifest(folder: Path) -> Manifest:
     with _blamed(folder, MANIFEST):
         return parse_manifest(read_bytes(_inside(folder, MANIFEST), LARGEST))
-
-
-def _damaged(folder: Path, name: str, reason: str) -> BadInput:
-    allowed = f"{name} is missing or damaged ({reason}); delete this folder to train again"
-    return BadInput("--artifacts-dir", folder, allowed)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -280,7 +276,7 @@ def _check_files(folder: Path, files: Mapping[str, Listed]) -> None:
                 raise Damage("its checksum is another")
     # What reads the update history looks into the folder, not into the manifest.
     if extra := [name for name in _updates_on_disk(folder) if name not in files]:
-        raise _damaged(folder, UPDATES, f"{len(extra)} of its files are not in {MANIFEST}")
+        raise damaged(folder, UPDATES, f"{len(extra)} of its files are not in {MANIFEST}")
 
 
 def _header(folder: Path, name: str) -> Header:
@@ -309,7 +305,7 @@ def check_updates(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Raise :class:`BadInput` unless a folder's update history suits a model, by its headers: all of it takes long."""
     on_disk = _updates_on_disk(folder)
     if {*on_disk} != {name for name in _read_manifest(folder).files if name.startswith(f"{UPDATES}/")}:
-        raise _damaged(folder, UPDATES, f"its files are not those in {MANIFEST}")
+        raise damaged(folder, UPDATES, f"its files are not those in {MANIFEST}")
     parameters: Layout = {name: ("F32", tuple(value.shape)) for name, value in state.items()}
     for name in on_disk:
         with _blamed(folder, name):

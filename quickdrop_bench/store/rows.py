@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pandas as pd
@@ -51,13 +53,16 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def is_row(row: object) -> bool:
     """Whether a line's content can be a row: each column of the key has its type, and numbers are such or null.
 
+    A value may be infinite or no number, as a diverged run's; what is counted is finite.
+
     ``versions`` alone is a table of its own; other columns hold single values.
     """
     return (
         isinstance(row, dict)
         and len(row) <= MOST_COLUMNS
         and all(type(row.get(name)) is (int if name in WHOLE else str) for name in KEY)
-        and all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
+        and all(type(row.get(name)) in (int, float, NoneType) for name in NUMBERS)
+        and all(math.isfinite(row.get(name) or 0) for name in NUMBERS if name != "value")
         and all(not isinstance(value, list | dict) for name, value in row.items() if name != "versions")
         and all(abs(value) < 2**63 for value in row.values() if type(value) is int)  # else pandas makes it an object
     )

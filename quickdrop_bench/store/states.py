@@ -36,12 +36,12 @@ def load(path: Path, like: Mapping[str, Tensor], artifacts_dir: Path) -> State:
     Raises:
         BadInput: the file is damaged or holds another model.
     """
-    device = str(next(iter(like.values())).device)
+    device = next(iter(like.values())).device
     try:
         if file_size(path) > HEADER + sum(value.nbytes for value in like.values()) + 8:
             raise OSError(0, "it is larger than the model")
-        with open_tensors(path, device) as tensors:
-            state: State = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        with open_tensors(path) as tensors:
+            state: State = {name: tensors.get_tensor(name).to(device) for name in tensors.keys()}  # noqa: SIM118
         if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in like.items()}:
             raise OSError(0, "it holds another model")
     except (OSError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.cli.resolve import _UniqueKeys
 from quickdrop_bench.harness.presets import preset_files, presets
 from tests.conftest import PARTITION, TINY, Run
@@ -218,7 +219,9 @@ def test_what_does_something_is_not_refused(run: Run, monkeypatch: pytest.Monkey
         "unlearn --class 3 --absent 1,1": "--absent 1,1: each must be given once",
         "unlearn --class 3 --data-dir x": "--data-dir x: digits is read from no folder",
         "unlearn --class 3 --method nope": "--method nope",
-        "evaluate --data-dir x": "--data-dir x: digits is read from no folder",
+        "evaluate --data-dir x": "--data-dir x: digits is read from no folder.",
+        "unlearn --class 3 --quickdrop.unlearn-rounds 0": "--quickdrop.unlearn-rounds 0: the stage unlearning would",
+        "export --output /": "--output /: it cannot be written (this is no name of a file)",
         "unlearn --class 3 --s2u.beta 0.1": "--s2u.beta 0.1: --method is quickdrop",
         "unlearn --class 3 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: unlearn does not use it",
         "relearn --class 3 --quickdrop.recover-lr 0.1": "--quickdrop.recover-lr 0.1: relearn does not use it",
@@ -228,6 +231,12 @@ def test_requests_refuse_what_they_would_not_use(trained: str, run: Run, command
     name, *more = command.split()
     code, _, err = run(name, trained, *more)
     assert (code, err.startswith(f"quickdrop-bench: {sentence}")) == (2, True), err
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_nothing_goes_with_what_is_asked_of_the_program(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main([option, "table"]) == 2
+    assert f"{option} table: nothing goes with it" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

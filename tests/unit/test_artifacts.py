@@ -116,6 +116,16 @@ def test_damage_is_named(trained: TrainedFederation, tmp_path: Path, name: str, 
         load(folder, CPU)
 
 
+def test_what_served_requests_is_not_to_be_deleted(trained: TrainedFederation, tmp_path: Path) -> None:
+    save(trained, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").write_text("{")
+    with pytest.raises(BadInput, match="delete this folder to train again"):
+        load(tmp_path / "run", CPU)
+    (tmp_path / "run" / "versions").mkdir()
+    with pytest.raises(BadInput, match="which holds served requests, away to train again"):
+        load(tmp_path / "run", CPU)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 4'])
 def test_what_is_no_manifest_is_refused(trained: TrainedFederation, tmp_path: Path, text: str) -> None:
     save(trained, tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tracemalloc
 from importlib import import_module
 from pathlib import Path
@@ -148,6 +149,17 @@ def test_a_row_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str
     path.write_text(path.read_text(), encoding=encoding)
     with pytest.raises(BadInput, match=r"--results-dir .*rows.jsonl cannot be read \(it is no UTF-8 text"):
         RowFile(path)
+
+
+@pytest.mark.parametrize("column", ["scale", "fine_tuning", "round"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, True, "3"])
+def test_what_is_counted_is_a_finite_number_or_the_line_is_no_row(tmp_path: Path, column: str, value: object) -> None:
+    lines = [row(1.0, spec_hash="a", **{column: value}), row(math.inf, spec_hash="b", **{column: 3})]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = RowFile(tmp_path / "rows.jsonl")
+    assert [r["spec_hash"] for r in rows.rows] == ["b"]
+    rows.write([row(2.0, spec_hash="c")])
+    assert len(rows.path.read_text().splitlines()) == 3  # what is no row is kept
 
 
 def test_a_giant_line_and_many_columns_cost_no_memory(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
     found = {}
     for method in methods:
         cost, gap = (setting.cell(method, "total", metric) for metric in ("gradients", "r_set_gap"))
-        if gap.seeds and cost.seeds:
+        if gap.seeds and cost.seeds and math.isfinite(cost.mean + gap.mean):
             ends = [gap.mean if math.isnan(end) else end for end in gap.interval()]
             found[method] = (cost.mean, 100 * gap.mean, 100 * ends[0], 100 * ends[1])
     return found
