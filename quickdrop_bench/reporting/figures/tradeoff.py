@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -28,9 +27,6 @@ NEAR = 0.01
 
 FREE = 4.0
 """What costs nothing stands at the least cost ÷ this."""
-
-BESIDE = 1.05
-"""Factor below which two costs are drawn side by side."""
 
 
 def forgets(setting: Setting, method: str) -> bool:
@@ -93,8 +89,7 @@ def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
     least = min((cost for cost, *_ in found.values() if cost > 0), default=1.0)
     looks, names = method_styles(found), []
-    placed = _side_by_side([cost or least / FREE for cost, *_ in found.values()])
-    places = dict(zip(found, placed, strict=True))
+    places = {method: cost or least / FREE for method, (cost, *_) in found.items()}
     for method, (_, mean, low, high) in found.items():
         ends, look = [[mean - low], [high - mean]], looks[method]
         inside: dict[str, Any] = {} if forgets(setting, method) else {"markerfacecolor": "white"}
@@ -122,12 +117,3 @@ def _scale(axes: Axes, least: float, *, free: bool) -> None:
         ticks = [tick for tick in axes.get_xticks() if least / FREE**0.5 < tick <= axes.get_xlim()[1]]
         axes.set_xticks([least / FREE, *ticks], ["0", *map(COUNT.format, ticks)])
         axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _side_by_side(costs: Sequence[float]) -> list[float]:
-    """Costs, those that are nearly the same a little apart."""
-    shifted = list(costs)
-    for a, b in pairwise(sorted(range(len(costs)), key=lambda k: costs[k])):
-        if costs[b] < costs[a] * BESIDE:
-            shifted[a], shifted[b] = costs[a] / BESIDE**1.5, costs[b] * BESIDE**1.5
-    return shifted
