@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -108,20 +109,23 @@ def _follow(argv: Sequence[str], process: int) -> int:
     """
     from quickdrop_bench.federation.ranks import is_shared
 
-    started_by = os.getppid()
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             _run(argv)
     except Exception as error:
         # What is wrong with the input or the disk is most likely wrong for all, though each finds it by itself.
         wait = 0.0 if is_shared(error) else LONGEST_END if isinstance(error, BadInput | OSError) else LAST_MOMENTS
-        until = time.monotonic() + wait
-        while time.monotonic() < until and os.getppid() == started_by:
-            time.sleep(0.1)
-        if os.getppid() != started_by:
-            os._exit(0)  # the first process is gone: threads that still wait for it would make Python abort
+        time.sleep(wait)
         if is_shared(error):
             return 0  # the first process has met the same
         print(f"{PROGRAM}: process {process}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end_after(parent: int) -> None:
+    """End this process when the one that started it is gone: it, and Python's own end, may wait for that one."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(0)

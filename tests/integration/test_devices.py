@@ -236,7 +236,8 @@ def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_interruption_ends_both(stopped: bool, tmp_path: Path) -> None:
-    argv = [*PROGRAM, "train", *TINY, "--rounds", "2000", *TWO]
+    # With nohup the system, too, leaves a process alone whose parent is gone.
+    argv = ["nohup", *PROGRAM, "train", *TINY, "--rounds", "2000", *TWO]
     with subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, text=True, process_group=0) as process:
         while not list(Path("artifacts").rglob("training.ckpt")):
             assert process.poll() is None
