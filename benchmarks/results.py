@@ -18,7 +18,8 @@ from typing import Any
 
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Exhibit, exhibit
-from quickdrop_bench.reporting.frame import frame_of
+from quickdrop_bench.reporting.frame import SEARCH, frame_of
+from quickdrop_bench.reporting.names import ORIGINAL
 from quickdrop_bench.reporting.render import write_exhibit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,13 +27,29 @@ WORK = ROOT / "build" / "results"
 EXHIBITS = ("table 2", "table 4", "table 5", "table 6", "figure 2", "figure 3", "figure 4", "figure 6", "figure 5")
 """Those of the paper's evaluation that run on both; the longest come last."""
 
+ALWAYS = {
+    *("f_set_accuracy", "r_set_accuracy", "sample_gradients", "second_order_sample_gradients", "sample_forwards"),
+    *("seconds", "storage_client_bytes", "storage_server_bytes", "attack_success"),
+}
+"""What every table's notes, gaps and speed-ups are made from, at the last stage and before the request."""
+
+MARKS = ("collapsed", "diverged", "failed", "shared_cores", "relearn_capped")
+"""What a table says of a run, or of a number, where it is so."""
+
 
 def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
-    """Whether a row is committed: accuracies by class and most attack rates only where the exhibit shows them."""
-    metric = row["metric"]
-    if metric.startswith("class_"):
-        return shown.each_round
-    return "mia" not in metric or shown.name == "figure3" or metric == "f_set_advantage_mia_loss"
+    """Whether a row is committed: of a table what it shows or is made from, of a figure all that it may draw."""
+    stage, metric = row["stage"], row["metric"]
+    if shown.kind == "figure":
+        return ("mia" not in metric or shown.name == "figure3") and (
+            not metric.startswith("class_") or shown.each_round
+        )
+    if metric in MARKS or stage == SEARCH:
+        return bool(row["value"])
+    columns = {(column.stage, column.metric) for column in shown.columns}
+    if metric == "seconds" and not columns & {("total", "seconds"), ("total", "speedup")}:
+        return False
+    return (stage, metric) in columns or (metric in ALWAYS and (stage == "total" or row["method"] == ORIGINAL))
 
 
 def keep(rows: Path, folder: Path, shown: Exhibit) -> None:

@@ -43,7 +43,7 @@ from quickdrop_bench.store.rows import RowFile
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = (
     ("small", "small/table2", "preset"),
-    ("small", "small/table2-cifar10", "preset"),
+    ("small", "small/table2-cifar10-jpeg", "preset"),
     ("quick", "reference/quick/table2-preset", "preset"),
 )
 """Name, folder and protocol."""

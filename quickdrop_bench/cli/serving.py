@@ -20,12 +20,13 @@ from quickdrop_bench.cli.machine import make_fabric
 from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
 from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import LOG
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import RequestInfo
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
-from quickdrop_bench.serving.log import LOG, recover_log
+from quickdrop_bench.serving.log import recover_log
 from quickdrop_bench.serving.plan import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking

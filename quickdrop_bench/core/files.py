@@ -18,8 +18,10 @@ from quickdrop_bench.core.errors import BadInput
 
 __all__ = [
     "HEADER",
+    "LOG",
     "MANIFEST",
     "ROWS",
+    "VERSIONS",
     "check_replaceable",
     "damaged",
     "file_size",
@@ -35,6 +37,9 @@ __all__ = [
 
 ROWS, MANIFEST = "rows.jsonl", "manifest.json"
 """Names of the files that mark a folder as one of rows, or of a trained federation."""
+
+LOG, VERSIONS = "requests.jsonl", "versions"
+"""What a trained federation keeps of the requests that it served: which they were, and the models."""
 
 LIBRARYS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """What the safetensors library calls a file while it writes it."""
@@ -117,7 +122,7 @@ def refuse_links(folder: Path, given: Path, option: str) -> None:
 
 def damaged(folder: Path, name: str | Path, reason: str) -> BadInput:
     """A trained federation with a damaged file, and the way back: what served requests is not to be deleted."""
-    served = os.path.lexists(folder / "requests.jsonl") or os.path.lexists(folder / "versions")
+    served = os.path.lexists(folder / LOG) or os.path.lexists(folder / VERSIONS)
     way = "move this folder, which holds served requests, away" if served else "delete this folder"
     return BadInput("--artifacts-dir", folder, f"{name} is missing or damaged ({reason}); {way} to train again")
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
-
-if TYPE_CHECKING:
-    from quickdrop_bench.data.labelled import LabelledSet
 
 __all__ = ["attack_success"]
 
@@ -30,12 +24,8 @@ def attack_success(model: Evaluated, stage: str) -> dict[str, float]:
     """
     if model.planted is None:
         return {}
-    found = {"attack_success": _accuracy(model, model.planted.attack)}
+    found = {"attack_success": model.accuracy_on(model.planted.attack)}
     if model.about and not model.by_class:
         kinds = zip(("clean", "poisoned"), model.planted.clean_and_poisoned(model.forget_data()), strict=True)
-        found |= {f"f_set_{kind}_accuracy": _accuracy(model, data) for kind, data in kinds}
+        found |= {f"f_set_{kind}_accuracy": model.accuracy_on(data) for kind, data in kinds}
     return found
-
-
-def _accuracy(model: Evaluated, data: LabelledSet) -> float:
-    return class_accuracy(model.model, data, model.classes).without(())

@@ -40,7 +40,7 @@ def accuracy(model: Evaluated, stage: str) -> dict[str, float]:
     if stage == SERVED:
         return {"test_accuracy": model.on_test.without(()), **found}
     if not model.by_class:
-        found["others_training_accuracy"] = _share(model, _others(model))
+        found["others_training_accuracy"] = model.accuracy_on(_others(model))
     return found
 
 
@@ -73,7 +73,3 @@ def _others(model: Evaluated) -> LabelledSet:
 
     owned = [request for request in model.about if request.level != "class"]
     return pool(*(retain_part(data, i, owned) for i, data in model.clients.items()))
-
-
-def _share(model: Evaluated, data: LabelledSet) -> float:
-    return class_accuracy(model.model, data, model.classes).without(())

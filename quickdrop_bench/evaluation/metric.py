@@ -67,6 +67,10 @@ class Evaluated:
     oracle: Mapping[str, Tensor] | None = None
     training: Phase | None = None
 
+    def accuracy_on(self, data: LabelledSet) -> float:
+        """Share of a set's images that the model, as it is now, classifies right; NaN without any."""
+        return class_accuracy(self.model, data, self.classes).without(())
+
     @cached_property
     def on_test(self) -> ClassAccuracy:
         """How it classifies the test images; found once for all metrics."""

@@ -59,9 +59,9 @@ def relearn_cost(model: Evaluated, stage: str) -> dict[str, float]:
     if model.by_class:
         f_set = model.test.with_classes(forgotten_classes(model.about), keep=True)
     with holding(model.model, model.original):
-        target = SHARE * _accuracy(model.model, f_set, model.classes)
+        target = SHARE * model.accuracy_on(f_set)
     with holding(model.model, model.oracle):
-        known = _accuracy(model.model, f_set, model.classes)
+        known = model.accuracy_on(f_set)
     if not known < target:
         return {}
     phase = replace(model.training, lr=LR)

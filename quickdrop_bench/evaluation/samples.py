@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from quickdrop_bench.data.requests import forgotten_rows
-from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
 
 __all__ = ["samples"]
@@ -36,7 +35,7 @@ def samples(model: Evaluated, stage: str) -> dict[str, float]:
     total = int(counts.sum())
     accuracy = model.on_test.accuracy
     held_out = sum(n * accuracy[c] for c, n in zip(classes.tolist(), counts.tolist(), strict=True)) / max(total, 1)
-    found = class_accuracy(model.model, data, model.classes).without(())
+    found = model.accuracy_on(data)
     return {
         "held_out_accuracy": held_out if total else math.nan,
         "memorisation": found - held_out,

@@ -23,14 +23,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import open_tensors, read_bytes, refuse_links, sha256, write_text
+from quickdrop_bench.core.files import LOG, VERSIONS, open_tensors, read_bytes, refuse_links, sha256, write_text
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.store.schema import typed
 
-__all__ = ["LOG", "VERSIONS", "Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
+__all__ = ["Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 
-LOG = "requests.jsonl"
-VERSIONS = "versions"
 LOCK = ".lock"
 
 ACTIONS = ("unlearn", "relearn")

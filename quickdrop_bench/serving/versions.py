@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import (
     HEADER,
+    LOG,
+    VERSIONS,
     file_size,
     open_tensors,
     reason_of,
@@ -24,7 +26,6 @@ from quickdrop_bench.core.files import (
     write_atomically,
 )
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.serving.log import LOG, VERSIONS
 
 __all__ = ["Versions"]
 

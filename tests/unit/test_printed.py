@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from quickdrop_bench.serving.log import LOG, chained_to, read_log, write_log
+from quickdrop_bench.core.files import LOG
+from quickdrop_bench.serving.log import chained_to, read_log, write_log
 from tests.conftest import TINY, Run
 
 TABLE = ["table", "2", *TINY, "--methods", "quickdrop"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -97,8 +98,10 @@ def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[
         axes.errorbar(places[method], mean, ends, **drawn)
         names.append((places[method], mean, method_title(method), look.color))
     best = front({method: point for method, point in found.items() if forgets(setting, method)})
-    at, heights = [places[m] for m in best], [found[m][1] for m in best]
-    axes.plot(at, heights, color=GREY, drawstyle="steps-post", linewidth=1, zorder=1)
+    corners = [(places[m], found[m][1]) for m in best]
+    for (x, y), (further, higher) in pairwise(corners):
+        axes.hlines(y, x, further, color=GREY, linewidth=1, zorder=1)
+        axes.vlines(further, y, higher, color=GREY, linewidth=1, zorder=1)
     _scale(axes, least, free=any(cost == 0 for cost, *_ in found.values()))
     return names
 
