@@ -24,20 +24,22 @@ Point = tuple[float, float, float, float]
 
 COUNT = Column("", "", "", "", "count")
 NEAR = 0.01
-"""Distance to the oracle's F-Set accuracy up to which a method has forgotten."""
+"""Distance to the oracle, as a fraction, up to which a method has forgotten."""
 
 FREE = 4.0
 """What costs nothing stands at the least cost ÷ this."""
 
 
 def forgets(setting: Setting, method: str) -> bool:
-    """Whether a method's F-Set accuracy is the oracle's, up to one point and a standard error over seeds.
+    """Whether a method is as near to the oracle as one that forgets, up to one point and a standard error over seeds.
 
-    The standard error counts one point at most: what varies much from seed to seed is no reason to pass.
+    That is its F-Set accuracy, or, where the F-Set has a backdoor, the success of the attack, which may be lower than
+    the oracle's. The standard error counts one point at most: what varies much from seed to seed is no reason to pass.
     """
-    gap = setting.cell(method, "total", "f_set_gap")
+    attack = setting.cell(method, "total", "attack_success_gap")
+    gap = attack if attack.seeds else setting.cell(method, "total", "f_set_gap")
     noise = min(gap.std / math.sqrt(gap.seeds), NEAR) if gap.seeds > 1 else 0.0
-    return bool(gap.seeds) and abs(gap.mean) <= NEAR + noise
+    return bool(gap.seeds) and (gap.mean if attack.seeds else abs(gap.mean)) <= NEAR + noise
 
 
 def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
