@@ -286,6 +286,32 @@ def test_figure_6_shows_accuracy_and_seconds_over_the_scale() -> None:
     assert set(numbers["stage"]) == {"total", "unlearning", "recovery"}
 
 
+def test_figure_6_has_a_row_for_the_same_steps_at_every_scale_where_they_were_measured() -> None:
+    steps = {"method_setting": "h2", "method_changes": "recover_local_epochs null", "spec_hash": "i"}
+    more = {**steps, "method_changes": "recover_lr 0.1, recover_local_epochs null", "method_setting": "h3"}
+    measured = [
+        *scales(),
+        *(own for scale in (1, 10) for own in run("quickdrop", 1, 0.6, 400, scale=scale, **steps)),
+        *run("quickdrop", 1, 0.5, scale=10, **more),
+        *run("quickdrop", 1, 0.4, scale=10, protocol="letter-steps", spec_hash="j"),
+    ]
+    figure, numbers = draw("figure6", measured)
+    in_passes, in_steps, letter = figure.axes[::2]
+    assert line(letter, "QuickDrop")[1] == [pytest.approx(40)]
+    assert line(in_passes, "QuickDrop")[1] == pytest.approx([72.99, 72.9, 63])
+    assert line(in_steps, "QuickDrop") == [[0, 1], [pytest.approx(60)] * 2]
+    assert line(in_steps, "QuickDrop (recover_lr 0.1)")[1] == [pytest.approx(50)]
+    assert line(in_steps, "Retrain-Or")[1] == line(in_passes, "Retrain-Or")[1] == pytest.approx([75, 75])
+    assert [in_passes.get_ylim(), figure.axes[1].get_ylim()] == [in_steps.get_ylim(), figure.axes[3].get_ylim()]
+    titles = [part.get_suptitle().partition(", with recovery in ")[2] for part in figure.subfigs]
+    assert titles == ["passes over a client's set", "the same steps at every scale", ""]
+    own = numbers[numbers["protocol"] == "preset"]
+    assert own.groupby("changes")["published"].count().to_dict() == {
+        "recovery in passes over a client's set": 8,
+        "recovery in the same steps at every scale": 0,
+    }
+
+
 def test_figure_6_of_a_single_scale_or_an_unknown_one() -> None:
     figure, _ = draw("figure6", run("quickdrop", 1, 0.7))
     assert line(figure.axes[0], "QuickDrop") == [[1], [pytest.approx(70)]]  # 1, 100 and 1000 have places
