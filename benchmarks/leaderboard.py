@@ -74,16 +74,11 @@ def ranking(setting: Setting) -> list[tuple[str, str]]:
     """
     methods = [m for m in setting.methods() if registered(m) != ORACLE]
     gap = {m: setting.cell(m, "total", "r_set_gap").mean for m in methods}
-    left = {m: 0.0 if forgets(setting, m) else _attack(setting, m) for m in methods}
+    backdoor = any(setting.cell(m, "total", "attack_success_gap").seeds for m in methods)
+    left = {m: setting.remembered(m).mean if backdoor and not forgets(setting, m) else 0.0 for m in methods}
     order = sorted(methods, key=lambda m: (not forgets(setting, m), left[m], gap[m] != gap[m], -gap[m]))
     ranked = [(str(k) if forgets(setting, m) else "–", m) for k, m in enumerate(order, 1)]
     return [*(("", m) for m in setting.methods() if registered(m) == ORACLE), *ranked]
-
-
-def _attack(setting: Setting, method: str) -> float:
-    """What a method leaves of a backdoor; 0 where there is none."""
-    gap = setting.cell(method, "total", "attack_success_gap")
-    return gap.mean if gap.seeds else 0.0
 
 
 def block(setting: Setting) -> str:

@@ -85,6 +85,7 @@ def test_figure_2_shows_means_over_all_rounds_and_one_accent() -> None:
     kept, forgotten = (next(x for x in axes.lines if x.get_label() == f"class {c}") for c in (0, 2))
     assert forgotten.get_linewidth() > 2 * kept.get_linewidth()
     assert forgotten.get_color() == ACCENT != kept.get_color()
+    assert len(axes.collections) == 1  # the deviations of all classes would cover each other
     point = numbers[(numbers["class"] == 0) & (numbers["phase"] == "unlearning")].iloc[0]
     assert (point["method"], point["round"], point["seeds"]) == ("quickdrop", 1, 2)
     assert (point["mean"], point["std"]) == pytest.approx((0.55, 0.1 / 2**0.5))
@@ -429,9 +430,11 @@ def test_names_do_not_overlap() -> None:
     axes = Figure(figsize=(7, 3)).subplots()
     axes.plot([0, 10], [0, 10], "none")
     points = [(5, 5, "one", "black"), (5.1, 5.1, "another", "black"), (9.9, 9.9, "at the edge", "black")]
+    points += [(5 + 0.1 * k, 5, f"number {k}", "black") for k in range(4)]
     label_points(axes, points)
     axes.figure.canvas.draw()
-    found = [text.get_window_extent() for text in axes.texts]
+    found = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert any(text.arrow_patch for text in axes.texts)  # leads to the name that found no place beside its mark
     assert not any(a.overlaps(b) for k, a in enumerate(found) for b in found[:k])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in found)
 

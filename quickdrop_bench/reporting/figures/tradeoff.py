@@ -31,15 +31,14 @@ FREE = 4.0
 
 
 def forgets(setting: Setting, method: str) -> bool:
-    """Whether a method is as near to the oracle as one that forgets, up to one point and a standard error over seeds.
+    """Whether a method has forgotten as the oracle has, up to one point and a standard error over seeds.
 
-    That is its F-Set accuracy, or, where the F-Set has a backdoor, the success of the attack, which may be lower than
-    the oracle's. The standard error counts one point at most: what varies much from seed to seed is no reason to pass.
+    See :meth:`Setting.remembered`. The standard error counts one point at most: what varies much from seed to seed is
+    no reason to pass.
     """
-    attack = setting.cell(method, "total", "attack_success_gap")
-    gap = attack if attack.seeds else setting.cell(method, "total", "f_set_gap")
-    noise = min(gap.std / math.sqrt(gap.seeds), NEAR) if gap.seeds > 1 else 0.0
-    return bool(gap.seeds) and (gap.mean if attack.seeds else abs(gap.mean)) <= NEAR + noise
+    left = setting.remembered(method)
+    noise = min(left.std / math.sqrt(left.seeds), NEAR) if left.seeds > 1 else 0.0
+    return bool(left.seeds) and left.mean <= NEAR + noise
 
 
 def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
@@ -110,7 +109,7 @@ def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[
 
 def _scale(axes: Axes, least: float, *, free: bool) -> None:
     """Axes and their names; what costs nothing stands left of a line, at 0."""
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.16, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: COUNT.format(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
