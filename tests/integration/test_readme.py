@@ -78,10 +78,42 @@ def test_a_method_of_your_own(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert (listed["noise"], listed["quickdrop"]) == ("noise", "quickdrop_bench")
 
 
-def test_results_are_those_of_the_rows() -> None:
-    """``python benchmarks/readme.py`` writes them."""
-    readme = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "readme.py")))
-    assert readme.block(readme.measured()) in README
+def by_method(folder: str, metric: str, stage: str = "total") -> pd.DataFrame:
+    """Of the preset's rows: a line a seed, a column a method."""
+    rows = pd.read_json(ROOT / folder / "rows.jsonl", lines=True)
+    rows = rows[(rows.stage == stage) & (rows.metric == metric) & (rows.protocol == "preset")]
+    return rows.pivot_table(index="seed", columns="method", values="value", aggfunc="last")
+
+
+def test_what_was_found_is_in_the_rows() -> None:
+    folder, said = "results/small/table2", " ".join(README.split())
+    r_set = 100 * by_method(folder, "r_set_accuracy")
+    gap = r_set.sub(r_set["retrain-or"], axis=0).mean()
+    assert (100 * by_method(folder, "f_set_accuracy").mean().drop("original", errors="ignore") < 1).all()
+    assert "within 1.1 points" in said
+    assert gap[["quickdrop", "random-subset", "sga-or"]].min() == pytest.approx(-1.1, abs=0.05)
+    assert f"end {-gap['federaser']:.1f} and {-gap['fu-mp']:.1f} points below it" in said
+    cost = by_method(folder, "sample_gradients").add(by_method(folder, "sample_forwards") / 3, fill_value=0)
+    faster = (1 / cost.div(cost["retrain-or"], axis=0)).median()
+    assert "with {quickdrop:.0f}, {random-subset:.0f} and {sga-or:.0f} times".format(**faster) in said
+    assert "with {federaser:.1f} and {fu-mp:.1f} times".format(**faster) in said
+    bought = r_set["quickdrop"] - r_set["random-subset"]
+    half = 2.776 * bought.std() / 5**0.5
+    seconds, distilling = (by_method(folder, m, "fl-training") for m in ("seconds", "distillation_seconds"))
+    share = 100 * (distilling / seconds)["original"]
+    assert f"took {share.min():.0f} to {share.max():.0f}% of training's compute" in said
+    assert (
+        f"bought {bought.mean():+.2f} points of R-Set [{bought.mean() - half:.2f}, {bought.mean() + half:+.2f}]" in said
+    )
+
+
+def test_what_was_found_at_the_papers_scale_is_in_the_rows() -> None:
+    rows = pd.read_json(ROOT / "results/paper/table2/rows.jsonl", lines=True)
+    rows = rows[(rows.stage == "total") & (rows.metric == "r_set_accuracy") & (rows.protocol == "preset")]
+    found = [100 * rows[rows.method == method].value.iloc[0] for method in ("quickdrop", "random-subset")]
+    assert "recovered to {:.1f}% with distilled images, to {:.1f}% with untouched ones".format(*found) in " ".join(
+        README.split()
+    )
 
 
 def test_the_picture_is_of_the_rows() -> None:
