@@ -107,6 +107,20 @@ def test_what_was_found_is_in_the_rows() -> None:
     )
 
 
+def test_what_to_take_is_in_the_rows() -> None:
+    folder, said = "results/reference/quick/table10", " ".join(README.split())
+    attack = 100 * by_method(folder, "attack_success").mean()
+    left = "{sga-or:.0f}% of attacks succeed after SGA-Or, {quickdrop:.0f}% after QuickDrop, {s2u:.0f}% after S2U"
+    assert f"{left}, {{none:.0f}}% before".format(**attack) in said
+    assert attack.drop(["retrain-or", "retrain-again", "original"], errors="ignore").idxmin() == "federaser"
+    assert attack["federaser"] == 0
+    r_set, cost = (by_method(folder, metric).mean() for metric in ("r_set_accuracy", "sample_gradients"))
+    assert round(100 * (r_set["federaser"] - r_set["retrain-or"])) == -3
+    assert cost["federaser"] / cost["retrain-or"] == pytest.approx(1 / 3, abs=0.03)
+    f_set = 100 * by_method("results/reference/quick/table9", "f_set_accuracy").mean()
+    assert round(f_set["none"] - f_set["retrain-or"]) == 2
+
+
 def test_what_was_found_at_the_papers_scale_is_in_the_rows() -> None:
     rows = pd.read_json(ROOT / "results/paper/table2/rows.jsonl", lines=True)
     rows = rows[(rows.stage == "total") & (rows.metric == "r_set_accuracy") & (rows.protocol == "preset")]
