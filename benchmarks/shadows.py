@@ -77,7 +77,7 @@ def read_options() -> Options:
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--table", action="store_true", help="train nothing; make the table from the margins kept")
     options = Options(**vars(parser.parse_args()))
-    positive("--federations", options.federations, at_least=4)
+    positive("--federations", options.federations, at_least=8)
     positive("--jobs", options.jobs, at_least=1, at_most=os.cpu_count() or 1)
     return options
 

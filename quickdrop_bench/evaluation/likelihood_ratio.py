@@ -67,11 +67,14 @@ def rates(scores: np.ndarray, members: np.ndarray, weights: np.ndarray | None = 
         weights: how much each counts, the same shape; None for 1.
 
     Returns:
-        Both in [0, 1]; equal scores share a place, so constant ones give 0.5 and :data:`LOW`.
+        Both in [0, 1]; equal scores share a place, so constant ones give 0.5 and :data:`LOW`. NaN unless there are both
+        members and others.
     """
     from sklearn.metrics import auc, roc_curve
 
     kept = np.isfinite(scores) if weights is None else np.isfinite(scores) & (weights > 0)
+    if len(np.unique(members[kept])) < 2:
+        return float("nan"), float("nan")
     counts = None if weights is None else weights[kept]
     false, true, _ = roc_curve(members[kept], scores[kept], sample_weight=counts)
     return float(auc(false, true)), float(np.interp(LOW, false, true))
