@@ -60,6 +60,12 @@ def test_the_divergence_is_of_the_unlearned_from_the_retrained() -> None:
     assert histogram_klom(narrow, wide)[0] == pytest.approx((np.log(4) - 0.5) / 2, rel=0.1)
 
 
+def test_a_gaussian_by_hand() -> None:
+    """Ten margins of ±1 have a variance of 10/9, so a shift of 1 is 1 / (2 · 10/9)."""
+    r = np.tile([-1.0, 1.0], 5)[:, None]
+    assert gaussian_klom(r + 1, r)[0] == pytest.approx(0.45)
+
+
 def test_constant_margins_have_a_least_variance() -> None:
     assert gaussian_klom(np.zeros((10, 1)), np.ones((10, 1)))[0] == pytest.approx(1 / 1e-3 / 2)
 

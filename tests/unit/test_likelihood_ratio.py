@@ -154,9 +154,10 @@ def test_what_a_sample_is_like_does_not_matter() -> None:
 
 
 def test_standard_errors_are_as_large_as_the_spread_over_repetitions() -> None:
-    found = [attack(*made(16, 60, 0.5, seed=k), 1, 30) for k in range(24)]
+    """As all targets share their shadows, drawing targets alone gives 0.6 of it."""
+    found = [attack(*made(16, 60, seed=k), 1, 20) for k in range(40)]
     spread = np.std([one.auc for one in found], ddof=1)
-    assert 0.8 * spread < fmean(one.auc_error for one in found) < 2.5 * spread
+    assert 0.9 * spread < fmean(one.auc_error for one in found) < 1.6 * spread
 
 
 def test_the_same_seed_gives_the_same_errors() -> None:

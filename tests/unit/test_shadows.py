@@ -120,11 +120,13 @@ def test_what_is_there_is_not_trained_again(
 
     lost = script.cached(tiny(), 3, "none")
     before, _ = script.load(lost)
+    beside = script.cached(tiny(), 3, "quickdrop").stat().st_mtime_ns
     lost.unlink()
     script.run(options._replace(federations=9))
     assert "2 of 9 federations to train" in capsys.readouterr().err
     again, _ = script.load(lost)
     assert all(torch.equal(again[name], before[name]) for name in (*SETS, "accuracy"))
+    assert script.cached(tiny(), 3, "quickdrop").stat().st_mtime_ns == beside
     monkeypatch.setattr(script, "measure", None)
     script.run(options)  # nothing left to do
 
@@ -151,7 +153,7 @@ def test_a_method_that_remembers_is_told_from_the_oracle(script: ModuleType) -> 
     assert none["klom_pool_mean"] == pytest.approx(2.0, abs=0.3)  # δ²/2
     assert none["klom_pool_p95"] > none["klom_pool_mean"]
     for floor in (oracle["klom_pool_mean"], none["klom_test_mean"], none["klom_retained_mean"]):
-        assert floor < 0.1
+        assert 0.005 < floor < 0.1  # federations of other seeds are never the same
     assert frame["r_set_accuracy"].tolist() == pytest.approx([0.9, 0.9])
 
 
