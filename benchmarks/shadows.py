@@ -58,6 +58,7 @@ class Options(NamedTuple):
     methods: str
     jobs: int
     accelerator: str
+    results_dir: Path
     table: bool
 
     @property
@@ -75,6 +76,7 @@ def read_options() -> Options:
     parser.add_argument("--methods", default="", help="as a,b, beside retrain-or (default: all that serve samples)")
     parser.add_argument("--jobs", type=int, default=1, help="federations at a time, in a process each (default: 1)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--results-dir", type=Path, default=TARGET, help="folder of margins and table, to be replaced")
     parser.add_argument("--table", action="store_true", help="train nothing; make the table from the margins kept")
     options = Options(**vars(parser.parse_args()))
     positive("--federations", options.federations, at_least=8)
@@ -215,18 +217,21 @@ Made from `{MARGINS}` by `python benchmarks/shadows.py --table`.
 """
 
 
-def write(tensors: Tensors, about: dict[str, str]) -> None:
-    """The table, in both forms."""
+def write(folder: Path) -> None:
+    """Write the table, in both forms, from a folder's margins."""
+    if not (folder / MARGINS).is_file():
+        raise BadInput("--table", folder, f"there is no {MARGINS} in it; leave out --table to measure")
+    tensors, about = load(folder / MARGINS)
     frame = figures(tensors, about["methods"].split(","))
-    write_text(TARGET / "table.csv", frame.to_csv(index=False, float_format="%.5f"))
-    write_text(TARGET / "table.md", page(frame, tensors, about))
-    print(TARGET / "table.md")
+    write_text(folder / "table.csv", frame.to_csv(index=False, float_format="%.5f"))
+    write_text(folder / "table.md", page(frame, tensors, about))
+    print(folder / "table.md")
 
 
 def run(options: Options) -> None:
     """Measure what is missing, a share of the federations in each process, and write the table."""
     if options.table:
-        write(*load(TARGET / MARGINS))
+        write(options.results_dir)
         return
     shadows, methods = planned(options)
     _ = shadows.data
@@ -236,8 +241,8 @@ def run(options: Options) -> None:
     calls = [(options, share) for job in range(options.jobs) if (share := missing[job :: options.jobs])]
     if max((abs(code) for _, code in run_processes(measure, calls, options.jobs)), default=0):
         sys.exit("some federations are missing; the same command tries them again")
-    save(TARGET / MARGINS, *collect(shadows, methods, options.federations))
-    write(*load(TARGET / MARGINS))
+    save(options.results_dir / MARGINS, *collect(shadows, methods, options.federations))
+    write(options.results_dir)
 
 
 def main() -> None:

@@ -46,7 +46,6 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script on tiny federations, in this process, with folders of its own."""
     module = loaded()
     monkeypatch.setattr(module, "WORK", tmp_path / "work")
-    monkeypatch.setattr(module, "TARGET", tmp_path / "target")
     monkeypatch.setattr(module, "planned", lambda options: (tiny(options.pool), NAMES))
     monkeypatch.setattr(module, "run_processes", here)
     return module
@@ -100,23 +99,24 @@ def test_a_key_says_all_that_decides() -> None:
 
 
 def test_what_is_there_is_not_trained_again(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = script.Options(8, 20, "", 2, "cpu", table=False)
+    target = tmp_path / "target"
+    options = script.Options(8, 20, "", 2, "cpu", target, table=False)
     script.run(options)
     assert "8 of 8 federations to train" in capsys.readouterr().err
-    tensors, about = script.load(script.TARGET / script.MARGINS)
+    tensors, about = script.load(target / script.MARGINS)
     assert tensors["members"].sum(1).tolist() == [10] * 8
     assert tensors["none.pool"].shape == (8, 20)
     assert all(tensors[f"{method}.{name}"].isfinite().all() for method in NAMES for name in SETS)
     assert not torch.equal(tensors["none.pool"], tensors["retrain-or.pool"])
-    table = (script.TARGET / "table.md").read_text(encoding="utf-8")
+    table = (target / "table.md").read_text(encoding="utf-8")
     assert about["device"] in table
     assert "8 federations, a pool of 20 training images" in table
 
-    (script.TARGET / "table.md").unlink()
+    (target / "table.md").unlink()
     script.run(options._replace(table=True))
-    assert (script.TARGET / "table.md").read_text(encoding="utf-8") == table
+    assert (target / "table.md").read_text(encoding="utf-8") == table
 
     lost = script.cached(tiny(), 3, "none")
     before, _ = script.load(lost)
@@ -167,11 +167,13 @@ def test_with_few_federations_there_is_no_tpr_and_no_klom(script: ModuleType) ->
     assert line.split(" | ")[2:6] == ["—"] * 4
 
 
-@pytest.mark.parametrize("typed", [["--federations", "7"], ["--jobs", "0"], ["--pool", "1"], ["--methods", "ulira"]])
+@pytest.mark.parametrize(
+    "typed", [["--federations", "7"], ["--jobs", "0"], ["--pool", "1"], ["--methods", "ulira"], ["--table"]]
+)
 def test_an_option_without_a_usable_value_is_named(
-    typed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["shadows.py", *typed])
+    monkeypatch.setattr(sys, "argv", ["shadows.py", *typed, "--results-dir", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         loaded().main()
     assert stopped.value.code == 2
