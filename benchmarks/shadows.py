@@ -64,7 +64,8 @@ class Options(NamedTuple):
     @property
     def command(self) -> list[str]:
         """That of Table 9 whose federations and methods are taken."""
-        own = ["--methods", f"{ORACLE},{self.methods}"] if self.methods else []
+        others = [name for name in self.methods.split(",") if name != ORACLE]
+        own = ["--methods", ",".join([ORACLE, *others])] if self.methods else []
         return ["table", "9", "--preset", "quick", "--accelerator", self.accelerator, *own]
 
 
