@@ -14,7 +14,7 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep paper results report speed
+.PHONY: help install run sweep paper results shadows report speed
 .PHONY: test test-slow test-long check format clean
 
 help: ## show this help
@@ -55,6 +55,9 @@ results: install ## tables and figures of PRESET=small on MNIST (DATA_DIR=) and 
 leaderboard: install ## results/leaderboard.md from committed rows; METHOD=name first measures what that method lacks, in results/methods/
 	@[ -z "$(METHOD)" ] || $(RUN) figure 7 --preset $(or $(PRESET),quick) --methods "retrain-or,$(METHOD)" --results-dir "results/methods/$(METHOD)" $(DATA) $(SPREAD) $(ARGS)
 	@$(BIN)/python benchmarks/leaderboard.py
+
+shadows: install ## U-LiRA and KLOM from 64 federations on digits, kept in results/reference/quick/shadows; goes on where it was interrupted
+	@$(BIN)/python benchmarks/shadows.py --jobs $(CORES) $(ARGS)
 
 run: install ## any command: ARGS='unlearn latest --class 9'
 	@$(RUN) $(ARGS)
