@@ -22,7 +22,8 @@ from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving.export import FORMATS
-from tests.contract.test_methods import TRAIN, equal, make_context
+from tests.by_hand import equal
+from tests.contract.tiny import TRAIN, make_context
 from tests.small_models import SMALL
 
 TOY = replace(TRAIN, rounds=1, local_steps=2)
