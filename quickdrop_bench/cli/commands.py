@@ -24,6 +24,7 @@ from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
+from quickdrop_bench.store.writing import writing
 
 if TYPE_CHECKING:
     from quickdrop_bench.evaluation.metric import Metric
@@ -78,12 +79,9 @@ def report(line: CommandLine) -> int:
 
     page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
-    try:
+    with writing("--output" if args.output else "--results-dir", path):
         check_replaceable(path)
         write_report(path, page)
-    except OSError as error:
-        option = "--output" if args.output else "--results-dir"
-        raise BadInput(option, path, f"it cannot be written ({error.strerror})") from error
     print(path)
     return 0
 
@@ -99,11 +97,9 @@ def dashboard(line: CommandLine) -> int:
     entity = args.wandb_entity or os.environ.get("WANDB_ENTITY", "")
     if args.publish and not entity:
         raise BadInput("--publish", "needs --wandb-entity", "name the user or team that the project belongs to")
-    try:
+    with writing("--output", args.output):
         check_replaceable(args.output)
         write_text(args.output, definition(entity, project))
-    except OSError as error:
-        raise BadInput("--output", args.output, f"it cannot be written ({error.strerror})") from error
     print(args.output)
     if args.publish:
         print(publish(entity, project))

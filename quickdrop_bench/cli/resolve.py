@@ -20,7 +20,7 @@ from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.backdoor import Backdoor
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.presets import preset_values, presets
+from quickdrop_bench.harness.presets import flat, preset_values, presets
 from quickdrop_bench.harness.run_spec import LETTERS
 from quickdrop_bench.methods import METHODS, Method
 
@@ -29,7 +29,6 @@ __all__ = [
     "arithmetic",
     "federation_spec",
     "has_cuda",
-    "method_defaults",
     "methods_of",
     "on_gpu",
     "options_of",
@@ -160,6 +159,11 @@ class CommandLine:
     preset: str | None
     prints_config: bool = False
 
+    @property
+    def said(self) -> Values:
+        """What files and the command line say."""
+        return {**self.files, **self.typed}
+
     def options(self, section: str = "", above: Values | None = None, *, own: bool = True) -> Namespace:
         """The options that count.
 
@@ -168,14 +172,14 @@ class CommandLine:
             above: values that stand above all others.
             own: whether what the user says counts.
         """
-        said = {**(self.files if own else {}), **(self.typed if own else {}), **(above or {})}
+        said = {**(self.said if own else {}), **(above or {})}
         if self.preset is None:
             return self.over({}, said)
-        dataset = said.get("dataset") or self._from_preset(None, section).get("dataset")
-        below = self._from_preset(dataset, section)
-        if said.get("protocol") in LETTERS:
-            below = {key: value for key, value in below.items() if "." not in key}
-        return self.over(below, said)
+        dataset = said.get("dataset") or preset_values(self.preset, None, section).get("dataset")
+        below, known = preset_values(self.preset, dataset, section), declared(self.command)
+        if said.get("protocol") in LETTERS:  # of the preset's settings of methods, none counts
+            known = {key: option for key, option in known.items() if "." not in key}
+        return self.over({key: value for key, value in below.items() if key in known}, said)
 
     @property
     def section(self) -> str:
@@ -192,10 +196,6 @@ class CommandLine:
             (found.setdefault(method, {}) if method else found)[name] = value
         return found
 
-    def _from_preset(self, dataset: str | None, section: str) -> Values:
-        assert self.preset is not None
-        return _of_preset(self.preset, dataset, section, methods=COMMANDS[self.command].methods)
-
     def over(self, below: Values, said: Values | None = None) -> Namespace:
         """The options: those given by default, then some values, then what the user says.
 
@@ -203,7 +203,7 @@ class CommandLine:
             below: values that stand above the options' defaults.
             said: in place of what the user says.
         """
-        said = {**self.files, **self.typed} if said is None else said
+        said = self.said if said is None else said
         known = declared(self.command)
         preset = {"preset": self.preset} if self.preset else {}
         defaults = {key: option.default for key, option in known.items()}
@@ -256,7 +256,7 @@ def _read(parser: Parser, known: Mapping[str, Option], name: str) -> dict[str, A
         raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({error})") from error
     if not isinstance(content, dict):
         raise BadInput("--config", name, "it holds no options, as rounds: 2")
-    values = _flat({str(key): value for key, value in content.items()}, methods=True)
+    values = flat({str(key): value for key, value in content.items()})
     for key in values:
         if key not in known or not known[key].name.startswith("--"):
             raise BadInput("--config", name, f"this command has no option {key} that a file could set")
@@ -276,24 +276,6 @@ class _UniqueKeys(yaml.SafeLoader):
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _flat(values: Values, *, methods: bool) -> dict[str, Any]:
-    """Options, and settings of methods as ``<method>.<field>``; other sections are left out."""
-    sections = {name.replace("-", "_") for name in METHODS}
-    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    for section in (section for section in values if methods and isinstance(values[section], dict)):
-        if section in sections:
-            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
-    return flat
-
-
-def _of_preset(preset: str, dataset: str | None, section: str, *, methods: bool) -> dict[str, Any]:
-    """What a preset's files say; see :func:`~quickdrop_bench.harness.presets.preset_values`."""
-    found: dict[str, Any] = {}
-    for values in preset_values(preset, dataset, section):
-        found |= _flat(values, methods=methods)
-    return found
 
 
 def has_cuda() -> bool:
@@ -338,16 +320,6 @@ def _at_home(option: Option, path: Path) -> Path:
 def options_of(argv: Sequence[str], section: str = "") -> Namespace:
     """The options of a command line, with a section of its preset."""
     return parse(argv).options(section)
-
-
-def method_defaults(preset: str, dataset: str, section: str) -> Values:
-    """The settings of all methods in a preset, as options ``<method>.<field>``.
-
-    Raises:
-        BadInput: there is no such preset.
-    """
-    values = _of_preset(preset, dataset, section, methods=True)
-    return {name: value for name, value in values.items() if "." in name}
 
 
 def seeds_of(args: Namespace) -> tuple[int, ...]:

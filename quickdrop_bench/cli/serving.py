@@ -12,17 +12,19 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from quickdrop_bench.cli.lists import classes_of, numbers_of, samples_of
 from quickdrop_bench.cli.machine import make_fabric
-from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
+from quickdrop_bench.cli.resolve import CommandLine, methods_of
 from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import LOG
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import RequestInfo
+from quickdrop_bench.harness.presets import preset_values
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
@@ -139,9 +141,9 @@ def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> 
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    preset = args.preset or run.preset
-    defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
-    return methods_of(line.over(defaults))[args.method]
+    values = preset_values(args.preset or run.preset, str(run.spec.dataset), SECTIONS[level])
+    of_methods = {key: value for key, value in values.items() if "." in key}
+    return methods_of(line.over(of_methods))[args.method]
 
 
 def evaluate(args: Namespace, line: CommandLine) -> int:
@@ -186,7 +188,7 @@ def show(args: Namespace, line: CommandLine) -> int:
     lines = [(str(e.version), str(e.parent), e.action, _named(run, e), e.method, _when(e), _change(e)) for e in run.log]
     if lines:
         _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
-    _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
+    _print_numbers(console, ("files", "size"), [(name, decimal(size)) for name, size in about["bytes"].items()])
     return 0
 
 
@@ -272,7 +274,13 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         shown = [(name, *(_percent(side.get(key)) for side in sides)) for name, key in names if key in sides[0]]
         _print_numbers(console, ("accuracy", "before", "after"), shown)
     lines = [
-        (stage, f"{c['rounds']:.0f}", f"{c['seconds']:.2f}", f"{c['sample_gradients']:.0f}", _size(c["upload_bytes"]))
+        (
+            stage,
+            f"{c['rounds']:.0f}",
+            f"{c['seconds']:.2f}",
+            f"{c['sample_gradients']:.0f}",
+            decimal(int(c["upload_bytes"])),
+        )
         for stage, c in entry.cost.items()
     ]
     _print_numbers(console, ("stage", "rounds", "seconds", "sample-gradients", "upload"), lines)
@@ -299,7 +307,7 @@ def _print_plan(
 
 def _plan_line(run: TrainedRun, request: UnlearningRequest, phase: PlannedPhase, seconds: float) -> tuple[str, ...]:
     named, cost = request.named(run.info.class_names), phase.cost
-    numbers = str(phase.local_steps), str(cost.sample_gradients), _size(cost.upload_bytes), f"{seconds:.2g} s"
+    numbers = str(phase.local_steps), str(cost.sample_gradients), decimal(cost.upload_bytes), f"{seconds:.2g} s"
     return named, phase.name, str(phase.rounds), _clients(phase), *numbers
 
 
@@ -324,14 +332,6 @@ def _print_json(values: Mapping[str, Any]) -> None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 SERVED: dict[str, Callable[[Namespace, CommandLine], int]] = {

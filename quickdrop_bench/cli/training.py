@@ -30,6 +30,7 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
+from quickdrop_bench.store.writing import writing
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 __all__ = ["distribution", "train"]
@@ -94,10 +95,8 @@ def distribution(args: Namespace) -> int:
         name = f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
         folder = args.results_dir / args.preset / "distribution" / name
         refuse_links(folder, args.results_dir, "--results-dir")
-        try:
+        with writing("--results-dir", args.results_dir):
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
-        except OSError as error:
-            raise BadInput("--results-dir", args.results_dir, f"it cannot be written ({error.strerror})") from error
         _print_counts(counts, data.class_names)
         print("\n".join(str(path) for path in paths))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.methods import METHODS
 
-__all__ = ["benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
+__all__ = ["benchmarks_dir", "flat", "paper_values", "preset_files", "preset_values", "presets"]
 
 
 @cache
@@ -42,16 +44,32 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
     return [path for path in files if os.path.isfile(path)]  # a data set's name may be too long for a file
 
 
-def preset_values(preset: str, dataset: str | None, section: str) -> list[dict[str, Any]]:
-    """What a preset sets: options by name, those of methods in sections; later ones win.
+def preset_values(preset: str, dataset: str | None, section: str) -> dict[str, Any]:
+    """What a preset sets, see :func:`flat`.
 
-    What a section for a table or figure asks for stands above what a data set needs.
+    What a data set needs stands above what the preset says of all, and what a section for a table or figure asks for
+    above both.
 
     Raises:
         BadInput: there is no such preset.
     """
     contents = [_content(path) for path in preset_files(preset, dataset)]
-    return [*contents, *(content.get(section, {}) for content in contents)]
+    found: dict[str, Any] = {}
+    for values in (*contents, *(content.get(section, {}) for content in contents)):
+        found |= flat(values)
+    return found
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by key, those of a method's section as ``quickdrop.unlearn_lr``; other sections are left out."""
+    methods = {name.replace("-", "_") for name in METHODS}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            found[key] = value
+        elif key in methods:
+            found |= {f"{key}.{name}": entry for name, entry in value.items()}
+    return found
 
 
 @cache

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -32,6 +31,7 @@ from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, wri
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
 from quickdrop_bench.store import artifacts
+from quickdrop_bench.store.writing import writing
 
 __all__ = ["SECTIONS", "TrainedRun", "find_run"]
 
@@ -104,7 +104,7 @@ class TrainedRun:
         with torch.device("meta"):  # shapes without memory: the spec may be anybody's
             expected = dict(build_model(self.spec, self.info).named_parameters())
         artifacts.check_state(self.trained.state, expected, folder)
-        self.versions = Versions(folder, self.trained.state, self.fabric.device)
+        self.versions = Versions(folder, self.trained.state)
 
     @property
     def info(self) -> DataInfo:
@@ -207,10 +207,9 @@ class TrainedRun:
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
         """A method with the preset's settings for a level of requests."""
-        values: dict[str, Any] = {}
-        for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
-            values |= part.get(name.replace("-", "_"), {})
-        return METHODS[name](**values)
+        values, section = preset_values(self.preset, self.spec.dataset, SECTIONS[level]), name.replace("-", "_")
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
+        return METHODS[name](**own)
 
     def samples(
         self,
@@ -366,10 +365,11 @@ class TrainedRun:
         if self.data:
             entry = replace(entry, after=self._evaluated(state, *sets))
         try:
-            write_log(self.folder, [*self.log, entry])
-        except OSError as error:
+            with writing("RUN", self.folder):
+                write_log(self.folder, [*self.log, entry])
+        except BadInput:
             self.versions.waiting(entry.version).unlink(missing_ok=True)
-            raise BadInput("RUN", self.folder, f"it cannot be written ({error.strerror})") from error
+            raise
         self.log.append(entry)
         self.versions.settle(entry.version)
         return entry

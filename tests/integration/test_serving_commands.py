@@ -23,6 +23,7 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving import TrainedRun, export, find_run
 from tests.conftest import TINY, Run
+from tests.damage import largest_file
 from tests.integration.forks import start_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -342,10 +343,6 @@ def test_torchscript_classifies_pixels_as_the_run_does(served: TrainedRun, versi
     assert len(classes.unique()) > 1
 
 
-def test_torchscript_is_written_without_a_warning(served: TrainedRun) -> None:
-    export(served, Path("model.pt"), "torchscript")
-
-
 @pytest.mark.parametrize("version", [0, 1])
 def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int) -> None:
     export(served, Path("model.safetensors"), "safetensors", version)
@@ -362,17 +359,6 @@ def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int
     assert about["forgotten"] == ["class-1"] * version
 
 
-def test_onnx_classifies_pixels_as_the_run_does(served: TrainedRun) -> None:
-    pytest.importorskip("onnxscript")
-    reference = pytest.importorskip("onnx.reference")
-    export(served, Path("model.onnx"), "onnx", 1)
-    pixels, classes = pixels_and_classes(served, 1)
-    program = reference.ReferenceEvaluator("model.onnx")
-    for count in (1, len(pixels)):
-        (logits,) = program.run(None, {"pixels": pixels[:count].numpy()})
-        assert logits.argmax(1).tolist() == classes[:count].tolist()
-
-
 def test_onnx_without_its_packages_is_refused(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     code, out, err = run("export", str(folder), "--format", "onnx", "--output", "model.onnx")
@@ -381,7 +367,6 @@ def test_onnx_without_its_packages_is_refused(folder: Path, run: Run, monkeypatc
     assert not list(Path().glob("*model*"))
 
 
-@TRACING
 def test_the_export_command_writes_beside_the_run_and_says_where(served: TrainedRun, run: Run) -> None:
     code, out, _ = run("export", str(served.folder), "--version", "0", "--json")
     found = json.loads(out)
@@ -393,15 +378,9 @@ def test_the_export_command_writes_beside_the_run_and_says_where(served: Trained
     assert run("show", str(served.folder))[0] == 0
 
 
-@TRACING
 def test_torchscript_to_a_full_disk_is_refused(folder: Path, tmp_path: Path, run: Run) -> None:
-    resource = pytest.importorskip("resource", reason="needs POSIX limits")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "model.pt"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
+    with largest_file(100):
         code, _, _ = run("export", str(folder), "--format", "torchscript", "--output", str(output))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
     assert not output.exists()

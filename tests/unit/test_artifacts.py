@@ -144,7 +144,7 @@ def test_the_manifest_comes_last(trained: TrainedFederation, tmp_path: Path, mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quickdrop_bench.store.artifacts._save_tensors", full)
+    monkeypatch.setattr("quickdrop_bench.store.artifacts.write_tensors", full)
     with pytest.raises(BadInput, match="No space left"):
         save(trained, folder)
     assert not is_complete(folder)
@@ -171,8 +171,8 @@ def header(folder: Path, name: str, text: str, size: int | None = None) -> None:
     (folder / name).write_bytes((len(content) if size is None else size).to_bytes(8, "little") + content)
 
 
-def first(folder: Path, name: str, key: str) -> torch.Tensor:
-    return load_file(folder / name)[key].clone()
+def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda folder: with_tensors(folder, CLIENT, **{name: change(load_file(folder / CLIENT)[name])})
 
 
 TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -188,30 +188,17 @@ TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: with_tensors(f, "global.safetensors", w=torch.zeros(3, dtype=torch.float64)),
         "no parameter",
     ),
-    "labels in 32 bits": (
-        lambda f: with_tensors(f, CLIENT, subset_labels=first(f, CLIENT, "subset_labels").int()),
-        "subset_labels has another type",
-    ),
-    "images in half precision": (
-        lambda f: with_tensors(f, CLIENT, subset_images=first(f, CLIENT, "subset_images").half()),
-        "subset_images has another type",
-    ),
-    "images of another size": (
-        lambda f: with_tensors(f, CLIENT, subset_images=first(f, CLIENT, "subset_images")[..., :7]),
-        "subset_images has another type or shape",
-    ),
-    "fewer labels than images": (
-        lambda f: with_tensors(f, CLIENT, subset_labels=first(f, CLIENT, "subset_labels")[1:]),
-        "subset_labels has another type or shape",
-    ),
-    "shorter velocity": (
-        lambda f: with_tensors(f, CLIENT, synthetic_velocity=first(f, CLIENT, "synthetic_velocity")[1:]),
-        "synthetic_velocity has another type or shape",
-    ),
-    "shorter origin": (
-        lambda f: with_tensors(f, CLIENT, synthetic_origin=first(f, CLIENT, "synthetic_origin")[1:]),
-        "synthetic_origin has another type or shape",
-    ),
+    **{
+        what: (changed(name, change), f"{name} has another type or shape")
+        for what, name, change in (
+            ("labels in 32 bits", "subset_labels", torch.Tensor.int),
+            ("images in half precision", "subset_images", torch.Tensor.half),
+            ("images of another size", "subset_images", lambda images: images[..., :7]),
+            ("fewer labels than images", "subset_labels", lambda labels: labels[1:]),
+            ("shorter velocity", "synthetic_velocity", lambda velocity: velocity[1:]),
+            ("shorter origin", "synthetic_origin", lambda origin: origin[1:]),
+        )
+    },
     "missing tensor": (lambda f: with_tensors(f, CLIENT, subset_rows=None), "other tensors"),
     "extra tensor": (lambda f: with_tensors(f, CLIENT, more=torch.zeros(1)), "other tensors"),
 }
@@ -401,6 +388,6 @@ def test_a_full_disk_is_bad_input(trained: TrainedFederation, tmp_path: Path, mo
     def full(*args: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("quickdrop_bench.store.artifacts.save_file", full)
+    monkeypatch.setattr("quickdrop_bench.store.states.save_file", full)
     with pytest.raises(BadInput, match="No space left"):
         save(trained, tmp_path / "run")

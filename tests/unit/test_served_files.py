@@ -26,7 +26,7 @@ from tests.served import CLASS_3, CLASS_9, CLIENT_0, NAME, contents, refused, se
 
 def test_an_interrupted_command_continues_as_it_says(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        break_at(patched, "quickdrop_bench.serving.versions.save_file", 2, KeyboardInterrupt())
+        break_at(patched, "quickdrop_bench.store.states.save_file", 2, KeyboardInterrupt())
         code, _, err = run("unlearn", NAME, "--class", "9,3")
     assert code == 130
     assert TrainedRun(folder).current == 1
@@ -195,7 +195,7 @@ def test_a_version_that_is_no_model_of_the_run_is_refused(
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 WRITE_STEPS = {
-    "save_file": ("quickdrop_bench.serving.versions.save_file", 1),
+    "save_file": ("quickdrop_bench.store.states.save_file", 1),
     "fsync": ("os.fsync", 2),
     "replace": ("pathlib.Path.replace", 2),
     "write_text": ("pathlib.Path.write_text", 1),
