@@ -38,19 +38,10 @@ __all__ = ["SERVED"]
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
 
-def unlearn(args: Namespace, line: CommandLine) -> int:
-    """Forget classes, clients and samples, one request after the other; each makes a model version."""
-    return _serve("unlearn", args, line)
-
-
-def relearn(args: Namespace, line: CommandLine) -> int:
-    """Learn again what was forgotten."""
-    return _serve("relearn", args, line)
-
-
-def _serve(action: str, args: Namespace, line: CommandLine) -> int:
+def serve(args: Namespace, line: CommandLine) -> int:
+    """Forget classes, clients and samples, or learn them again, one after the other; each makes a model version."""
     with tracking(args) as tracker:
-        return _serve_all(action, args, line, tracker)
+        return _serve_all(line.command, args, line, tracker)
 
 
 def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker | None) -> int:
@@ -335,8 +326,8 @@ def _percent(value: float | None) -> str:
 
 
 SERVED: dict[str, Callable[[Namespace, CommandLine], int]] = {
-    "unlearn": unlearn,
-    "relearn": relearn,
+    "unlearn": serve,
+    "relearn": serve,
     "evaluate": evaluate,
     "show": show,
     "export": export_model,

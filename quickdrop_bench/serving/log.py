@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -84,8 +83,6 @@ class Entry:
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise ValueError(f"action {self.action!r}")
-        if not re.fullmatch(r"[\w.-]+", self.method):
-            raise ValueError(f"method {self.method!r}")
         for text in (self.request, *self.forgotten):
             UnlearningRequest.parse(text)
         if not 0 <= self.parent < self.version:

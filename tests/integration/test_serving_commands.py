@@ -11,10 +11,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -25,6 +23,7 @@ from quickdrop_bench.serving import TrainedRun, export, find_run
 from tests.conftest import TINY, Run
 from tests.damage import largest_file
 from tests.integration.forks import start_script
+from tests.pictures import make_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -36,22 +35,11 @@ TRACING = pytest.mark.filterwarnings(
 )
 
 
-def make_pictures(folder: Path, seed: int = 0) -> Path:
-    rng = np.random.default_rng(seed)
-    for split, count in (("train", 12), ("test", 4)):
-        for c, name in enumerate(CLASSES):
-            (folder / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = rng.integers(80 * c, 80 * c + 70, (8, 8, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{k}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, and a federation that was trained on them."""
     place = tmp_path_factory.mktemp("trained")
-    pictures = make_pictures(place / "pictures")
+    pictures = make_pictures(place / "pictures", CLASSES, 12, 4)
     options = ["--dataset", "imagefolder", "--data-dir", str(pictures), "--artifacts-dir", str(place / "artifacts")]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
@@ -158,7 +146,7 @@ def test_pictures_that_moved_are_the_same_data(place: Path, folder: Path, run: R
 
 def test_other_pictures_are_not_taken_for_the_data(place: Path, folder: Path, run: Run) -> None:
     shutil.rmtree(place / "pictures")
-    make_pictures(place / "pictures", seed=1)
+    make_pictures(place / "pictures", CLASSES, 12, 4, seed=1)
     code, _, err = run("evaluate", str(folder), "--data-dir", "pictures")
     assert code == 2
     assert "--data-dir pictures: this is not the imagefolder:pictures of the training" in err

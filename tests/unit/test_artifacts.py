@@ -303,7 +303,6 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "history empty": (as_file("history.csv", ""), "history.csv"),
     "history of words": (as_file("history.csv", COLUMNS + "1,a,b,c,d,e\n"), "its columns"),
     "history without rounds": (as_file("history.csv", "loss\n1\n"), "its columns"),
-    "history out of order": (as_file("history.csv", COLUMNS + "2,1,1,1,1,1\n1,1,1,1,1,1\n"), "not in order"),
     "history with longer lines": (as_file("history.csv", COLUMNS + "1,1,1,1,1,1,1,1\n"), "its columns"),
     "history with ragged lines": (as_file("history.csv", COLUMNS + "1,1,1,1,1,1\n1,1,1,1,1,1,1\n"), "history.csv"),
     "history binary": (as_file("history.csv", bytes(range(256)) * 9), "history.csv"),
@@ -339,15 +338,11 @@ def test_files_of_another_kind_are_refused(trained: TrainedFederation, tmp_path:
     assert str(caught.value).count("\n") == 0
 
 
-@pytest.mark.parametrize(
-    ("tensors", "count"),
-    [({"w": torch.zeros(4)}, 5), ({}, 5), ({"w": torch.zeros(3)}, 0)],
-    ids=["0", "1", "2"],
-)
-def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path, tensors: Any, count: int) -> None:
+@pytest.mark.parametrize("tensors", [{"w": torch.zeros(4)}, {}], ids=["shape", "none"])
+def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path, tensors: Any) -> None:
     UpdateRecorder(tmp_path / UPDATES, 1, 1)(0, 0, 5, {"w": torch.zeros(3)}, {"w": torch.ones(3)})
     save(trained, tmp_path)
-    save_file({**tensors, "num_examples": torch.tensor(count)}, tmp_path / UPDATES / "0000/0000.safetensors")
+    save_file({**tensors, "num_examples": torch.tensor(5)}, tmp_path / UPDATES / "0000/0000.safetensors")
     seal(tmp_path)
     with pytest.raises(BadInput, match=r"updates/0000/0000\.safetensors"):
         load(tmp_path, CPU)
@@ -385,7 +380,7 @@ def test_saving_follows_no_link(trained: TrainedFederation, tmp_path: Path) -> N
 def test_a_full_disk_is_bad_input(trained: TrainedFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("quickdrop_bench.store.states.save_file", full)

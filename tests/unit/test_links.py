@@ -11,7 +11,7 @@ import pytest
 
 from quickdrop_bench.cli.main import main
 from tests.conftest import PARTITION, TINY, Run
-from tests.damage import make_pictures
+from tests.pictures import make_pictures
 
 OPTIONS = [*TINY, "--record-every", "1"]
 TRAIN = ["train", *OPTIONS]

@@ -14,7 +14,8 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.measure import identities, is_measured, measure
+from quickdrop_bench.harness.lacking import identities, is_measured
+from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
