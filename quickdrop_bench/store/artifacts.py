@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -61,6 +61,7 @@ __all__ = [
     "load",
     "save",
     "save_synthetic",
+    "visibly_changed",
 ]
 
 GLOBAL, HISTORY, CONFIG, MANIFEST = "global.safetensors", "history.csv", "config.yaml", "manifest.json"
@@ -218,12 +219,26 @@ def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
         if kept.synthetic is None:
             continue
         s = kept.synthetic
-        std = torch.tensor(trained.data.std, device=s.images.device).view(1, -1, 1, 1)
-        changed = (255 * std * (s.images - kept.subset.images)).abs().flatten(1).amax(1) >= VISIBLE
+        changed = visibly_changed(s.images, kept.subset.images, trained.data.std)
         if changed.any():
             written.append(folder / f"{client:04d}.safetensors")
             write_tensors(written[-1], {"images": s.images[changed], "labels": s.labels[changed]})
     return written
+
+
+def visibly_changed(images: Tensor, began: Tensor, std: Sequence[float]) -> Tensor:
+    """Which synthetic images no longer look like the real ones that they began as.
+
+    Args:
+        images: (n, C, H, W), normalised by ``std``.
+        began: the real ones, likewise.
+        std: of the channels, for pixels in [0, 1].
+
+    Returns:
+        (n,) bool: whether a pixel differs by :data:`VISIBLE` shades.
+    """
+    shades = 255 * torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    return (shades * (images - began)).abs().flatten(1).amax(1) >= VISIBLE
 
 
 @contextmanager
