@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from quickdrop_bench.cli.machine import _warn_of_slow_bfloat16
 from quickdrop_bench.store.rows import LAST
-from tests.conftest import PARTITION, TINY, Run
+from tests.conftest import PARTITION, TINY, Run, accuracies, json_lines
 from tests.integration.judging import Ended
 
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
 
 
-def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-
-
-def accuracies(rows: list[dict[str, object]]) -> list[tuple[object, ...]]:
-    keys = ("seed", "method", "stage", "metric", "value")
-    return [tuple(r[k] for k in keys) for r in rows if "accuracy" in str(r["metric"])]
+def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, Any]]:
+    return json_lines(folder / "rows.jsonl")
 
 
 def test_table_from_nothing_and_again(run: Run, table_2: Ended, tmp_path: Path) -> None:

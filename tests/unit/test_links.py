@@ -12,6 +12,7 @@ import pytest
 from quickdrop_bench.cli.main import main
 from tests.conftest import PARTITION, TINY, Run
 from tests.pictures import make_pictures
+from tests.served import contents
 
 OPTIONS = [*TINY, "--record-every", "1"]
 TRAIN = ["train", *OPTIONS]
@@ -53,10 +54,6 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     copy = Path(shutil.copytree(finished, tmp_path / "work"))
     monkeypatch.chdir(copy)
     return copy
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def written(name: str, place: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.store.rows import RowFile
+from tests.by_hand import equal
 from tests.conftest import NEVER_EQUAL, Run
 from tests.served import (
     CASES,
@@ -163,10 +164,6 @@ def test_a_request_gives_what_the_harness_measures(measured: Measured, folder: P
         assert_costs_equal({"relearning": entry.cost["relearning"]}, rows)
         assert_accuracies_equal(entry.after, rows, "relearning")
         assert run.forgotten() == ()
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_requests_in_a_row_give_what_the_harness_measures(measured: Measured, folder: Path) -> None:
