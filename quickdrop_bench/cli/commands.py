@@ -16,7 +16,7 @@ from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.resolve import CommandLine, federation_spec, seeds_of
 from quickdrop_bench.cli.unused import check_experiments, check_federation, check_partition
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, write_text
+from quickdrop_bench.core.files import check_replaceable, write_text, writing
 from quickdrop_bench.core.starting import importing
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.exhibits import exhibit
@@ -24,7 +24,6 @@ from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
-from quickdrop_bench.store.writing import writing
 
 if TYPE_CHECKING:
     from quickdrop_bench.evaluation.metric import Metric

@@ -24,7 +24,7 @@ from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.files import refuse_links, writing
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
@@ -157,7 +157,8 @@ def _measure_one(
         _mark(session, rows, methods, seed, error)
         print(f"{_cell_name(session.experiment)}, seed {seed}: {error}", file=sys.stderr)
     if is_first() and (trials := session.trials()):
-        write_trials(folder / "search.csv", trials)
+        with writing("--results-dir", folder):
+            write_trials(folder / "search.csv", trials)
     return well
 
 

@@ -16,7 +16,7 @@ from quickdrop_bench.cli.progress import ProgressDisplay, Work
 from quickdrop_bench.cli.resolve import arithmetic, federation_spec, seeds_of
 from quickdrop_bench.cli.runner import make_session
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.files import refuse_links, writing
 from quickdrop_bench.data.datasets import dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -30,7 +30,6 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
-from quickdrop_bench.store.writing import writing
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 __all__ = ["distribution", "train"]

@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, write_atomically
+from quickdrop_bench.core.files import check_replaceable, write_atomically, writing
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.serving.run import TrainedRun
-from quickdrop_bench.store.writing import writing
 
 __all__ = ["FORMATS", "export"]
 

@@ -22,10 +22,18 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import LOG, VERSIONS, open_tensors, read_bytes, refuse_links, sha256, write_text
+from quickdrop_bench.core.files import (
+    LOG,
+    VERSIONS,
+    open_tensors,
+    read_bytes,
+    refuse_links,
+    sha256,
+    write_text,
+    writing,
+)
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.store.schema import typed
-from quickdrop_bench.store.writing import writing
 
 __all__ = ["Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
 

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from quickdrop_bench.core.errors import BadInput, Missing
+from quickdrop_bench.core.files import writing
 from quickdrop_bench.data.datasets import DATASETS, load_dataset
 from quickdrop_bench.data.labelled import DataInfo, ImageData
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
@@ -31,7 +32,6 @@ from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, wri
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
 from quickdrop_bench.store import artifacts
-from quickdrop_bench.store.writing import writing
 
 __all__ = ["SECTIONS", "TrainedRun", "find_run"]
 

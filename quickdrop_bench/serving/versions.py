@@ -12,11 +12,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import LOG, VERSIONS, remove_unfinished, sha256
+from quickdrop_bench.core.files import LOG, VERSIONS, remove_unfinished, sha256, writing
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.store.schema import Damage
 from quickdrop_bench.store.states import read_state, write_tensors
-from quickdrop_bench.store.writing import writing
 
 __all__ = ["Versions"]
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import damaged, file_size, open_tensors, read_bytes, sha256, write_text
+from quickdrop_bench.core.files import damaged, file_size, open_tensors, read_bytes, sha256, write_text, writing
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.functional.aggregation import State
@@ -47,7 +47,6 @@ from quickdrop_bench.store.schema import (
     parse_spec,
 )
 from quickdrop_bench.store.states import write_tensors
-from quickdrop_bench.store.writing import writing
 
 __all__ = [
     "CLIENTS",

@@ -11,10 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import HEADER, file_size, open_tensors, reason_of, refuse_links, write_atomically
+from quickdrop_bench.core.files import (
+    HEADER,
+    file_size,
+    open_tensors,
+    reason_of,
+    refuse_links,
+    write_atomically,
+    writing,
+)
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.store.schema import Damage
-from quickdrop_bench.store.writing import writing
 
 __all__ = ["load", "read_state", "save", "write_tensors"]
 
