@@ -24,7 +24,7 @@ from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.files import refuse_links, writing
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
@@ -159,7 +159,8 @@ def _mark(session: Session, rows: RowFile, methods: Sequence[str], seed: int, er
 
 def _write_trials(session: Session, folder: Path) -> None:
     if is_first() and (trials := session.trials()):
-        write_trials(folder / "search.csv", trials)
+        with writing("--results-dir", folder):
+            write_trials(folder / "search.csv", trials)
 
 
 def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Cells, jobs: int) -> bool:
@@ -259,7 +260,8 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
     frames += [frame_of(part.to_dict("records")) for part in own_rows]
     frame = pd.concat(frames, ignore_index=True)
-    paths = write_exhibit(folder, own, frame)
+    with writing("--results-dir", folder):
+        paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():
         print((folder / "table.md").read_text(encoding="utf-8"))
         return

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import reason_of
 
-__all__ = ["benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
+__all__ = ["benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets", "read_options"]
 
 
 @cache
@@ -48,7 +49,7 @@ def preset_values(preset: str, dataset: str | None, section: str) -> list[dict[s
     What a section for a table or figure asks for stands above what a data set needs.
 
     Raises:
-        BadInput: there is no such preset.
+        BadInput: there is no such preset, or its file cannot be read.
     """
     contents = [_content(path) for path in preset_files(preset, dataset)]
     return [*contents, *(content.get(section, {}) for content in contents)]
@@ -56,8 +57,37 @@ def preset_values(preset: str, dataset: str | None, section: str) -> list[dict[s
 
 @cache
 def _content(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        return read_options(path)
+    except (OSError, ValueError) as error:
+        raise BadInput("benchmarks", f"presets/{path.name}", reason_of(error)) from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no mapping in UTF-8, or a key stands twice in it.
+    """
+    try:
+        content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no YAML file in UTF-8 ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no options, as rounds: 2")
+    return {str(key): value for key, value in content.items()}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which only one value could count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, each of whose keys stands in it once."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def paper_values() -> Path:

@@ -57,6 +57,7 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     """
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
+    path = Path(path)
     try:
         check_replaceable(path)
         write_atomically(path, lambda temporary: FORMATS[form](run, temporary, version))

@@ -272,6 +272,9 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(folder: Path, run: Run) -
     assert code == 0
     assert "0, 1, 2" in out
     assert "Nothing was changed." in " ".join(out.split())
+    assert "client-0 on the server alone" in " ".join(
+        run("unlearn", NAME, "--client", "0", "--method", "conda", "--dry-run")[1].split()
+    )
     assert contents(folder) == before
 
 
@@ -342,14 +345,30 @@ def test_what_was_learnt_again_can_be_forgotten_again_and_a_part_of_a_request_le
     assert run.unlearn(CLASS_9).version == 3
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["--client 0,1,2", "--client 0,1 --absent 2", "--class 0,1,2,3,4,5,6,7,8,9", "--class 9 --client 0,1,2"],
+)
+def test_of_several_requests_all_are_served_or_none(folder: Path, run: Run, asked: str) -> None:
+    before = contents(folder)
+    for more in ((), ("--dry-run",)):
+        code, out, err = run("unlearn", NAME, *asked.split(), *more)
+        assert (code, out) == (2, "")
+        assert "the stage recovery changes nothing: no client has data for it" in err
+        assert contents(folder) == before
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_control_is_no_way_to_forget(folder: Path, name: str) -> None:
     run = TrainedRun(folder)
-    refused(folder, "unlearning changes nothing", lambda: run.unlearn(CLASS_9, run.method(name, "class")))
+    for serve in (run.unlearn, lambda request, method: run.plan("unlearn", [(request, method)])):
+        refused(folder, "unlearning changes nothing", partial(serve, CLASS_9, run.method(name, "class")))
 
 
 def test_what_does_not_exist_is_refused(folder: Path) -> None:
-    run = TrainedRun(folder)
+    run = TrainedRun(str(folder))  # type: ignore[arg-type]  # as a user may give it
+    method: Any = "quickdrop"
+    refused(folder, "method 'quickdrop': a method is needed", lambda: run.unlearn(CLASS_9, method))
     refused(folder, "quikdrop: did you mean quickdrop", lambda: run.method("quikdrop"))
     for version in (-1, 1):
         refused(folder, f"--version {version}: between 0", partial(run.state, version))
@@ -425,7 +444,8 @@ def test_samples_are_forgotten_and_learnt_again_on_the_command_line(folder: Path
     assert f"forgotten: class-3, client-0, {twelve.named(())}, {five.named(())}" in shown
     assert json.loads(run("evaluate", NAME, "--json")[1])["forgotten"] == entries[3]["forgotten"]
 
-    Path("some.csv").write_text("".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7])))
+    lines = "".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7]))
+    Path("some.csv").write_text(lines, encoding="utf-8-sig")  # as spreadsheets write it
     code, out, _ = run("relearn", NAME, "--samples", "some.csv", "--method", "sga-or", "--json")
     assert code == 0
     some, others = (UnlearningRequest("sample", rows) for rows in (twelve.targets[:7], twelve.targets[7:]))
@@ -492,7 +512,7 @@ def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
         ("--samples", "5000"): "--samples 5000: on seed 1, there are 1442 to be drawn from",
         ("--samples", "nowhere.csv"): "--samples nowhere.csv: a number, or a file that lists client,row a line, is",
         ("--samples", "3", "--from-version", "2"): "--from-version 2",
-        (): "--class and --client and --samples",
+        (): "--class, --client, --samples are missing: give at least one",
     }.items():
         code, _, err = run("unlearn", NAME, *argv)
         assert code == 2
