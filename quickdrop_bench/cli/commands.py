@@ -162,7 +162,7 @@ def list_presets(line: CommandLine) -> int:
     lines = []
     for name in presets():
         path = preset_files(name, None)[0]
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
         special = sorted(p.stem.split(".", 1)[1] for p in path.parent.glob(f"{name}.*.yaml"))
         lines.append((name, first, ", ".join(special)))
     return _print_list(line, ("preset", "what it is", "own settings for"), lines)

@@ -259,7 +259,8 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
     frames += [frame_of(part.to_dict("records")) for part in own_rows]
     frame = pd.concat(frames, ignore_index=True)
-    paths = write_exhibit(folder, own, frame)
+    with writing("--results-dir", folder):
+        paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():
         print((folder / "table.md").read_text(encoding="utf-8"))
         return

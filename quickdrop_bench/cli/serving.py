@@ -18,13 +18,12 @@ from rich.text import Text
 
 from quickdrop_bench.cli.lists import classes_of, numbers_of, samples_of
 from quickdrop_bench.cli.machine import make_fabric
-from quickdrop_bench.cli.resolve import CommandLine, methods_of
+from quickdrop_bench.cli.resolve import CommandLine, methods_of, of_preset
 from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import LOG
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import RequestInfo
-from quickdrop_bench.harness.presets import preset_values
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
@@ -49,12 +48,13 @@ def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker
     requests = _requests(action, args, run)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, line, level) for level in {request.level for request in requests}}
-    check_request(action, line, args.method, methods.values(), run.spec.dataset)
+    check_request(action, line, args, methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
+    if args.dry_run or len(pairs) > 1:  # of several requests all are served, or none
+        planned = run.plan(action, pairs, absent, args.from_version)
     if args.dry_run:
-        _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
+        _print_plan(run, planned, as_json=args.json)
         return 0
-    run.check(action, pairs, absent, args.from_version)  # all or none
     if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
         named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
         print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)
@@ -122,7 +122,7 @@ def _requests(action: str, args: Namespace, run: TrainedRun) -> list[UnlearningR
     for asked in samples:
         requests.append(run.samples(asked, action, requests, args.from_version))
     if not requests:
-        raise BadInput("--class", "and --client and --samples", "give one of them, e.g. --class 9 or --client 3")
+        raise BadInput("--class, --client, --samples", "are missing", "give at least one, e.g. --class 9 or --client 3")
     return requests
 
 
@@ -132,7 +132,7 @@ def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> 
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    values = preset_values(args.preset or run.preset, str(run.spec.dataset), SECTIONS[level])
+    values = of_preset(args.preset or run.preset, str(run.spec.dataset), SECTIONS[level])
     of_methods = {key: value for key, value in values.items() if "." in key}
     return methods_of(line.over(of_methods))[args.method]
 
@@ -291,6 +291,8 @@ def _print_plan(
         return
     console = Console(highlight=False, markup=False)
     lines = [_plan_line(run, request, phase, seconds) for request, phase, seconds in phases]
+    alone = [request.named(run.info.class_names) for request, found in planned if not found]
+    lines += [(named, "on the server alone", "0", "", "0", "0", decimal(0), "") for named in alone]
     header = ("request", "stage", "rounds", "clients", "steps", "gradients", "upload", "about")
     _print_numbers(console, header, lines)
     console.print(f"At most; seconds at the rate of the training on {run.trained.device}. Nothing was changed.")

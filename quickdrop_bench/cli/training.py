@@ -72,9 +72,10 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         folder = session.folder(seed)
         refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
         counts = class_holdings(session.held(seed), context.clients)
-        write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
-        if experiment.federation.distill:
-            write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
+        with writing("--artifacts-dir", session.artifacts_dir):
+            write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
+            if experiment.federation.distill:
+                write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.trained(seed).cost

@@ -20,8 +20,9 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.lacking import Missing, completed, identities, missing_of, take_over
+from quickdrop_bench.harness.outcome import checked_stages
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
+from quickdrop_bench.harness.request import UNLEARN, total_cost
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method
@@ -249,7 +250,7 @@ def _run(
         values.extend(_numbers(session.experiment, model, PER_ROUND, missing, phase=stage, round=found.round + 1))
 
     results: dict[str, StageResult] = {}
-    served = stages(
+    served = checked_stages(
         UNLEARN,
         context,
         method,

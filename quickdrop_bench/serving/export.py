@@ -56,6 +56,7 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     """
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
+    path = Path(path)
     with writing("--output", path):
         check_replaceable(path)
         write_atomically(path, lambda temporary: FORMATS[form](run, temporary, version))

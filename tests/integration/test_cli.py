@@ -15,6 +15,7 @@ import pytest
 from quickdrop_bench.cli.machine import _warn_of_slow_bfloat16
 from quickdrop_bench.store.rows import LAST
 from tests.conftest import PARTITION, TINY, Run, accuracies, json_lines
+from tests.damage import largest_file
 from tests.integration.judging import Ended
 
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
@@ -256,6 +257,26 @@ def test_unwritable_folders(run: Run, tmp_path: Path) -> None:
     assert (code, "--artifacts-dir" in err) == (2, True)
     code, _, err = run("distribution", *PARTITION, "--results-dir", "file")
     assert (code, "--results-dir" in err) == (2, True)
+
+
+def test_a_full_disk_is_one_sentence_wherever_a_table_writes(run: Run, table_2: Ended) -> None:
+    (table,) = Path("results").rglob("table.csv")
+    folder = table.parent
+    refusal = f"quickdrop-bench: --results-dir {folder}: it cannot be written (File too large)."
+    with largest_file(1000):  # the table
+        code, _, err = run("table", "2", *TINY)
+    assert (code, err.splitlines()[-1]) == (2, refusal)
+    (folder / "rows.jsonl").unlink()
+    with largest_file(60_000):  # the rows
+        code, _, err = run("table", "2", *TINY, "--methods", "quickdrop")
+    assert (code, err.splitlines()[-1]) == (2, refusal)
+    assert run("table", "2", *TINY, "--methods", "quickdrop")[0] == 0
+
+
+def test_a_full_disk_is_one_sentence_where_pictures_of_a_training_are_drawn(run: Run, federation_here: None) -> None:
+    with largest_file(50):
+        code, _, err = run("train", *TINY)
+    assert (code, err) == (2, "quickdrop-bench: --artifacts-dir artifacts: it cannot be written (File too large).\n")
 
 
 def test_damaged_federation_is_refused_by_name(run: Run, federation_here: None) -> None:

@@ -80,4 +80,7 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(folder: Path, run: Run) -
     assert code == 0
     assert "0, 1, 2" in out
     assert "Nothing was changed." in " ".join(out.split())
+    assert "client-0 on the server alone" in " ".join(
+        run("unlearn", NAME, "--client", "0", "--method", "conda", "--dry-run")[1].split()
+    )
     assert contents(folder) == before

@@ -13,12 +13,15 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun
+from tests.conftest import Run
 from tests.served import (
     CLASS_3,
     CLASS_9,
     CLIENT_0,
     CONTROLS,
+    NAME,
     REQUESTS,
+    contents,
     refused,
     served,
     watched,
@@ -90,14 +93,30 @@ def test_what_was_learnt_again_can_be_forgotten_again_and_a_part_of_a_request_le
     assert run.unlearn(CLASS_9).version == 3
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["--client 0,1,2", "--client 0,1 --absent 2", "--class 0,1,2,3,4,5,6,7,8,9", "--class 9 --client 0,1,2"],
+)
+def test_of_several_requests_all_are_served_or_none(folder: Path, run: Run, asked: str) -> None:
+    before = contents(folder)
+    for more in ((), ("--dry-run",)):
+        code, out, err = run("unlearn", NAME, *asked.split(), *more)
+        assert (code, out) == (2, "")
+        assert "the stage recovery changes nothing: no client has data for it" in err
+        assert contents(folder) == before
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_control_is_no_way_to_forget(folder: Path, name: str) -> None:
     run = TrainedRun(folder)
-    refused(folder, "unlearning changes nothing", lambda: run.unlearn(CLASS_9, run.method(name, "class")))
+    for serve in (run.unlearn, lambda request, method: run.plan("unlearn", [(request, method)])):
+        refused(folder, "unlearning changes nothing", partial(serve, CLASS_9, run.method(name, "class")))
 
 
 def test_what_does_not_exist_is_refused(folder: Path) -> None:
-    run = TrainedRun(folder)
+    run = TrainedRun(str(folder))  # type: ignore[arg-type]  # as a user may give it
+    method: Any = "quickdrop"
+    refused(folder, "method 'quickdrop': a method is needed", lambda: run.unlearn(CLASS_9, method))
     refused(folder, "quikdrop: did you mean quickdrop", lambda: run.method("quikdrop"))
     for version in (-1, 1):
         refused(folder, f"--version {version}: between 0", partial(run.state, version))

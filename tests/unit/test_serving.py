@@ -223,7 +223,8 @@ def test_samples_are_forgotten_and_learnt_again_on_the_command_line(folder: Path
     assert f"forgotten: class-3, client-0, {twelve.named(())}, {five.named(())}" in shown
     assert json.loads(run("evaluate", NAME, "--json")[1])["forgotten"] == entries[3]["forgotten"]
 
-    Path("some.csv").write_text("".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7])))
+    lines = "".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7]))
+    Path("some.csv").write_text(lines, encoding="utf-8-sig")  # as spreadsheets write it
     code, out, _ = run("relearn", NAME, "--samples", "some.csv", "--method", "sga-or", "--json")
     assert code == 0
     some, others = (UnlearningRequest("sample", rows) for rows in (twelve.targets[:7], twelve.targets[7:]))
@@ -290,7 +291,7 @@ def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
         ("--samples", "5000"): "--samples 5000: on seed 1, there are 1442 to be drawn from",
         ("--samples", "nowhere.csv"): "--samples nowhere.csv: a number, or a file that lists client,row a line, is",
         ("--samples", "3", "--from-version", "2"): "--from-version 2",
-        (): "--class and --client and --samples",
+        (): "--class, --client, --samples are missing: give at least one",
     }.items():
         code, _, err = run("unlearn", NAME, *argv)
         assert code == 2
