@@ -60,7 +60,10 @@ WRONG: dict[str, tuple[Callable[[State], Any], str]] = {
     "no cost": (lambda state: StageResult(state, None), "no StageResult with a Cost"),  # type: ignore[arg-type]
     "shapes": (lambda state: StageResult(each(lambda v: v[:1], state), ONE), "weights of other names, shapes"),
     "names": (lambda state: StageResult({f"x{n}": v for n, v in state.items()}, ONE), "weights of other names"),
-    "types": (lambda state: StageResult(each(torch.Tensor.double, state), ONE), "weights of other names, shapes or types"),
+    "types": (
+        lambda state: StageResult(each(torch.Tensor.double, state), ONE),
+        "weights of other names, shapes or types",
+    ),
     "fewer": (lambda state: StageResult(dict(list(state.items())[:-1]), ONE), "weights of other names"),
     "negative cost": (lambda state: StageResult(state, Cost(rounds=-1)), "a cost with rounds -1"),
     "endless cost": (lambda state: StageResult(state, Cost(seconds=math.nan)), "a cost with seconds nan"),
