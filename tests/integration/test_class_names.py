@@ -60,9 +60,10 @@ def test_numbers_are_sorted_by_size() -> None:
 
 
 def test_known_data_sets_have_their_names() -> None:
-    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets import EMNIST, FashionMNIST
 
     assert list(FASHION_MNIST) == FashionMNIST.classes
+    assert list(class_names("emnist", Path("nowhere"))) == EMNIST.classes_split_dict["balanced"]
     assert (CIFAR10[9], CIFAR100[3], CIFAR100[99], len(CIFAR100)) == ("truck", "bear", "worm", 100)
     assert list(CIFAR100) == sorted(CIFAR100)
     for name in set(DATASETS) - {"imagefolder"}:

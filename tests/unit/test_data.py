@@ -29,9 +29,9 @@ from quickdrop_bench.harness.federation_spec import FederationSpec
 READER = "quickdrop_bench.data.sources.imagefolder"
 
 
-def write_mnist(root: Path, split: str, images: np.ndarray) -> None:
+def write_mnist(root: Path, split: str, images: np.ndarray, classes: int = 10) -> None:
     """The format of the original files."""
-    for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(len(images)) % 10)):
+    for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(len(images)) % classes)):
         path = root / "raw" / f"{split}-{kind}-ubyte"
         path.parent.mkdir(parents=True, exist_ok=True)
         header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
@@ -69,6 +69,18 @@ def test_mnist_files_are_read_without_download(tmp_path: Path, name: str, folder
         load_dataset(name, tmp_path)
 
 
+def test_emnist_stands_upright(tmp_path: Path) -> None:
+    """Its files are MNIST's with rows and columns exchanged."""
+    raw = np.random.default_rng(0).integers(0, 256, (94, 28, 28))
+    for split, images in (("train", raw), ("test", raw[:47])):
+        write_mnist(tmp_path / "EMNIST", f"emnist-balanced-{split}", images, classes=47)
+    data = load_dataset("emnist", tmp_path)
+    assert (len(data.train), len(data.test), len(data.class_names)) == (94, 47, 47)
+    upright = (raw.transpose(0, 2, 1) / 255 - 0.1751) / 0.3332
+    np.testing.assert_allclose(data.train.images[:, 0].numpy(), upright, rtol=1e-5, atol=1e-5)
+    assert torch.equal(data.test.images, data.train.images[:47])
+
+
 def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
     from torchvision.datasets import svhn
@@ -89,7 +101,7 @@ def test_missing_data_without_network(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    for name in ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"):
+    for name in ("mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "svhn"):
         with pytest.raises(BadInput, match=r"^--data-dir .*not there and could not be downloaded"):
             load_dataset(name, tmp_path / name)
 
