@@ -23,6 +23,7 @@ FIRST = 7
 """Number of the first table, and figure, with all methods."""
 
 COLUMNS = (
+    Column("", "Attack success − oracle", "total", "attack_success_gap", "points"),
     Column("", "F-Set − oracle", "total", "f_set_gap", "points"),
     Column("", "R-Set − oracle", "total", "r_set_gap", "points"),
     Column("", "Sample-gradients", "total", "gradients", "count"),
@@ -34,7 +35,8 @@ INTRODUCTION = """# Leaderboard
 Written by `make leaderboard` from the rows in this folder. Methods that forget come first: their F-Set accuracy is
 within one point of retraining's, plus a standard error over seeds of one point at most. Among them, the higher R-Set's
 gap to retraining, the better. Gaps are in percentage points, paired by seed, with their 95% interval; with one seed
-there is none. Sample-gradients: a forward pass counts a third.
+there is none. Sample-gradients: a forward pass counts a third. Where a client has a backdoor, the success of the attack
+takes the F-Set's place, and those that leave the backdoor at work stand in the order of what they leave of it.
 [How a method gets its line](../CONTRIBUTING.md#a-line-on-the-leaderboard).
 """
 
@@ -66,10 +68,15 @@ def measured(results: Path) -> list[Setting]:
 
 
 def ranking(setting: Setting) -> list[tuple[str, str]]:
-    """Place and name of every method: the oracle, those that forget by R-Set's gap, the others likewise."""
+    """Place and name of every method: the oracle, those that forget by R-Set's gap, the others likewise.
+
+    Of the others, those that leave more of a backdoor stand below.
+    """
     methods = [m for m in setting.methods() if registered(m) != ORACLE]
     gap = {m: setting.cell(m, "total", "r_set_gap").mean for m in methods}
-    order = sorted(methods, key=lambda m: (not forgets(setting, m), gap[m] != gap[m], -gap[m]))
+    backdoor = any(setting.cell(m, "total", "attack_success_gap").seeds for m in methods)
+    left = {m: setting.remembered(m).mean if backdoor and not forgets(setting, m) else 0.0 for m in methods}
+    order = sorted(methods, key=lambda m: (not forgets(setting, m), left[m], gap[m] != gap[m], -gap[m]))
     ranked = [(str(k) if forgets(setting, m) else "–", m) for k, m in enumerate(order, 1)]
     return [*(("", m) for m in setting.methods() if registered(m) == ORACLE), *ranked]
 
@@ -79,10 +86,11 @@ def block(setting: Setting) -> str:
     seeds = len(setting.seeds())
     names = ", ".join(setting.rows["artefact"].dropna().unique())
     heading = f"## {setting.rows['preset'].iloc[0]}, {names}: {setting_name(setting.in_words)}"
-    lines = [["", "Method", *(column.header for column in COLUMNS), "Seeds"]]
-    lines += [["--:", "---", *(["--:"] * len(COLUMNS)), "--:"]]
+    columns = [c for c in COLUMNS if any(setting.cell(m, c.stage, c.metric).seeds for m in setting.methods())]
+    lines = [["", "Method", *(column.header for column in columns), "Seeds"]]
+    lines += [["--:", "---", *(["--:"] * len(columns)), "--:"]]
     for place, method in ranking(setting):
-        values = [(paired if c.kind == "points" else signed_text)(setting, method, c) for c in COLUMNS]
+        values = [(paired if c.kind == "points" else signed_text)(setting, method, c) for c in columns]
         own = len(setting.seeds(method))
         lines.append([place, method_title(method), *values, "one" if own == 1 else str(own)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

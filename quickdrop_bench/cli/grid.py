@@ -19,7 +19,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.datasets import class_names
 from quickdrop_bench.data.requests import OPTIONS, Samples, UnlearningRequest
 from quickdrop_bench.harness.exhibits import Exhibit, Variant, exhibit
-from quickdrop_bench.harness.experiment import Experiment
+from quickdrop_bench.harness.experiment import ORIGINAL, Experiment
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.registry import SMALL_SETS, check_support
@@ -47,14 +47,22 @@ def cells(name: str, line: CommandLine) -> Iterator[tuple[Experiment, list[str]]
     if points * len(seeds_of(args)) > MOST_CELLS:
         asked = f"{points * len(seeds_of(args))} federations, {points} of them on each seed"
         raise BadInput("command line", f"asks for {asked}", f"at most {MOST_CELLS} are planned; give fewer values")
-    seen = set()
-    for experiment, here in counted((cell for plan in plans for cell in plan.cells()), "points laid out", points):
-        identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
-        identity.pop("alpha")  # in the distribution, unless that is IID
-        if (key := tuple(identity.items())) not in seen:  # --iid makes a variant equal to another
-            seen.add(key)
+    seen: set[tuple[Any, ...]] = set()
+    for experiment, wanted in counted((cell for plan in plans for cell in plan.cells()), "points laid out", points):
+        runs = _runs(experiment)
+        if {*runs.values()} - seen:  # --iid makes a variant equal to another
+            here = [method for method in wanted if runs[method] not in seen]
+            seen |= {*runs.values()}
             experiment.check(here)
             yield experiment, here
+
+
+def _runs(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
+    """What tells the runs of each method, and of the original model, from those of other cells."""
+    identity = {**experiment.identity(), **{option: getattr(experiment.federation, option) for option in AXES}}
+    identity.pop("alpha")  # in the distribution, unless that is IID
+    place = tuple(identity.items())
+    return {m: (*place, m, *experiment.method_setting(m).values()) for m in (ORIGINAL, *experiment.methods)}
 
 
 def _check(own: Exhibit, args: Namespace) -> None:
@@ -145,7 +153,9 @@ class _Plan:
         return tuple(UnlearningRequest(level, (target,)) for target in targets)
 
     def _options(self, place: Mapping[str, Any], *, own: bool = True) -> Namespace:
-        return self.line.options(self.variant.section, {**self.variant.options, **place}, own=own)
+        """The options; without the user's ``own`` the preset's, from which a variant's methods may differ."""
+        options = {key: value for key, value in self.variant.options.items() if own or "." not in key}
+        return self.line.options(self.variant.section, {**options, **place}, own=own)
 
     def _experiment(
         self, args: Namespace, methods: Sequence[str], requests: tuple[UnlearningRequest | Samples, ...]

@@ -271,11 +271,15 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
 
 def _others(rows: RowFile, steps: Sequence[tuple[Experiment, int]]) -> list[Row]:
     """What else the file holds: other settings, and on the same seeds other hyper-parameters of the same methods."""
-    own = {setting_of(e.identity(step)): e for e, step in steps}
+    own: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    for e, step in steps:
+        known = own.setdefault(setting_of(e.identity(step)), {})
+        for method in e.methods:
+            known.setdefault(method, set()).add(e.method_setting(method)["method_setting"])
+    seeds = {seed for e, _ in steps for seed in e.seeds}
     found = []
     for row in rows.rows:
-        e, method = own.get(setting_of(row)), row["method"]
-        changed = e and row["seed"] in e.seeds and row.get("method_setting") and method in e.methods
-        if e is None or (changed and row["method_setting"] != e.method_setting(method)["method_setting"]):
+        settings, changed = own.get(setting_of(row)), row["seed"] in seeds and row.get("method_setting")
+        if settings is None or (changed and changed not in settings.get(row["method"], {changed})):
             found.append(row)
     return found

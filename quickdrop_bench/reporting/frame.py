@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -309,6 +309,18 @@ class Setting:
     def _shared(self) -> dict[tuple[str, ...], list[int]]:
         r = self.rows[(self.rows["metric"] == "shared_cores") & (self.rows["value"] > 0)]
         return {tuple(map(str, key)): [*seeds.unique()] for key, seeds in r.groupby(["method", "stage"])["seed"]}
+
+    def remembered(self, method: str) -> Cell:
+        """How far a method is from having forgotten, in fractions from 0 on; no seeds without an oracle.
+
+        That is the distance of its F-Set accuracy to the oracle's, or, where the F-Set has a backdoor, by how much more
+        often than the oracle it falls for the trigger.
+        """
+        attack = self.cell(method, "total", "attack_success_gap")
+        if attack.seeds:
+            return replace(attack, mean=max(attack.mean, 0.0))
+        gap = self.cell(method, "total", "f_set_gap")
+        return replace(gap, mean=abs(gap.mean))
 
     def paper(self, method: str, stage: str, metric: str) -> float | None:
         """The published number, if there is one."""

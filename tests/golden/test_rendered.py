@@ -18,6 +18,8 @@ from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.render import measured_sections, on_terminal, render
 from quickdrop_bench.reporting.tables.capabilities import capability_tables, computation
 from quickdrop_bench.reporting.tables.comparison import comparison_tables, finding
+from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
+from quickdrop_bench.reporting.tables.writers import terminal
 from tests.golden import common
 
 NUMBERS = (1, 2, 3, 4, 5, 6)
@@ -98,6 +100,33 @@ def test_the_best_is_bold_among_those_that_forgot() -> None:
     (section,) = measured_sections(exhibit("table2"), common.frame(rows))
     (table,) = comparison_tables(section)
     assert [line.title for line in table.lines for entry in line.entries if entry.best] == ["QuickDrop"]
+
+
+def test_with_a_backdoor_the_best_are_those_that_the_attack_spares() -> None:
+    rows = []
+    for method, f_set, attack in (("retrain-or", 0.3, 0.0), ("sga-or", 0.3, 0.2), ("quickdrop", 0.5, 0.04)):
+        total = common.accuracy(f_set, 0.9) | common.cost(1, 10 if method == "quickdrop" else 5)
+        rows += common.run(common.setting(10), method, 1, {"total": {**total, "attack_success": attack}})
+    (section,) = measured_sections(exhibit("table10"), common.frame(rows))
+    (table,) = comparison_tables(section)
+    total = common.accuracy(0.3, 0.8) | common.cost(1, 5)
+    rows += common.run(common.setting(10), "pga", 1, {"total": {**total, "attack_success": 0.0}})
+    (section,) = measured_sections(exhibit("table10"), common.frame(rows))
+    (more,) = comparison_tables(section)
+    assert not [line.title for line in table.lines for entry in line.entries if entry.best]  # one alone is no best
+    assert {line.title for line in more.lines for entry in line.entries if entry.best} == {"QuickDrop", "PGA"}
+    assert "attack success is within 5 points of the oracle's" in more.footnote
+
+
+def test_a_terminal_shows_whole_names_where_there_is_room_and_no_note_on_what_it_leaves_out() -> None:
+    line = Line("Retrain-Or, other seed (control)", [Entry("97.1%"), Entry("89.94 ‡")])
+    table = Table("", "Method", [("R-Set",), ("Time (s)",)], [line], ["‡: other work had the cores", "mean over seeds"])
+    wide, narrow = (common.printed([terminal(table, "", width)], width) for width in (60, 32))
+    assert line.title in wide
+    assert "‡: other work had the cores. Mean over seeds." in wide
+    assert line.title not in narrow
+    assert "‡" not in narrow
+    assert "A wider terminal shows Time (s) too." in " ".join(narrow.split())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ REFUSED = {
     "figure 2 --sga-or.unlearn-lr 0.1": "--sga-or.unlearn-lr 0.1: figure2 neither runs nor shows it",
     "table 4 --fu-mp.prune-ratio 0.3": "--fu-mp.prune-ratio 0.3: table4 neither runs nor shows it",
     "table 2 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: table2 learns nothing again",
-    "figure 6 --quickdrop.recover-local-steps 3": "--quickdrop.recover-local-epochs 2 takes its place",
+    "sweep --quickdrop.recover-local-steps 3": "--quickdrop.recover-local-epochs 2 takes its place",
     "table 2 --protocol tuned --quickdrop.unlearn-lr 0.1": "the protocol tuned searches for it",
     "train --results-dir elsewhere": "unrecognized arguments: --results-dir elsewhere",
     "train --wandb disabled --wandb-project mine": "--wandb-project mine: --wandb is disabled",

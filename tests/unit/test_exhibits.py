@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quickdrop_bench.cli.grid import cells
+from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.harness import exhibits as module
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
@@ -43,6 +45,21 @@ def test_a_table_is_one_file(tables: Path) -> None:
     (tables / "9.yaml").write_text(f"title: mine\nmethods: [quickdrop]\ncolumns: [{column}]\n", encoding="utf-8")
     assert exhibits()[7:9] == ["table8", "table9"]
     assert exhibit("table9").heading == "Table 9: mine"
+
+
+def test_figure_6_recovers_in_passes_and_in_the_presets_steps() -> None:
+    line = parse(["figure", "6", "--preset", "quick", "--scales", "1,100", "--quickdrop.recover-lr", "0.1"])
+    found = [
+        (experiment.federation.scale, method, experiment.method_setting(method)["method_changes"])
+        for experiment, methods in cells("figure6", line)
+        for method in methods
+    ]
+    steps, ours = "recover_local_epochs null", "recover_lr 0.1"
+    first = [(1, "retrain-or", ""), (1, "sga-or", ""), (1, "random-subset", ""), (1, "quickdrop", ours)]
+    second = [(1, "sga-or", steps), (1, "random-subset", steps), (1, "quickdrop", f"{steps}, {ours}")]
+    more = [(100, "random-subset", ""), (100, "quickdrop", ours)]
+    more_steps = [(100, "random-subset", steps), (100, "quickdrop", f"{steps}, {ours}")]
+    assert found == [*first, *more, *second, *more_steps]  # retraining recovers nothing
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_figure_2_shows_means_over_all_rounds_and_one_accent() -> None:
     kept, forgotten = (next(x for x in axes.lines if x.get_label() == f"class {c}") for c in (0, 2))
     assert forgotten.get_linewidth() > 2 * kept.get_linewidth()
     assert forgotten.get_color() == ACCENT != kept.get_color()
+    assert len(axes.collections) == 1  # the deviations of all classes would cover each other
     point = numbers[(numbers["class"] == 0) & (numbers["phase"] == "unlearning")].iloc[0]
     assert (point["method"], point["round"], point["seeds"]) == ("quickdrop", 1, 2)
     assert (point["mean"], point["std"]) == pytest.approx((0.55, 0.1 / 2**0.5))
@@ -286,6 +287,32 @@ def test_figure_6_shows_accuracy_and_seconds_over_the_scale() -> None:
     assert set(numbers["stage"]) == {"total", "unlearning", "recovery"}
 
 
+def test_figure_6_has_a_row_for_the_same_steps_at_every_scale_where_they_were_measured() -> None:
+    steps = {"method_setting": "h2", "method_changes": "recover_local_epochs null", "spec_hash": "i"}
+    more = {**steps, "method_changes": "recover_lr 0.1, recover_local_epochs null", "method_setting": "h3"}
+    measured = [
+        *scales(),
+        *(own for scale in (1, 10) for own in run("quickdrop", 1, 0.6, 400, scale=scale, **steps)),
+        *run("quickdrop", 1, 0.5, scale=10, **more),
+        *run("quickdrop", 1, 0.4, scale=10, protocol="letter-steps", spec_hash="j"),
+    ]
+    figure, numbers = draw("figure6", measured)
+    in_passes, in_steps, letter = figure.axes[::2]
+    assert line(letter, "QuickDrop")[1] == [pytest.approx(40)]
+    assert line(in_passes, "QuickDrop")[1] == pytest.approx([72.99, 72.9, 63])
+    assert line(in_steps, "QuickDrop") == [[0, 1], [pytest.approx(60)] * 2]
+    assert line(in_steps, "QuickDrop (recover_lr 0.1)")[1] == [pytest.approx(50)]
+    assert line(in_steps, "Retrain-Or")[1] == line(in_passes, "Retrain-Or")[1] == pytest.approx([75, 75])
+    assert [in_passes.get_ylim(), figure.axes[1].get_ylim()] == [in_steps.get_ylim(), figure.axes[3].get_ylim()]
+    titles = [part.get_suptitle().partition(", with recovery in ")[2] for part in figure.subfigs]
+    assert titles == ["passes over a client's set", "the same steps at every scale", ""]
+    own = numbers[numbers["protocol"] == "preset"]
+    assert own.groupby("changes")["published"].count().to_dict() == {
+        "recovery in passes over a client's set": 8,
+        "recovery in the same steps at every scale": 0,
+    }
+
+
 def test_figure_6_of_a_single_scale_or_an_unknown_one() -> None:
     figure, _ = draw("figure6", run("quickdrop", 1, 0.7))
     assert line(figure.axes[0], "QuickDrop") == [[1], [pytest.approx(70)]]  # 1, 100 and 1000 have places
@@ -403,9 +430,11 @@ def test_names_do_not_overlap() -> None:
     axes = Figure(figsize=(7, 3)).subplots()
     axes.plot([0, 10], [0, 10], "none")
     points = [(5, 5, "one", "black"), (5.1, 5.1, "another", "black"), (9.9, 9.9, "at the edge", "black")]
+    points += [(5 + 0.1 * k, 5, f"number {k}", "black") for k in range(4)]
     label_points(axes, points)
     axes.figure.canvas.draw()
-    found = [text.get_window_extent() for text in axes.texts]
+    found = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert any(text.arrow_patch for text in axes.texts)  # leads to the name that found no place beside its mark
     assert not any(a.overlaps(b) for k, a in enumerate(found) for b in found[:k])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in found)
 

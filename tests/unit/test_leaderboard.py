@@ -54,6 +54,24 @@ def test_those_that_forget_stand_first_and_then_the_nearest_to_the_oracle(
     assert "commit abc; version 1; device a CPU, 2 threads." in page
 
 
+def test_a_backdoor_counts_in_the_place_of_the_f_set(leaderboard: SimpleNamespace, tmp_path: Path) -> None:
+    attack = {"retrain-or": 0.02, "quickdrop": 0.3, "pga": 0.0, "none": 0.9}
+
+    def table_10(method: str) -> Iterator[common.Row]:
+        for row in rows(method, artefact="table10"):
+            yield row
+            if row["metric"] == "f_set_accuracy":
+                yield {**row, "metric": "attack_success", "value": attack[method]}
+
+    write(tmp_path / "a", *map(table_10, ("none", "quickdrop", "pga", "retrain-or")))
+    (setting,) = leaderboard.measured(tmp_path)
+    order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("–", "none")]  # R-Set would have "none" first
+    assert leaderboard.ranking(setting) == order
+    page = leaderboard.page(tmp_path)
+    assert "| Method | Attack success − oracle | F-Set − oracle |" in page
+    assert "| 1 | PGA | -2.00 [-2.00, -2.00] |" in page
+
+
 def test_the_newest_rows_of_a_method_count_with_the_oracle_beside_them(
     leaderboard: SimpleNamespace, tmp_path: Path
 ) -> None:

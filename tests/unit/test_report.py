@@ -165,6 +165,20 @@ def test_it_can_be_read_by_machines_and_people(page: Page) -> None:
     assert {(a["href"] or "")[1:] for a in page.named("a")} <= set(anchors)
 
 
+def test_a_folder_whose_name_is_no_exhibits_shows_what_its_rows_are(tmp_path: Path) -> None:
+    jpeg = common.setting(2, dataset=JPEG, preset="small")
+    write_rows(tmp_path / "small" / "table2-mine", measured(jpeg, (1, 2)))
+    write_rows(tmp_path / "small" / "table2", measured(common.setting(2, preset="small"), (1, 2)))
+    page = Page(page_of(tmp_path))
+    captions = [caption for caption, _ in page.tables]
+    assert any(caption.startswith("Table 2 · small/table2-mine — CIFAR-10 (JPEG)") for caption in captions)
+    assert "CIFAR-10 (JPEG) (small/table2-mine)" in page.text
+    assert "2 settings" in " ".join(page.table("Tables and figures by preset")[2])
+    assert (
+        captions.count("Table 1 · small/table2-mine — CIFAR-10 (JPEG), 10 clients, dirichlet-0.1, request class-9") == 1
+    )
+
+
 def test_every_table_and_figure_is_there_and_every_picture_once(html: str, page: Page) -> None:
     for number in (1, 2, 4, 6):
         assert f"Table {number}: " in page.text

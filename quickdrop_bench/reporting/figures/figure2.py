@@ -51,7 +51,7 @@ def _lines(setting: Setting, method: str, course: Course) -> Iterator[dict[str, 
 
 
 def _draw(axes: Axes, course: Course, setting: Setting) -> None:
-    """All classes in one panel: the forgotten ones are the accent, the others grey."""
+    """All classes in one panel: the forgotten ones are the accent, with a deviation, the others grey."""
     gone = forgotten(str(setting.columns["request"]))
     ends = []
     for label in course.classes:
@@ -60,7 +60,7 @@ def _draw(axes: Axes, course: Course, setting: Setting) -> None:
         name = f"class {class_name(setting.rows, label)}"
         look: dict[str, Any] = {"linewidth": 2.4, "zorder": 3} if own else {"linewidth": 0.9}
         axes.plot(points["round"], mean, color=color, marker="o", markersize=5 if own else 2.5, label=name, **look)
-        if std.notna().any():
+        if own and std.notna().any():
             axes.fill_between(points["round"], mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
         if own or len(course.classes) <= MOST_NAMES:
             ends.append((float(mean.iloc[-1]), f"{name}, forgotten" if own else name, color if own else "#555555"))

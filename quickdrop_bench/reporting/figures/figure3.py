@@ -18,7 +18,7 @@ from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title
 
 __all__ = ["draw"]
 
-ATTACKS = {"": "entropy (the cited attack)", "_loss": "loss (knows the label)"}
+ATTACKS = {"": "entropy (the paper's attack)", "_loss": "loss (knows the label)"}
 """What ends a metric's name, and the attack."""
 
 SETS = {"F-Set": ("f_set", ORANGE, "o", -0.19), "R-Set": ("r_set", BLUE, "s", 0.19)}

@@ -148,7 +148,9 @@ def _draw(axes: Axes, chain: Chain) -> None:
             _write(axes, 100 * grid[:, -1], start + width - 0.5)
         if step:
             axes.add_patch(
-                Rectangle((start, step - 1), width, 1, fill=False, edgecolor=ACCENT, linewidth=1.4, zorder=4)
+                Rectangle(
+                    (start, step - 1), width, 1, fill=False, edgecolor=ACCENT, linewidth=1.4, zorder=4, clip_on=False
+                )
             )
             if (setting := chain.settings[step - 1]) and setting.count(chain.method, "failed"):
                 axes.text(start + width / 2, count, "×", ha="center", va="top", color=ACCENT, gid="failed")

@@ -35,6 +35,7 @@ __all__ = [
     "method_styles",
     "put_title",
     "rows_of_panels",
+    "same_heights",
     "save_picture",
     "say",
     "signed",
@@ -78,6 +79,10 @@ STYLE: dict[Any, Any] = {
 
 SPOTS = [(dx, dy, side) for dy in (5, -11, 18, -26, 34, -42, 50, -58) for dx, side in ((9, "left"), (-9, "right"))]
 """Places of a name beside its mark, the nearest first: offsets in points, and the side of the text at them."""
+
+
+NEXT = 11
+"""Points above or below a mark up to which a name is next to it."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,14 @@ def signed(value: float, digits: int = 0) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text
 
 
+def same_heights(panels: Sequence[Axes]) -> None:
+    """One vertical range for panels that are to be compared, but for those that only say why they are empty."""
+    filled = [panel for panel in panels if panel.axison]
+    ends = [end for panel in filled for end in panel.get_ylim()]
+    for panel in filled:
+        panel.set_ylim(min(ends), max(ends))
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float = 7) -> None:
     """Names beside the right edge, moved apart where they would overlap; ``ends``: height, name, colour of each."""
     to_share = axes.transScale + axes.transLimits
@@ -207,7 +220,10 @@ def _start(group: Sequence[float], gap: float) -> float:
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
-    """Names beside points (x, y, name, colour), each where it covers neither a mark nor another name."""
+    """Names beside points (x, y, name, colour), each where it covers neither a mark nor another name.
+
+    A line leads from a mark to a name that is not next to it.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
@@ -227,12 +243,15 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], si
             if cost < least:
                 if best:
                     best.remove()
-                best, least, kept = text, cost, box
+                best, least, kept, place = text, cost, box, (dx, dy)
             else:
                 text.remove()
             if least == 0:
                 break
         taken.append(kept)
+        if abs(place[1]) > NEXT:
+            lead = {"arrowstyle": "-", "linewidth": 0.5, "color": color, "shrinkA": 0, "shrinkB": 5}
+            axes.annotate("", (x, y), (place[0], place[1] + size / 3), textcoords="offset points", arrowprops=lead)
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

@@ -24,20 +24,21 @@ Point = tuple[float, float, float, float]
 
 COUNT = Column("", "", "", "", "count")
 NEAR = 0.01
-"""Distance to the oracle's F-Set accuracy up to which a method has forgotten."""
+"""Distance to the oracle, as a fraction, up to which a method has forgotten."""
 
 FREE = 4.0
 """What costs nothing stands at the least cost ÷ this."""
 
 
 def forgets(setting: Setting, method: str) -> bool:
-    """Whether a method's F-Set accuracy is the oracle's, up to one point and a standard error over seeds.
+    """Whether a method has forgotten as the oracle has, up to one point and a standard error over seeds.
 
-    The standard error counts one point at most: what varies much from seed to seed is no reason to pass.
+    See :meth:`Setting.remembered`. The standard error counts one point at most: what varies much from seed to seed is
+    no reason to pass.
     """
-    gap = setting.cell(method, "total", "f_set_gap")
-    noise = min(gap.std / math.sqrt(gap.seeds), NEAR) if gap.seeds > 1 else 0.0
-    return bool(gap.seeds) and abs(gap.mean) <= NEAR + noise
+    left = setting.remembered(method)
+    noise = min(left.std / math.sqrt(left.seeds), NEAR) if left.seeds > 1 else 0.0
+    return bool(left.seeds) and left.mean <= NEAR + noise
 
 
 def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
@@ -108,7 +109,7 @@ def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[
 
 def _scale(axes: Axes, least: float, *, free: bool) -> None:
     """Axes and their names; what costs nothing stands left of a line, at 0."""
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.16, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: COUNT.format(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())

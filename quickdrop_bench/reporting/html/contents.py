@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,7 @@ def find(results_dir: Path, exhibits: Sequence[str]) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
     wanted = [path for path in results_dir.rglob("*") if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits)}
-    found = [_found(folder, results_dir) for folder in {path.parent for path in wanted}]
+    found = [_found(folder, results_dir, order) for folder in {path.parent for path in wanted}]
     return sorted(found, key=lambda f: (order.get(f.exhibit, len(order)), f.folder.startswith("reference/"), f.folder))
 
 
@@ -89,12 +89,14 @@ def _is_picture(path: Path) -> bool:
     return path.suffix in IMAGES and path.stem in PICTURES
 
 
-def _found(folder: Path, results_dir: Path) -> Found:
+def _found(folder: Path, results_dir: Path, exhibits: Collection[str]) -> Found:
+    """What a folder holds: its name says it, or, where that is no exhibit's, as ``table2-cifar10``, its rows do."""
     rows, problem = read_rows(folder / "rows.jsonl")
     names = folder.relative_to(results_dir).parts or (folder.name,)
     at = names.index("distribution") if "distribution" in names else len(names) - 1
     own = str(rows["preset"].iloc[0]) if "preset" in rows else ""
-    return Found("/".join(names), names[at], own or (names[at - 1] if at else ""), rows, _pictures(folder), problem)
+    exhibit = names[at] if names[at] in exhibits or rows.empty else str(rows["artefact"].iloc[0])
+    return Found("/".join(names), exhibit, own or (names[at - 1] if at else ""), rows, _pictures(folder), problem)
 
 
 def _pictures(folder: Path) -> list[Picture]:
@@ -230,8 +232,11 @@ def _coverage(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: 
     columns = list(dict.fromkeys((*presets, *(f.preset for f in measured if f.preset))))
 
     def text(name: str, preset: str) -> str:
-        counts = [(len(f.settings()), f.folder) for f in measured if (f.exhibit, f.preset) == (name, preset)]
-        texts = [f"{n} setting{'s'[: n != 1]}{' (reference)' * f.startswith('reference/')}" for n, f in counts]
+        here = [f for f in measured if (f.exhibit, f.preset) == (name, preset)]
+        kinds = {" (reference)" * f.folder.startswith("reference/"): 0 for f in here}
+        for f in here:
+            kinds[" (reference)" * f.folder.startswith("reference/")] += len(f.settings())
+        texts = [f"{n} setting{'s'[: n != 1]}{kind}" for kind, n in kinds.items()]
         taken_over = exhibits[name].kind == "capabilities" and any(
             (f.exhibit, f.preset) == ("table2", preset) for f in measured
         )

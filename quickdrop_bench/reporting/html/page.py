@@ -22,7 +22,7 @@ from quickdrop_bench.reporting.figures.style import style
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.html.contents import Found, find, missing, provenance
-from quickdrop_bench.reporting.names import dataset_name
+from quickdrop_bench.reporting.names import dataset_name, registered
 from quickdrop_bench.reporting.render import measured_sections
 from quickdrop_bench.reporting.tables.capabilities import capability_tables
 from quickdrop_bench.reporting.tables.comparison import comparison_table, comparison_tables, finding
@@ -50,7 +50,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Block:
-    """One setting of a table: the summary, if it stands nowhere else, and what folds out."""
+    """One setting of a table: the summary, if it stands nowhere else, and what folds out under the caption."""
 
     caption: str
     summaries: Sequence[Table]
@@ -96,7 +96,7 @@ def render_report(results_dir: Path, generated: date, title: str = TITLE) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(turned=turned, head=head)
+    environment.filters.update(head=head)
     return environment.get_template("page.html.j2").render(
         title=title,
         generated=generated.isoformat(),
@@ -135,7 +135,7 @@ def _lead_settings(parts: Sequence[tuple[Found, Section]]) -> list[tuple[Found, 
 def _lead(found: Found, section: Section, setting: Setting) -> Lead:
     methods = [method for method, _ in section.lines]
     with style():
-        figure = tradeoff(setting, methods)
+        figure = tradeoff(setting, [method for method in methods if registered(method) == method])
         text = io.StringIO()
         if figure:
             figure.savefig(text, format="svg", metadata={"Date": None})
@@ -152,7 +152,9 @@ def _tables(
 ) -> Iterator[Chapter]:
     for name, own in known.items():
         if own.kind == "capabilities":
-            blocks = list(_capabilities(found, own))
+            best = [f.folder for f, section in parts if any(setting in leads for setting in section.settings)]
+            tables = list(_capabilities(found, own, best))
+            blocks = [Block(t.heading, [] if k else [t], [t] if k else []) for k, t in enumerate(tables)]
         else:
             blocks = [_block(f, section, leads) for f, section in parts if section.exhibit.name == name]
         if blocks:
@@ -164,17 +166,19 @@ def _block(found: Found, section: Section, leads: Sequence[Setting]) -> Block:
     caption = " — ".join(filter(None, (f"Table {section.exhibit.number} · {found.folder}", section.heading)))
     details = [replace(full, heading=caption, notes=[*full.notes, papers(section.settings)])]
     if section.exhibit.per == "dataset":
-        return Block(caption, details, [])
+        return Block("", details, [])
     shown = any(setting in leads for setting in section.settings)
     details += [differences] if differences else []
-    return Block(caption, [] if shown else comparison_tables(section), details)
+    summaries = [replace(t, heading=f"{found.folder} — {t.heading}") for t in comparison_tables(section)]
+    return Block(f"Every stage: {caption}", [] if shown else summaries, [part for t in details for part in turned(t)])
 
 
-def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:
-    """From rows of its own, and where there are none from those of Table 2."""
+def _capabilities(found: Sequence[Found], own: Exhibit, leads: Sequence[str]) -> Iterator[Table]:
+    """From rows of its own, and where a group has none from those of Table 2: of the page's leads, if it has any."""
     groups = {f.group for f in found if f.exhibit == own.name and len(f.rows)}
     for f in found:
-        if len(f.rows) and (f.exhibit == own.name or (f.exhibit == "table2" and f.group not in groups)):
+        from_table_2 = f.exhibit == "table2" and f.group not in groups and (f.folder in leads or not leads)
+        if len(f.rows) and (f.exhibit == own.name or from_table_2):
             for table in capability_tables(own, f.newest, METHODS):
                 lines = [
                     replace(line, entries=[e if e.difference else Entry(e.text) for e in line.entries])
@@ -183,7 +187,7 @@ def _capabilities(found: Sequence[Found], own: Exhibit) -> Iterator[Block]:
                 note = "" if f.exhibit == own.name else f"made from the rows of {f.folder}: class requests alone"
                 caption = f"Table {own.number} · {f.folder} — {table.heading}"
                 notes = ["the paper's mark stands where it differs", *table.notes, note]
-                yield Block(caption, [replace(table, heading=caption, lines=lines, notes=notes)], [])
+                yield replace(table, heading=caption, lines=lines, notes=notes)
 
 
 def _figures(found: Sequence[Found], known: Mapping[str, Exhibit]) -> Iterator[Chapter]:

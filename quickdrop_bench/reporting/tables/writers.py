@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import pandas as pd
@@ -26,8 +27,11 @@ LATEX = {
 ABREAST = 4
 """Most lines of a table that a terminal shows side by side."""
 
-LONGEST_NAME = 30
-"""Characters; names of lines that are longer are folded on a terminal."""
+LONGEST_NAME = 24
+"""Characters; names of lines that are longer are folded on a terminal that has no room for them and all columns."""
+
+SIGNS = "†‡"
+"""Behind numbers; each has a note that begins with it."""
 
 
 def csv_text(tables: Iterable[Table]) -> str:
@@ -108,11 +112,16 @@ def terminal(table: Table, title: str, width: int) -> Group:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    name = min(max(len(text) for text in (table.corner, *(line.name for line in table.lines))), LONGEST_NAME)
+    widths = [
+        max(len(word) for word in (*header.split(), *(_plain(line.entries[k]) for line in table.lines)))
+        for k, header in enumerate(table.titles[1:])
+    ]
+    name = max(len(text) for text in (table.corner, *(line.name for line in table.lines)))
+    if name + sum(widths) + 2 * len(widths) > width:
+        name = min(name, LONGEST_NAME)
     shown.add_column(escape(table.corner), overflow="fold", width=name)
     room, count = width - name, 0
-    for k, header in enumerate(table.titles[1:]):
-        own = max(len(word) for word in (*header.split(), *(_plain(line.entries[k]) for line in table.lines)))
+    for own, header in zip(widths, table.titles[1:], strict=True):
         room -= own + 2
         if room < 0 and count:
             break
@@ -122,7 +131,9 @@ def terminal(table: Table, title: str, width: int) -> Group:
         shown.add_row(escape(line.name), *map(_rich, line.entries[:count]), style="dim" if line.idle else "")
     left = table.titles[1 + count :]
     missing = f"\nA wider terminal shows {', '.join(left)} too." if left else ""
-    return Group(shown, f"[dim]{escape(table.footnote + missing)}[/dim]\n")
+    signs = {sign for line in table.lines for entry in line.entries[:count] for sign in SIGNS if sign in entry.text}
+    notes = [note for note in table.notes if not note.startswith(tuple({*SIGNS} - signs))]
+    return Group(shown, f"[dim]{escape(replace(table, notes=notes).footnote + missing)}[/dim]\n")
 
 
 def _plain(entry: Entry) -> str:
