@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -60,8 +61,19 @@ def toy_images(count: int, classes: int = 3, size: int = 8, seed: int = 0) -> tu
     return 1.5 * templates[labels] + noise, labels
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def read_rows(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(json.loads(line) for line in path.read_text().splitlines())
+    return pd.DataFrame(json_lines(path))
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], *methods: str) -> list[tuple[object, ...]]:
+    """What rows say of accuracies, of all methods if none is named."""
+    keys = ("seed", "method", "stage", "metric", "value")
+    chosen = [r for r in rows if "accuracy" in r["metric"] and (not methods or r["method"] in methods)]
+    return [tuple(r[k] for k in keys) for r in chosen]
 
 
 def facts(rows: pd.DataFrame) -> set[tuple[object, ...]]:

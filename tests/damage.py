@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,7 +31,6 @@ __all__ = [
     "artifact_damage",
     "artifact_damages",
     "largest_file",
-    "make_pictures",
     "picture_damage",
     "picture_damages",
     "result_damage",
@@ -99,16 +97,6 @@ def drawn(draw: st.DrawFn) -> Drawn:
         draw(st.sampled_from(COLUMNS)),
         draw(st.booleans()),
     )
-
-
-def make_pictures(root: Path) -> None:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 2)):
-        for name in "ab":
-            (root / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{k}.png")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
+from quickdrop_bench.methods import METHODS
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.store.rows import RowFile
 from tests.conftest import TINY
@@ -27,6 +28,8 @@ OPTIONS = [*TINY, "--min-client-size", "5", "--record-every", "1"]
 CLASS_9, CLASS_3, CLIENT_0 = (UnlearningRequest.parse(text) for text in ("class-9", "class-3", "client-0"))
 SAMPLES = UnlearningRequest("sample", tuple(range(0, 300, 5)))
 REQUESTS = {"class": CLASS_9, "client": CLIENT_0, "sample": SAMPLES}
+CONTROLS = ("none", "recovery-only")
+CASES = [(name, level) for name in METHODS if name not in CONTROLS for level in sorted(METHODS[name].levels)]
 TABLES = {"class": "2", "client": "4", "sample": "4"}
 """Whose settings requests of a level take."""
 NAME = "federation"

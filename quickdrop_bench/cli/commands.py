@@ -16,7 +16,7 @@ from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.resolve import CommandLine, federation_spec, seeds_of
 from quickdrop_bench.cli.unused import check_experiments, check_federation, check_partition
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, write_text
+from quickdrop_bench.core.files import check_replaceable, write_text, writing
 from quickdrop_bench.core.starting import importing
 from quickdrop_bench.data.datasets import DATASETS
 from quickdrop_bench.harness.exhibits import exhibit
@@ -78,12 +78,9 @@ def report(line: CommandLine) -> int:
 
     page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
-    try:
+    with writing("--output" if args.output else "--results-dir", path):
         check_replaceable(path)
         write_report(path, page)
-    except OSError as error:
-        option = "--output" if args.output else "--results-dir"
-        raise BadInput(option, path, f"it cannot be written ({error.strerror})") from error
     print(path)
     return 0
 
@@ -99,11 +96,9 @@ def dashboard(line: CommandLine) -> int:
     entity = args.wandb_entity or os.environ.get("WANDB_ENTITY", "")
     if args.publish and not entity:
         raise BadInput("--publish", "needs --wandb-entity", "name the user or team that the project belongs to")
-    try:
+    with writing("--output", args.output):
         check_replaceable(args.output)
         write_text(args.output, definition(entity, project))
-    except OSError as error:
-        raise BadInput("--output", args.output, f"it cannot be written ({error.strerror})") from error
     print(args.output)
     if args.publish:
         print(publish(entity, project))
@@ -167,7 +162,7 @@ def list_presets(line: CommandLine) -> int:
     lines = []
     for name in presets():
         path = preset_files(name, None)[0]
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
         special = sorted(p.stem.split(".", 1)[1] for p in path.parent.glob(f"{name}.*.yaml"))
         lines.append((name, first, ", ".join(special)))
     return _print_list(line, ("preset", "what it is", "own settings for"), lines)

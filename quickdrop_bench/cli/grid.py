@@ -142,7 +142,7 @@ class _Plan:
         if level == "sample" and (samples := samples_of(args.forget_samples)):
             return tuple(samples)
         if level == "class":
-            text, note = args.forget_class, "" if "forget_class" in {**self.line.typed, **self.line.files} else DEFAULT
+            text, note = args.forget_class, "" if "forget_class" in self.line.said else DEFAULT
             targets = classes_of(text, class_names(args.dataset, args.data_dir), note)
         elif level == "client":
             text, targets = args.forget_client, numbers_of("--client", args.forget_client)

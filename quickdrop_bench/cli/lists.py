@@ -82,7 +82,7 @@ def samples_of(text: object) -> list[Samples]:
             raise BadInput("--samples", text, "at least 1 is needed")
         return [Samples(count) for count in counts]
     try:
-        lines = Path(str(text)).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(str(text)).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"a number, or a file that lists client,row a line, is needed ({reason_of(error)})"
         raise BadInput("--samples", text, reason) from error

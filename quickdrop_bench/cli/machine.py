@@ -40,16 +40,7 @@ def make_fabric(
     Raises:
         BadInput: the accelerator, the number of devices or the precision cannot be had.
     """
-    if args.precision not in PRECISIONS:
-        raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    known = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda, "mps": mps}
-    if args.accelerator not in known:
-        raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
-    if not known[args.accelerator]:
-        raise BadInput("--accelerator", args.accelerator, "no such device was found here; use cpu or auto")
-    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not cuda):
-        raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
+    _check_device(args)
     devices, nodes = (1, 1) if alone else processes_of(args)
     _set_arithmetic(args)
     for name in [name for name in os.environ if name.startswith("LT_")]:
@@ -80,6 +71,20 @@ def make_fabric(
     if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
         _warn_of_slow_bfloat16()
     return fabric
+
+
+def _check_device(args: Namespace) -> None:
+    """Raise :class:`BadInput` unless the accelerator is here and has the precision."""
+    if args.precision not in PRECISIONS:
+        raise BadInput("--precision", args.precision, f"use one of {', '.join(PRECISIONS)}")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    known = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda, "mps": mps}
+    if args.accelerator not in known:
+        raise BadInput("--accelerator", args.accelerator, f"use one of {', '.join(known)}")
+    if not known[args.accelerator]:
+        raise BadInput("--accelerator", args.accelerator, "no such device was found here; use cpu or auto")
+    if args.precision == "16-mixed" and (args.accelerator in ("cpu", "mps") or not cuda):
+        raise BadInput("--precision", args.precision, "it needs CUDA; use 32-true or bf16-mixed on this device")
 
 
 def _set_arithmetic(args: Namespace) -> None:

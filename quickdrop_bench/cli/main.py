@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(argv: Sequence[str]) -> int:
     keep_freed_memory()
+    if not os.environ.get("COLUMNS", "").strip("0"):  # on a terminal of no width nothing would be printed
+        os.environ.pop("COLUMNS", None)
     try:
         forget_leftovers()  # before Lightning looks at them
         if process := process_number():

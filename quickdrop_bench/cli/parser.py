@@ -101,8 +101,8 @@ SHARED = (
     Option("--preset", str | None, None, f"one of {', '.join(presets())} (default: paper with a GPU, else quick)"),
     Option("--data-dir", Path, Path("data"), "folder with the data sets"),
     Option("--seeds", int | str, "5", "how many seeds, or which, as 1,2,3; 7, is the seed 7 alone"),
-    Option("--results-dir", Path, Path("results"), "where rows, tables and figures go"),
 )
+RESULTS = Option("--results-dir", Path, Path("results"), "where rows, tables and figures go")
 _STARTED = "(default: 1, or what torchrun or srun started)"
 WANDB = (
     Option("--wandb", str, "auto", "log to W&B: auto (online with an API key), online, offline or disabled"),
@@ -202,10 +202,12 @@ class Command:
 
 
 _TRAINS = (*SHARED, *FEDERATION, *MACHINE)
-_SWEEPS = (*SHARED, *(o for o in FEDERATION if o.name != "--clients"), *MACHINE, *RUNS, *SWEPT)
+_SWEEPS = (*SHARED, RESULTS, *(o for o in FEDERATION if o.name != "--clients"), *MACHINE, *RUNS, *SWEPT)
 
 COMMANDS = {
-    "table": Command("measure what a table lacks, and print it", (TABLE, *_TRAINS, *RUNS, STAGES), methods=True),
+    "table": Command(
+        "measure what a table lacks, and print it", (TABLE, RESULTS, *_TRAINS, *RUNS, STAGES), methods=True
+    ),
     "figure": Command("measure what a figure lacks, and draw it", (FIGURE, *_SWEEPS, NUMBERS), methods=True),
     "sweep": Command("measure and draw over scales, alphas, clients, data sets, models", _SWEEPS, methods=True),
     "train": Command(
@@ -228,7 +230,7 @@ COMMANDS = {
             Option("--output", Path | None, None, "file to write (default: in the run's folder)"),
         ),
     ),
-    "distribution": Command("draw and print which client holds which classes", (*SHARED, *FEDERATION)),
+    "distribution": Command("draw and print which client holds which classes", (*SHARED, RESULTS, *FEDERATION)),
     "report": Command(
         "write one HTML page over all that was measured",
         (

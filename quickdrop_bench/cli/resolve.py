@@ -8,19 +8,27 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.backdoor import Backdoor
 from quickdrop_bench.data.datasets import DATASETS
+from quickdrop_bench.harness.exhibits import exhibits
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.presets import preset_values, presets
+from quickdrop_bench.harness.presets import (
+    flat,
+    method_sections,
+    preset_contents,
+    preset_values,
+    presets,
+    read_options,
+)
 from quickdrop_bench.harness.run_spec import LETTERS
 from quickdrop_bench.methods import METHODS, Method
 
@@ -29,8 +37,8 @@ __all__ = [
     "arithmetic",
     "federation_spec",
     "has_cuda",
-    "method_defaults",
     "methods_of",
+    "of_preset",
     "on_gpu",
     "options_of",
     "parse",
@@ -43,6 +51,9 @@ Values = Mapping[str, Any]
 _SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
 """How ``--help`` calls values."""
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+"""How refusals call values."""
+
 _PRESETS = "Defaults are the paper's. A preset changes many of them: --print_config prints what counts."
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
@@ -53,16 +64,17 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise :class:`BadInput`."""
-        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."))
+        command = self.prog.removeprefix(f"{PROGRAM} ")
+        raise _as_bad_input(" ".join(str(message).split()).removesuffix("."), command)
 
 
-def _as_bad_input(message: str) -> BadInput:
+def _as_bad_input(message: str, command: str) -> BadInput:
     """Put a parser's message into the form of all others: option, value, what is allowed."""
     if found := re.search(r'key "([\w.]+)": (.*?)\s*(?:Given value type: .*)?(?:Got|Given) value:\s*(.*)$', message):
         key, reason, value = found.groups()
-        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", reason)]
+        kinds = [_KINDS.get(kind, kind) for kind in re.findall(r"<class '(\w+)'>", reason)]
         allowed = f"{' or '.join(dict.fromkeys(kinds))} is needed" if kinds else reason.rstrip(". ")
-        return BadInput(f"--{key.replace('_', '-')}", value, allowed)
+        return BadInput(command if key == "number" else f"--{key.replace('_', '-')}", value, allowed)
     if found := re.search(r'key "([\w.]+)": (.*)$', message):
         return BadInput(f"--{found[1].replace('_', '-')}", "is not usable", found[2])
     if found := re.search(r"argument (--[\w.-]+): is given twice$", message):
@@ -160,6 +172,11 @@ class CommandLine:
     preset: str | None
     prints_config: bool = False
 
+    @property
+    def said(self) -> Values:
+        """What files and the command line say."""
+        return {**self.files, **self.typed}
+
     def options(self, section: str = "", above: Values | None = None, *, own: bool = True) -> Namespace:
         """The options that count.
 
@@ -168,14 +185,14 @@ class CommandLine:
             above: values that stand above all others.
             own: whether what the user says counts.
         """
-        said = {**(self.files if own else {}), **(self.typed if own else {}), **(above or {})}
+        said = {**(self.said if own else {}), **(above or {})}
         if self.preset is None:
             return self.over({}, said)
-        dataset = said.get("dataset") or self._from_preset(None, section).get("dataset")
-        below = self._from_preset(dataset, section)
-        if said.get("protocol") in LETTERS:
-            below = {key: value for key, value in below.items() if "." not in key}
-        return self.over(below, said)
+        dataset = said.get("dataset") or of_preset(self.preset, None, section).get("dataset")
+        below, known = of_preset(self.preset, dataset, section), declared(self.command)
+        if said.get("protocol") in LETTERS:  # of the preset's settings of methods, none counts
+            known = {key: option for key, option in known.items() if "." not in key}
+        return self.over({key: value for key, value in below.items() if key in known}, said)
 
     @property
     def section(self) -> str:
@@ -192,10 +209,6 @@ class CommandLine:
             (found.setdefault(method, {}) if method else found)[name] = value
         return found
 
-    def _from_preset(self, dataset: str | None, section: str) -> Values:
-        assert self.preset is not None
-        return _of_preset(self.preset, dataset, section, methods=COMMANDS[self.command].methods)
-
     def over(self, below: Values, said: Values | None = None) -> Namespace:
         """The options: those given by default, then some values, then what the user says.
 
@@ -203,7 +216,7 @@ class CommandLine:
             below: values that stand above the options' defaults.
             said: in place of what the user says.
         """
-        said = {**self.files, **self.typed} if said is None else said
+        said = self.said if said is None else said
         known = declared(self.command)
         preset = {"preset": self.preset} if self.preset else {}
         defaults = {key: option.default for key, option in known.items()}
@@ -249,17 +262,16 @@ def _read(parser: Parser, known: Mapping[str, Option], name: str) -> dict[str, A
         BadInput: it cannot be read, or says something that is no option of the command.
     """
     try:
-        content = _UniqueKeys(Path(name).expanduser().read_text(encoding="utf-8")).get_single_data()
+        content = read_options(Path(name).expanduser())
     except OSError as error:
         raise BadInput("--config", name, f"it cannot be read ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError, RuntimeError) as error:
-        raise BadInput("--config", name, f"it is no YAML file in UTF-8 ({error})") from error
-    if not isinstance(content, dict):
-        raise BadInput("--config", name, "it holds no options, as rounds: 2")
-    values = _flat({str(key): value for key, value in content.items()}, methods=True)
-    for key in values:
+    except (ValueError, RuntimeError) as error:
+        raise BadInput("--config", name, str(error)) from error
+    for key in _keys(content):
         if key not in known or not known[key].name.startswith("--"):
-            raise BadInput("--config", name, f"this command has no option {key} that a file could set")
+            allowed = f"this command has no option {key} that a file could set; --print_config prints those that it has"
+            raise BadInput("--config", name, allowed)
+    values = flat(content)
     parsed = parser.parse_object({**values, "number": 0} if "number" in known else values, defaults=False)
     found = {key: value for key, value in vars(parsed.as_flat()).items() if key in values}
     for key, value in found.items():
@@ -267,33 +279,28 @@ def _read(parser: Parser, known: Mapping[str, Option], name: str) -> dict[str, A
     return found
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which only one value could count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, each of whose keys stands in it once."""
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+def _keys(values: Values) -> list[str]:
+    """All that a file sets, and its sections but for those of methods."""
+    others = [key for key, value in values.items() if isinstance(value, dict) and key not in method_sections()]
+    return [*others, *flat(values)]
 
 
-def _flat(values: Values, *, methods: bool) -> dict[str, Any]:
-    """Options, and settings of methods as ``<method>.<field>``; other sections are left out."""
-    sections = {name.replace("-", "_") for name in METHODS}
-    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    for section in (section for section in values if methods and isinstance(values[section], dict)):
-        if section in sections:
-            flat |= {f"{section}.{name}": entry for name, entry in values[section].items()}
-    return flat
+@cache
+def _of_presets() -> set[str]:
+    """What a preset may set: options of any command, and what tables and figures have of their own."""
+    return {key for name in COMMANDS if COMMANDS[name].has_preset for key in declared(name)} | {*exhibits()}
 
 
-def _of_preset(preset: str, dataset: str | None, section: str, *, methods: bool) -> dict[str, Any]:
-    """What a preset's files say; see :func:`~quickdrop_bench.harness.presets.preset_values`."""
-    found: dict[str, Any] = {}
-    for values in preset_values(preset, dataset, section):
-        found |= _flat(values, methods=methods)
-    return found
+def of_preset(preset: str, dataset: str | None, section: str) -> Values:
+    """What a preset sets, see :func:`~quickdrop_bench.harness.presets.preset_values`.
+
+    Raises:
+        BadInput: there is no such preset, or it sets what nothing takes.
+    """
+    for values in preset_contents(preset, dataset, section):
+        for key in (key for key in _keys(values) if key not in _of_presets()):
+            raise BadInput("--preset", preset, f"it sets {key}, which is no option, table or figure")
+    return preset_values(preset, dataset, section)
 
 
 def has_cuda() -> bool:
@@ -338,16 +345,6 @@ def _at_home(option: Option, path: Path) -> Path:
 def options_of(argv: Sequence[str], section: str = "") -> Namespace:
     """The options of a command line, with a section of its preset."""
     return parse(argv).options(section)
-
-
-def method_defaults(preset: str, dataset: str, section: str) -> Values:
-    """The settings of all methods in a preset, as options ``<method>.<field>``.
-
-    Raises:
-        BadInput: there is no such preset.
-    """
-    values = _of_preset(preset, dataset, section, methods=True)
-    return {name: value for name, value in values.items() if "." in name}
 
 
 def seeds_of(args: Namespace) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from quickdrop_bench.cli.resolve import CommandLine
 from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.files import refuse_links, writing
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy, class_accuracy
 from quickdrop_bench.federation.federation import Federation
@@ -33,7 +33,8 @@ from quickdrop_bench.harness.estimate import OTHERS, PlannedCell, Probe, plan
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.harness.measure import is_measured, mark_failed, mark_lost, measure
+from quickdrop_bench.harness.lacking import is_measured
+from quickdrop_bench.harness.measure import mark_failed, mark_lost, measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
 from quickdrop_bench.reporting.render import on_terminal, write_exhibit
@@ -74,12 +75,11 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
         0, or 1 if a run diverged or failed.
     """
     find_rank()
-    folder = args.results_dir / args.preset / name
+    folder = _folder(args, name)
     rows = RowFile(folder / "rows.jsonl")
     devices, nodes = processes_of(args)
     if not is_first():
-        for cell in experiments:
-            _measure_here(args, folder, rows, cell, None)
+        _measure_all(args, experiments, folder, None)
         return 0
     refuse_links(folder, args.results_dir, "--results-dir")
     jobs, dry_run = args.jobs, args.dry_run
@@ -100,16 +100,19 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
         stamp = _stamp(rows.path)
         if jobs > 1:
             all_well = _in_processes(name, args, line, experiments, jobs)
-            rows = RowFile(rows.path)
         else:
-            work, all_well = Work.of(planned), True
-            for cell in experiments:
-                all_well &= _measure_here(args, folder, rows, cell, tracker, work)
-        _render(args, rows, [experiment for experiment, _ in experiments], folder)
+            all_well = _measure_all(args, experiments, folder, tracker, Work.of(planned))
+        _render(args, RowFile(rows.path), [experiment for experiment, _ in experiments], folder)
         if tracker and (tracker.agent or _stamp(rows.path) != stamp):
             tracker.log_artefact(name, args.preset, folder)
     print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
     return 0 if all_well else 1
+
+
+def _folder(args: Namespace, name: str) -> Path:
+    """Where an exhibit's rows are."""
+    folder: Path = args.results_dir / args.preset / name
+    return folder
 
 
 def _stamp(path: Path) -> int:
@@ -124,28 +127,38 @@ def _siblings(args: Namespace, folder: Path) -> list[RowFile]:
     return [RowFile(path) for path in sorted(folder.parent.glob("*/rows.jsonl")) if path.parent != folder]
 
 
-def _measure_here(
-    args: Namespace,
-    folder: Path,
-    rows: RowFile,
-    cell: tuple[Experiment, Sequence[str]],
-    tracker: Tracker | None,
-    work: Work | None = None,
+def _measure_all(
+    args: Namespace, experiments: Cells, folder: Path, tracker: Tracker | None, work: Work | None = None
 ) -> bool:
-    """Measure one experiment in this process. In a sweep, a seed that cannot be had is marked and the others go on."""
-    session, display = make_session(args, cell[0], tracker, work)
+    """Measure in this process; whether all went well. In a sweep, the others go on where one cannot be had."""
     well = True
-    with display:
-        for seed in cell[0].seeds:
-            siblings = _siblings(args, folder)
-            try:
-                well &= measure(session, rows, cell[1], siblings, seeds=(seed,), force=args.force)
-            except BadInput as error:
-                if folder.name != "sweep":
-                    raise
-                _mark(session, rows, cell[1], seed, error)
-                well = False
-    _write_trials(session, folder)
+    for experiment, methods in experiments:
+        session, display = make_session(args, experiment, tracker, work)
+        with display:
+            for seed in experiment.seeds:
+                marked = BadInput if folder.name == "sweep" else ()
+                well &= _measure_one(args, session, folder, methods, seed, marked)
+    return well
+
+
+def _measure_one(
+    args: Namespace,
+    session: Session,
+    folder: Path,
+    methods: Sequence[str],
+    seed: int,
+    marked: type[Exception] | tuple[()],
+) -> bool:
+    """Measure one seed; whether that went well. An error of this kind is said, and marks what the seed lacks."""
+    rows, well = RowFile(folder / "rows.jsonl"), False
+    try:
+        well = measure(session, rows, methods, _siblings(args, folder), seeds=(seed,), force=args.force)
+    except marked as error:
+        _mark(session, rows, methods, seed, error)
+        print(f"{_cell_name(session.experiment)}, seed {seed}: {error}", file=sys.stderr)
+    if is_first() and (trials := session.trials()):
+        with writing("--results-dir", folder):
+            write_trials(folder / "search.csv", trials)
     return well
 
 
@@ -155,11 +168,6 @@ def _mark(session: Session, rows: RowFile, methods: Sequence[str], seed: int, er
         mark_lost(session, rows, methods, seed, error)
     else:
         mark_failed(session, rows, seed, error, time.monotonic())
-
-
-def _write_trials(session: Session, folder: Path) -> None:
-    if is_first() and (trials := session.trials()):
-        write_trials(folder / "search.csv", trials)
 
 
 def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Cells, jobs: int) -> bool:
@@ -175,7 +183,7 @@ def _in_processes(name: str, args: Namespace, line: CommandLine, experiments: Ce
             experiment, methods = experiments[index]
             if code not in (0, 1):
                 session = Session(experiment, make_fabric(args), args.artifacts_dir)
-                rows = RowFile(args.results_dir / args.preset / name / "rows.jsonl")
+                rows = RowFile(_folder(args, name) / "rows.jsonl")
                 _mark(session, rows, methods, seed, RuntimeError(outcome))
             print(f"{done}/{total} · {_cell_name(experiment)}, seed {seed} · {outcome}", file=sys.stderr)
         all_well &= code == 0
@@ -198,24 +206,16 @@ def _process(name: str, line: CommandLine, group: Sequence[tuple[int, int]], thr
     die_with_parent()
     keep_freed_memory()
     torch.set_num_threads(threads)
-    args, experiments = line.options(name), list(cells(name, line))
-    folder = args.results_dir / args.preset / name
-    all_well = True
-    with tracking(args) as tracker:
-        for index, seed in group:
-            experiment, methods = experiments[index]
-            session, _ = make_session(args, experiment, tracker)
-            rows, siblings = RowFile(folder / "rows.jsonl"), _siblings(args, folder)
-            try:
-                all_well &= measure(session, rows, methods, siblings, seeds=(seed,), force=args.force)
-            except KeyboardInterrupt:
-                sys.exit(130)
-            except Exception as error:  # whatever it is, the other cells go on
-                _mark(session, rows, methods, seed, error)
-                print(f"{_cell_name(experiment)}, seed {seed}: {error}", file=sys.stderr)
-                all_well = False
-            _write_trials(session, folder)
-    sys.exit(0 if all_well else 1)
+    args, experiments, well = line.options(name), list(cells(name, line)), True
+    try:
+        with tracking(args) as tracker:
+            for index, seed in group:
+                experiment, methods = experiments[index]
+                session, _ = make_session(args, experiment, tracker)
+                well &= _measure_one(args, session, _folder(args, name), methods, seed, Exception)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if well else 1)
 
 
 def _cell_name(experiment: Experiment) -> str:
@@ -259,7 +259,8 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
     frames += [frame_of(part.to_dict("records")) for part in own_rows]
     frame = pd.concat(frames, ignore_index=True)
-    paths = write_exhibit(folder, own, frame)
+    with writing("--results-dir", folder):
+        paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():
         print((folder / "table.md").read_text(encoding="utf-8"))
         return

@@ -12,12 +12,13 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from quickdrop_bench.cli.lists import classes_of, numbers_of, samples_of
 from quickdrop_bench.cli.machine import make_fabric
-from quickdrop_bench.cli.resolve import CommandLine, method_defaults, methods_of
+from quickdrop_bench.cli.resolve import CommandLine, methods_of, of_preset
 from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import LOG
@@ -36,19 +37,10 @@ __all__ = ["SERVED"]
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
 
-def unlearn(args: Namespace, line: CommandLine) -> int:
-    """Forget classes, clients and samples, one request after the other; each makes a model version."""
-    return _serve("unlearn", args, line)
-
-
-def relearn(args: Namespace, line: CommandLine) -> int:
-    """Learn again what was forgotten."""
-    return _serve("relearn", args, line)
-
-
-def _serve(action: str, args: Namespace, line: CommandLine) -> int:
+def serve(args: Namespace, line: CommandLine) -> int:
+    """Forget classes, clients and samples, or learn them again, one after the other; each makes a model version."""
     with tracking(args) as tracker:
-        return _serve_all(action, args, line, tracker)
+        return _serve_all(line.command, args, line, tracker)
 
 
 def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker | None) -> int:
@@ -56,12 +48,14 @@ def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker
     requests = _requests(action, args, run)
     absent = numbers_of("--absent", args.absent)
     methods = {level: _method(run, args, line, level) for level in {request.level for request in requests}}
-    check_request(action, line, args.method, methods.values(), run.spec.dataset)
+    check_request(action, line, args, methods.values(), run.spec.dataset)
     pairs = [(request, methods[request.level]) for request in requests]
+    if args.dry_run or len(pairs) > 1:  # of several requests all are served, or none
+        planned = run.plan(action, pairs, absent, args.from_version)
     if args.dry_run:
-        _print_plan(run, run.plan(action, pairs, absent, args.from_version), as_json=args.json)
+        _print_plan(run, planned, as_json=args.json)
         return 0
-    run.check(action, pairs, absent, args.from_version)  # all or none
+    run.check(action, pairs, absent, args.from_version)
     if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
         named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
         print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)
@@ -129,7 +123,7 @@ def _requests(action: str, args: Namespace, run: TrainedRun) -> list[UnlearningR
     for asked in samples:
         requests.append(run.samples(asked, action, requests, args.from_version))
     if not requests:
-        raise BadInput("--class", "and --client and --samples", "give one of them, e.g. --class 9 or --client 3")
+        raise BadInput("--class, --client, --samples", "are missing", "give at least one, e.g. --class 9 or --client 3")
     return requests
 
 
@@ -139,9 +133,9 @@ def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> 
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    preset = args.preset or run.preset
-    defaults = method_defaults(preset, str(run.spec.dataset), SECTIONS[level])
-    return methods_of(line.over(defaults))[args.method]
+    values = of_preset(args.preset or run.preset, str(run.spec.dataset), SECTIONS[level])
+    of_methods = {key: value for key, value in values.items() if "." in key}
+    return methods_of(line.over(of_methods))[args.method]
 
 
 def evaluate(args: Namespace, line: CommandLine) -> int:
@@ -186,7 +180,7 @@ def show(args: Namespace, line: CommandLine) -> int:
     lines = [(str(e.version), str(e.parent), e.action, _named(run, e), e.method, _when(e), _change(e)) for e in run.log]
     if lines:
         _print_numbers(console, ("version", "from", "", "request", "method", "when (UTC)", "F-Set, R-Set"), lines)
-    _print_numbers(console, ("files", "size"), [(name, _size(size)) for name, size in about["bytes"].items()])
+    _print_numbers(console, ("files", "size"), [(name, decimal(size)) for name, size in about["bytes"].items()])
     return 0
 
 
@@ -272,7 +266,13 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         shown = [(name, *(_percent(side.get(key)) for side in sides)) for name, key in names if key in sides[0]]
         _print_numbers(console, ("accuracy", "before", "after"), shown)
     lines = [
-        (stage, f"{c['rounds']:.0f}", f"{c['seconds']:.2f}", f"{c['sample_gradients']:.0f}", _size(c["upload_bytes"]))
+        (
+            stage,
+            f"{c['rounds']:.0f}",
+            f"{c['seconds']:.2f}",
+            f"{c['sample_gradients']:.0f}",
+            decimal(int(c["upload_bytes"])),
+        )
         for stage, c in entry.cost.items()
     ]
     _print_numbers(console, ("stage", "rounds", "seconds", "sample-gradients", "upload"), lines)
@@ -292,6 +292,8 @@ def _print_plan(
         return
     console = Console(highlight=False, markup=False)
     lines = [_plan_line(run, request, phase, seconds) for request, phase, seconds in phases]
+    alone = [request.named(run.info.class_names) for request, found in planned if not found]
+    lines += [(named, "on the server alone", "0", "", "0", "0", decimal(0), "") for named in alone]
     header = ("request", "stage", "rounds", "clients", "steps", "gradients", "upload", "about")
     _print_numbers(console, header, lines)
     console.print(f"At most; seconds at the rate of the training on {run.trained.device}. Nothing was changed.")
@@ -299,7 +301,7 @@ def _print_plan(
 
 def _plan_line(run: TrainedRun, request: UnlearningRequest, phase: PlannedPhase, seconds: float) -> tuple[str, ...]:
     named, cost = request.named(run.info.class_names), phase.cost
-    numbers = str(phase.local_steps), str(cost.sample_gradients), _size(cost.upload_bytes), f"{seconds:.2g} s"
+    numbers = str(phase.local_steps), str(cost.sample_gradients), decimal(cost.upload_bytes), f"{seconds:.2g} s"
     return named, phase.name, str(phase.rounds), _clients(phase), *numbers
 
 
@@ -326,17 +328,9 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 SERVED: dict[str, Callable[[Namespace, CommandLine], int]] = {
-    "unlearn": unlearn,
-    "relearn": relearn,
+    "unlearn": serve,
+    "relearn": serve,
     "evaluate": evaluate,
     "show": show,
     "export": export_model,

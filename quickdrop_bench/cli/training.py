@@ -16,7 +16,7 @@ from quickdrop_bench.cli.progress import ProgressDisplay, Work
 from quickdrop_bench.cli.resolve import arithmetic, federation_spec, seeds_of
 from quickdrop_bench.cli.runner import make_session
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import refuse_links
+from quickdrop_bench.core.files import refuse_links, writing
 from quickdrop_bench.data.datasets import dataset_label, load_dataset
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.data.requests import UnlearningRequest
@@ -72,9 +72,10 @@ def _train(session: Session, display: ProgressDisplay) -> None:
         folder = session.folder(seed)
         refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
         counts = class_holdings(session.held(seed), context.clients)
-        write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
-        if experiment.federation.distill:
-            write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
+        with writing("--artifacts-dir", session.artifacts_dir):
+            write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
+            if experiment.federation.distill:
+                write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.trained(seed).cost
@@ -94,10 +95,8 @@ def distribution(args: Namespace) -> int:
         name = f"{label}-{spec.distribution}-{spec.clients}-seed{seed}"
         folder = args.results_dir / args.preset / "distribution" / name
         refuse_links(folder, args.results_dir, "--results-dir")
-        try:
+        with writing("--results-dir", args.results_dir):
             paths = write_distribution(folder, counts, data.class_names, _title(experiment, seed))
-        except OSError as error:
-            raise BadInput("--results-dir", args.results_dir, f"it cannot be written ({error.strerror})") from error
         _print_counts(counts, data.class_names)
         print("\n".join(str(path) for path in paths))
     return 0

@@ -76,9 +76,7 @@ def check_federation(line: CommandLine, args: Namespace, datasets: Iterable[str]
     if not args.fine_tune and args.get("fine_tunes") in (None, "0"):
         reason = "nothing is fine-tuned; --fine-tune says on how many initialisations"
         _refuse(line, _fields("fine-tuning"), reason)
-    if args.wandb == "disabled":
-        mirrored = ("wandb_project", "wandb_entity", "wandb_images")
-        _refuse(line, mirrored, "--wandb is disabled, and nothing goes to W&B")
+    _check_mirror(line, args)
 
 
 def check_experiments(name: str, line: CommandLine, args: Namespace, experiments: Collection[Experiment]) -> None:
@@ -103,13 +101,21 @@ def check_experiments(name: str, line: CommandLine, args: Namespace, experiments
         _refuse(line, searched, "the protocol tuned searches for it")
 
 
-def check_request(action: str, line: CommandLine, method: str, settings: Iterable[Method], dataset: str) -> None:
+def check_request(action: str, line: CommandLine, args: Namespace, settings: Iterable[Method], dataset: str) -> None:
     """For ``unlearn`` and ``relearn`` with a method, whose settings are given for each level of requests."""
     check_data(line, [dataset])
+    _check_mirror(line, args)
     idle = ("relearn_",) if action == "unlearn" else ("unlearn_", "recover_")
     for own in settings:
-        _check_methods(line, {method: own}, f"--method is {method}")
-        _refuse(line, _settings([method], *idle), f"{action} does not use it")
+        _check_methods(line, {args.method: own}, f"--method is {args.method}")
+        _refuse(line, _settings([args.method], *idle), f"{action} does not use it")
+
+
+def _check_mirror(line: CommandLine, args: Namespace) -> None:
+    """What says where runs go in W&B."""
+    if args.wandb == "disabled":
+        mirrored = ("wandb_project", "wandb_entity", "wandb_images")
+        _refuse(line, mirrored, "--wandb is disabled, and nothing goes to W&B")
 
 
 def _key(method: str, field: str) -> str:

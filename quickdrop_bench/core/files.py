@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from quickdrop_bench.core.errors import BadInput
 
@@ -33,6 +33,7 @@ __all__ = [
     "sha256",
     "write_atomically",
     "write_text",
+    "writing",
 ]
 
 ROWS, MANIFEST = "rows.jsonl", "manifest.json"
@@ -97,6 +98,15 @@ def _check_name(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically; lone surrogates, which JSON may hold, are escaped as JSON does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+@contextmanager
+def writing(option: str, folder: object) -> Iterator[None]:
+    """Raise :class:`BadInput`, which names the folder and its option, where something in it cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, UnicodeError) as error:
+        raise BadInput(option, folder, f"it cannot be written ({reason_of(error)})") from error
 
 
 def refuse_links(folder: Path, given: Path, option: str) -> None:

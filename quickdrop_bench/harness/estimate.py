@@ -14,7 +14,7 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.harness.callbacks import TRAINING
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment
-from quickdrop_bench.harness.measure import is_measured
+from quickdrop_bench.harness.lacking import is_measured
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows, training_phase
 from quickdrop_bench.store import artifacts

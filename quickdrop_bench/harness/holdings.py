@@ -12,8 +12,9 @@ from torch import Tensor
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.store.artifacts import visibly_changed
 
-__all__ = ["class_holdings", "synthetic_pairs", "visibly_changed"]
+__all__ = ["changed_pictures", "class_holdings", "synthetic_pairs"]
 
 PER_CLASS = 2
 """Synthetic images of each class that are shown."""
@@ -25,12 +26,15 @@ def class_holdings(data: ImageData, clients: Mapping[int, ClientData]) -> np.nda
     return class_counts(data.train.labels.cpu().numpy(), rows, len(data.class_names))
 
 
-def synthetic_pairs(data: ImageData, clients: Mapping[int, ClientData]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def synthetic_pairs(
+    data: ImageData, clients: Mapping[int, ClientData], *, changed: bool = False
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Some synthetic images of every class, scaled to the range of the data.
 
     Args:
         data: the data set.
         clients: by id; those without synthetic sets give nothing.
+        changed: leave out those that :func:`~quickdrop_bench.store.artifacts.visibly_changed` does not name.
 
     Returns:
         Real images (n, H, W, C) in [0, 1]; what became of each, which may lie outside of it; their classes' names.
@@ -38,10 +42,13 @@ def synthetic_pairs(data: ImageData, clients: Mapping[int, ClientData]) -> tuple
     """
     picked: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for _, client in sorted(clients.items()):
-        own = client.synthetic
-        for k, c in enumerate(own.labels.tolist() if own else ()):
-            if own and c not in own.fixed_classes and len(pairs := picked.setdefault(c, [])) < PER_CLASS:
-                pairs.append((data.train.images[own.origin[k]], own.images[k]))
+        if (own := client.synthetic) is None:
+            continue
+        began = data.train.images[own.origin]
+        shown = visibly_changed(own.images, began, data.std).tolist() if changed else [True] * len(own)
+        for k, c in enumerate(own.labels.tolist()):
+            if shown[k] and c not in own.fixed_classes and len(pairs := picked.setdefault(c, [])) < PER_CLASS:
+                pairs.append((began[k], own.images[k]))
     low, high = (f(data.train.images, (0, 2, 3)).view(-1, 1, 1) for f in (torch.amin, torch.amax))
     labels = [data.class_names[c] for c, pairs in sorted(picked.items()) for _ in pairs]
     shape = (0, *data.image_shape)
@@ -56,17 +63,7 @@ def synthetic_pairs(data: ImageData, clients: Mapping[int, ClientData]) -> tuple
     return real, synthetic, labels
 
 
-def visibly_changed(
-    data: ImageData, clients: Mapping[int, ClientData], shades: float
-) -> tuple[list[Image.Image], list[str]]:
-    """Synthetic images as pictures, with their classes' names, but for those that still look like a client's image.
-
-    Args:
-        data: the data set.
-        clients: by id.
-        shades: of 255, by which an image must differ somewhere from the real one that it began as.
-    """
-    real, synthetic, labels = synthetic_pairs(data, clients)
-    changed = [k for k in range(len(labels)) if 255 * abs(real[k] - synthetic[k]).max() >= shades]
-    images = [Image.fromarray((255 * synthetic[k].clip(0, 1)).astype("uint8").squeeze()) for k in changed]
-    return images, [labels[k] for k in changed]
+def changed_pictures(data: ImageData, clients: Mapping[int, ClientData]) -> tuple[list[Image.Image], list[str]]:
+    """Synthetic images as pictures, with their classes' names, but for those that still look like a client's image."""
+    _, synthetic, labels = synthetic_pairs(data, clients, changed=True)
+    return [Image.fromarray((255 * image.clip(0, 1)).astype("uint8").squeeze()) for image in synthetic], labels

@@ -6,37 +6,34 @@ import logging
 import math
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, Evaluated, measured
+from quickdrop_bench.evaluation.metric import PER_ROUND, Evaluated, measured
 from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
-from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
+from quickdrop_bench.harness.lacking import Missing, completed, identities, missing_of, take_over
+from quickdrop_bench.harness.outcome import checked_stages
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.request import UNLEARN, stages, total_cost
+from quickdrop_bench.harness.request import UNLEARN, total_cost
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.sources import metric_digest
 from quickdrop_bench.harness.tuning import UNTOUCHED, Tuned
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.store.rows import RowFile, is_last
+from quickdrop_bench.store.rows import RowFile
 
-__all__ = ["is_measured", "mark_failed", "mark_lost", "measure"]
+__all__ = ["mark_failed", "mark_lost", "measure"]
 
 log = logging.getLogger(__name__)
 
 CLASS_ACCURACY = re.compile(r"class_(\d+)_accuracy")
-
-Missing = Collection[str] | None
-"""The metrics that a run's rows lack; None if there is no finished run."""
 
 
 def measure(
@@ -72,84 +69,49 @@ def measure(
     ordered = [ORIGINAL, *sorted(methods, key=lambda name: name != ORACLE)]
     chosen = e.seeds if seeds is None else seeds
     well = True
-
-    def missing_of(seed: int) -> dict[str, list[Missing]]:
-        if not force:
-            for method in ordered:
-                _take_over(e, rows, siblings, method, seed)
-        found: dict[str, list[Missing]] = {}
-        for method in ordered:
-            steps = _missing(e, [rows], method, seed, force=force)
-            if None in steps:  # a sequence is measured as a whole
-                found[method] = [None] * len(steps)
-            elif any(steps):
-                found[method] = steps
-        if found:
-            rows.check_writable()
-        if {*found} - {ORIGINAL} and ORACLE in {*ordered} - {*found} and not session.has_oracle(seed):
-            return {ORACLE: [()] * len(e.requests), **found}  # its rows are there, its model is not
-        return found
-
     for seed in chosen:
-        missing = on_first(session.fabric, partial(missing_of, seed))
-        if not missing:
-            continue
-        began = time.monotonic()
-        try:
-            context = session.prepare(seed)
-            if ORACLE not in missing:
-                session.check_oracle(seed)
-        except (RuntimeError, ArithmeticError, MemoryError) as error:
-            _check_shared(session, error)
-            mark_failed(session, rows, seed, error, began)
-            well = False
-            continue
-        for method, lacking in missing.items():
-            for served in _serve(session, context, method, lacking):
-                well &= not served.failed
-                _write(session, rows, served, lacking[served.info.step])
+        missing = on_first(session.fabric, partial(_to_do, session, rows, siblings, ordered, seed, force=force))
+        well &= not missing or _measure_seed(session, rows, seed, missing)
     runs = [(m, seed, step) for m in ordered for seed in chosen for step in range(len(e.requests))]
     return on_first(session.fabric, lambda: well and not any(rows.marked(e.run_spec(*run).hash) for run in runs))
 
 
-def identities(e: Experiment) -> dict[str, str]:
-    """An exhibit's metrics by name → ``name@digest`` of their code, as rows name what measured them."""
-    shown = {c.metric for c in exhibit(e.artefact).columns} if e.artefact in exhibits() else set()
-    names = [name for name in METRICS if not METRICS[name].on_demand or shown & METRICS[name].gives.keys()]
-    return {name: f"{name}@{metric_digest(METRICS[name].source)}" for name in names}
+def _to_do(
+    session: Session, rows: RowFile, siblings: Sequence[RowFile], methods: Sequence[str], seed: int, *, force: bool
+) -> dict[str, list[Missing]]:
+    """What methods' rows lack, request by request, once those of other exhibits are taken over."""
+    e, found = session.experiment, dict[str, list[Missing]]()
+    for method in methods:
+        if not force:
+            take_over(e, rows, siblings, method, seed)
+        steps = missing_of(e, [] if force else [rows], method, seed)
+        if None in steps:  # a sequence is measured as a whole
+            found[method] = [None] * len(steps)
+        elif any(steps):
+            found[method] = steps
+    if found:
+        rows.check_writable()
+    if {*found} - {ORIGINAL} and ORACLE in {*methods} - {*found} and not session.has_oracle(seed):
+        return {ORACLE: [()] * len(e.requests), **found}  # its rows are there, its model is not
+    return found
 
 
-def name_of(row: Row) -> str:
-    """The metric that a row is of; empty for a cost."""
-    return str(row.get("measured_by") or "").split("@")[0]
-
-
-def is_measured(e: Experiment, files: Iterable[RowFile], method: str, seed: int) -> bool:
-    """Whether the rows of a run, with every metric as it is now, are in one of the files."""
-    return not any(step is None or step for step in _missing(e, list(files), method, seed))
-
-
-def _missing(e: Experiment, files: Sequence[RowFile], method: str, seed: int, *, force: bool = False) -> list[Missing]:
-    """What the rows of a method's requests lack, one after the other, in the file that lacks least."""
-    now = identities(e)
-
-    def lacking(spec_hash: str) -> Missing:
-        known = [done for file in files if (done := file.measured_by(spec_hash)) is not None and not force]
-        return min(([m for m, metric in now.items() if metric not in done] for done in known), key=len, default=None)
-
-    return [lacking(e.run_spec(method, seed, step).hash) for step in range(len(e.requests))]
-
-
-def _take_over(e: Experiment, rows: RowFile, siblings: Sequence[RowFile], method: str, seed: int) -> None:
-    """Copy a method's rows from another exhibit's file, if all of them are to be had and here they are not."""
-    if is_measured(e, [rows], method, seed) or not is_measured(e, [rows, *siblings], method, seed):
-        return
-    for step in range(len(e.requests)):
-        spec_hash, now = e.run_spec(method, seed, step).hash, identities(e).values()
-        whole = (file for file in (rows, *siblings) if {*now} <= {*(file.measured_by(spec_hash) or ())})
-        if (known := next(whole)) is not rows:
-            own = {**e.identity(step), **e.method_setting(method)}
-            rows.write({**row, **own} for row in known.of(spec_hash))
+def _measure_seed(session: Session, rows: RowFile, seed: int, missing: Mapping[str, list[Missing]]) -> bool:
+    """Serve the requests on a seed's federation, method by method; whether none failed."""
+    began, well = time.monotonic(), True
+    try:
+        context = session.prepare(seed)
+        if ORACLE not in missing:
+            session.check_oracle(seed)
+    except (RuntimeError, ArithmeticError, MemoryError) as error:
+        _check_shared(session, error)
+        mark_failed(session, rows, seed, error, began)
+        return False
+    for method, lacking in missing.items():
+        for served in _serve(session, context, method, lacking):
+            well &= not served.failed
+            _write(session, rows, served, lacking[served.info.step])
+    return well
 
 
 @dataclass(frozen=True)
@@ -222,27 +184,16 @@ def _write(session: Session, rows: RowFile, served: Served, missing: Missing = N
     elif missing is None:
         rows.write(new)
     elif missing:
-        rows.write(_completed(session.experiment, rows.of(spec_hash), new, missing))
-    session.fabric.call("on_run_end", run=info, rows=new, oracle=_oracle(session.experiment, rows, info))
-
-
-def _completed(e: Experiment, old: Sequence[Row], new: Sequence[Row], missing: Collection[str]) -> list[Row]:
-    """A run's rows with some metrics measured anew, the rows of the others as they were."""
-    *others, last = [row for row in old if is_last(row) or name_of(row) not in missing]
-    added = [row for row in new if not is_last(row) and name_of(row) in missing]
-    now = identities(e)
-    still = [metric for metric in str(last.get("measured_by") or "").split() if metric.split("@")[0] not in missing]
-    return [*others, *added, {**last, "measured_by": " ".join([*still, *(now[name] for name in missing)])}]
+        rows.write(completed(session.experiment, rows.of(spec_hash), new, missing))
+    e = session.experiment
+    oracle = rows.of(e.run_spec(ORACLE, info.seed, info.step).hash) if ORACLE in e.methods else ()
+    session.fabric.call("on_run_end", run=info, rows=new, oracle=oracle)
 
 
 def _class_name(e: Experiment, metric: str) -> Row:
     """Whose accuracy a metric is, if it is a class's."""
     found = CLASS_ACCURACY.fullmatch(metric)
     return {"class_name": e.class_names[int(found[1])]} if found else {}
-
-
-def _oracle(e: Experiment, rows: RowFile, info: RequestInfo) -> Sequence[Row]:
-    return rows.of(e.run_spec(ORACLE, info.seed, info.step).hash) if ORACLE in e.methods else []
 
 
 def _failure(stage: str, error: Exception, what: str) -> Value:
@@ -299,7 +250,7 @@ def _run(
         values.extend(_numbers(session.experiment, model, PER_ROUND, missing, phase=stage, round=found.round + 1))
 
     results: dict[str, StageResult] = {}
-    served = stages(
+    served = checked_stages(
         UNLEARN,
         context,
         method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ from typing import Any
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import reason_of
+from quickdrop_bench.methods import METHODS
 
-__all__ = ["benchmarks_dir", "paper_values", "preset_files", "preset_values", "presets"]
+__all__ = [
+    "benchmarks_dir",
+    "flat",
+    "method_sections",
+    "paper_values",
+    "preset_contents",
+    "preset_files",
+    "preset_values",
+    "presets",
+    "read_options",
+]
 
 
 @cache
@@ -42,22 +55,76 @@ def preset_files(preset: str, dataset: str | None) -> list[Path]:
     return [path for path in files if os.path.isfile(path)]  # a data set's name may be too long for a file
 
 
-def preset_values(preset: str, dataset: str | None, section: str) -> list[dict[str, Any]]:
-    """What a preset sets: options by name, those of methods in sections; later ones win.
+def preset_contents(preset: str, dataset: str | None, section: str) -> list[dict[str, Any]]:
+    """What a preset's files say; later ones win.
 
-    What a section for a table or figure asks for stands above what a data set needs.
+    What a data set needs stands above what the preset says of all, and what a section for a table or figure asks for
+    above both.
 
     Raises:
-        BadInput: there is no such preset.
+        BadInput: there is no such preset, or its file cannot be read.
     """
     contents = [_content(path) for path in preset_files(preset, dataset)]
     return [*contents, *(content.get(section, {}) for content in contents)]
 
 
+def preset_values(preset: str, dataset: str | None, section: str) -> dict[str, Any]:
+    """The options that a preset sets, see :func:`flat`; errors are those of :func:`preset_contents`."""
+    found: dict[str, Any] = {}
+    for values in preset_contents(preset, dataset, section):
+        found |= flat(values)
+    return found
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by key, those of a method's section as ``quickdrop.unlearn_lr``; other sections are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            found[key] = value
+        elif key in method_sections():
+            found |= {f"{key}.{name}": entry for name, entry in value.items()}
+    return found
+
+
+def method_sections() -> set[str]:
+    """Keys under which a file has the settings of methods."""
+    return {name.replace("-", "_") for name in METHODS}
+
+
 @cache
 def _content(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        return read_options(path)
+    except (OSError, ValueError) as error:
+        raise BadInput("benchmarks", f"presets/{path.name}", reason_of(error)) from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no mapping in UTF-8, or a key stands twice in it.
+    """
+    try:
+        content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no YAML file in UTF-8 ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no options, as rounds: 2")
+    return {str(key): value for key, value in content.items()}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which only one value could count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, each of whose keys stands in it once."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def paper_values() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
@@ -10,17 +10,23 @@ from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgot
 from quickdrop_bench.harness.federation_spec import ORIGINALS, kept
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
 from quickdrop_bench.methods import METHODS, Method
-from quickdrop_bench.methods.registry import SMALL_SETS, check_support
+from quickdrop_bench.methods.registry import SMALL_SETS, StageResult, check_support
 
-__all__ = ["check", "method_name"]
+__all__ = ["check", "check_stages", "method_name"]
 
 MOST_ROWS = 40_000
 """Forgotten samples of a model version: its file says in its header which they are, and headers are bounded."""
 
+ROUNDS = {"unlearning": "unlearn_rounds", "recovery": "recover_rounds", "relearning": "relearn_rounds"}
+"""The field of methods that says how many rounds a stage has."""
+
 
 def method_name(method: Method) -> str:
-    """Under which a method is registered."""
-    return next(name for name in METHODS if METHODS[name] is type(method))
+    """Under which a method is registered; :class:`BadInput` for anything else."""
+    for name in METHODS:
+        if METHODS[name] is type(method):
+            return name
+    raise BadInput("method", repr(method), "a method is needed, as run.method('quickdrop') gives it")
 
 
 def check(
@@ -93,3 +99,24 @@ def _check_present(
     if holders and not holders - set(absent):
         named = request.target_name(request.targets[0], deployment.trained.data.class_names)
         raise BadInput(request.option, named, "all clients that hold it are absent")
+
+
+def check_stages(
+    request: UnlearningRequest,
+    method: Method,
+    results: Mapping[str, StageResult],
+    names: Sequence[str],
+    absent: Collection[int],
+) -> None:
+    """Raise :class:`BadInput` if one of a request's stages changes nothing."""
+    # A stage without a round may be the server's own.
+    idle = [stage for stage, r in results.items() if not (r.cost.rounds or r.cost.seconds or r.diverged)]
+    if not idle:
+        return
+    if getattr(method, ROUNDS[idle[0]], None) == 0:
+        option = f"--{method_name(method)}.{ROUNDS[idle[0]].replace('_', '-')}"
+        raise BadInput(option, 0, f"the stage {idle[0]} would change nothing; at least 1 is needed")
+    absence = "; clients that hold them are absent" if absent else ""
+    reason = f"no client has data for it{absence}, or the method is a control"
+    named = request.target_name(request.targets[0], names)
+    raise BadInput(request.option, named, f"the stage {idle[0]} changes nothing: {reason}")

@@ -9,12 +9,11 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import check_replaceable, reason_of, write_atomically
+from quickdrop_bench.core.files import check_replaceable, write_atomically, writing
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.serving.run import TrainedRun
 
@@ -57,13 +56,10 @@ def export(run: TrainedRun, path: Path, form: str, version: int | None = None) -
     """
     if form not in FORMATS:
         raise BadInput("--format", form, f"use one of {', '.join(FORMATS)}")
-    try:
+    path = Path(path)
+    with writing("--output", path):
         check_replaceable(path)
         write_atomically(path, lambda temporary: FORMATS[form](run, temporary, version))
-    except BadInput:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BadInput("--output", path, f"it cannot be written ({reason_of(error)})") from error
 
 
 def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:

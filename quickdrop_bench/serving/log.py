@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,16 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import LOG, VERSIONS, open_tensors, read_bytes, refuse_links, sha256, write_text
+from quickdrop_bench.core.files import (
+    LOG,
+    VERSIONS,
+    open_tensors,
+    read_bytes,
+    refuse_links,
+    sha256,
+    write_text,
+    writing,
+)
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.store.schema import typed
 
@@ -83,8 +91,6 @@ class Entry:
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise ValueError(f"action {self.action!r}")
-        if not re.fullmatch(r"[\w.-]+", self.method):
-            raise ValueError(f"method {self.method!r}")
         for text in (self.request, *self.forgotten):
             UnlearningRequest.parse(text)
         if not 0 <= self.parent < self.version:
@@ -156,15 +162,14 @@ def recover_log(folder: Path) -> bool:
             entries.append(replace(entry, previous=chained_to(entries)))
         try:
             _check_chain(entries)
+        except ValueError as error:
+            allowed = f"what {VERSIONS}/ and {LOG} say of the requests does not fit; put {LOG} back from a copy"
+            raise BadInput("RUN", folder, allowed) from error
+        with writing("RUN", folder):
             if os.path.lexists(folder / LOG):
                 number = sum(1 for _ in folder.glob(f"{LOG}.damaged-*")) + 1
                 (folder / LOG).rename(folder / f"{LOG}.damaged-{number}")
             write_log(folder, entries)
-        except ValueError as error:
-            allowed = f"what {VERSIONS}/ and {LOG} say of the requests does not fit; put {LOG} back from a copy"
-            raise BadInput("RUN", folder, allowed) from error
-        except OSError as error:
-            raise BadInput("RUN", folder, f"it cannot be written ({error.strerror})") from error
     return True
 
 
@@ -226,12 +231,11 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a run for oneself, until this process ends in any way; :class:`BadInput` if another command holds it."""
     refuse_links(folder, folder, "RUN")
     lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BadInput("RUN", folder, "another command is working on it; try again when that has ended") from None
-    except OSError as error:
-        raise BadInput("RUN", folder, f"it cannot be written ({error.strerror})") from error
+    with writing("RUN", folder):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BadInput("RUN", folder, "another command is working on it; try again when that has ended") from None
     try:
         yield
     finally:

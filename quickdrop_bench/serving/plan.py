@@ -17,6 +17,7 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.request import stages, total_cost
 from quickdrop_bench.methods import Context, Method
+from quickdrop_bench.methods.registry import StageResult
 
 __all__ = ["CountingFederation", "PlannedPhase", "planned_phases"]
 
@@ -82,11 +83,11 @@ class CountingFederation(Federation):
         return PhaseResult(state, start.cost + replace(cost, data_size=0) if start else cost)
 
 
-def planned_phases(action: str, context: Context, method: Method) -> list[PlannedPhase]:
-    """The phases of a request, each at most; nothing is changed."""
+def planned_phases(action: str, context: Context, method: Method) -> tuple[list[PlannedPhase], dict[str, StageResult]]:
+    """The phases of a request, each at most, and what its stages then give; nothing is changed."""
     counting = CountingFederation(context.federation.fabric, context.federation.scratch_model().cpu())
-    found = stages(action, replace(context, federation=counting), method)
-    total = total_cost(result for _, result in found)
+    results = dict(stages(action, replace(context, federation=counting), method))
+    total = total_cost(results.values())
     counted = sum((phase.cost for phase in counting.phases), Cost())
     if more := total.rounds - counted.rounds:  # rounds without local training, as FU-MP's
         cost = Cost(
@@ -98,4 +99,4 @@ def planned_phases(action: str, context: Context, method: Method) -> list[Planne
         )
         everybody = tuple(i for i, client in context.clients.items() if len(client.original))
         counting.phases.insert(0, PlannedPhase("unlearning", more, everybody, 0, 1.0, cost))
-    return counting.phases
+    return counting.phases, results

@@ -8,26 +8,27 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import nn
 
 from quickdrop_bench.core.errors import BadInput, Missing
+from quickdrop_bench.core.files import writing
 from quickdrop_bench.data.datasets import DATASETS, load_dataset
 from quickdrop_bench.data.labelled import DataInfo, ImageData
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.evaluation.metric import SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
+from quickdrop_bench.harness.outcome import checked_stages
 from quickdrop_bench.harness.presets import preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
-from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, stages, still_forgotten, total_cost
+from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_forgotten, total_cost
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.serving.checks import check, method_name
+from quickdrop_bench.serving.checks import check, check_stages, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
@@ -37,9 +38,6 @@ __all__ = ["SECTIONS", "TrainedRun", "find_run"]
 
 SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
-
-ROUNDS = {"unlearning": "unlearn_rounds", "recovery": "recover_rounds", "relearning": "relearn_rounds"}
-"""The field of methods that says how many rounds a stage has."""
 
 
 def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
@@ -91,9 +89,9 @@ class TrainedRun:
     def __init__(
         self, folder: Path, fabric: Fabric | Callable[[str], Fabric] | None = None, data_dir: Path = Path("data")
     ) -> None:
+        self.folder = folder = Path(folder)
         if not str(folder).isprintable():
             raise BadInput("RUN", folder, "its name must be printable text")
-        self.folder = folder
         trained = artifacts.load(folder, torch.device("cpu"))
         self.fabric = fabric if isinstance(fabric, Fabric) else (fabric or _on_cpu)(trained.precision)
         self.data_dir = data_dir
@@ -104,7 +102,7 @@ class TrainedRun:
         with torch.device("meta"):  # shapes without memory: the spec may be anybody's
             expected = dict(build_model(self.spec, self.info).named_parameters())
         artifacts.check_state(self.trained.state, expected, folder)
-        self.versions = Versions(folder, self.trained.state, self.fabric.device)
+        self.versions = Versions(folder, self.trained.state)
 
     @property
     def info(self) -> DataInfo:
@@ -207,10 +205,9 @@ class TrainedRun:
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
         """A method with the preset's settings for a level of requests."""
-        values: dict[str, Any] = {}
-        for part in preset_values(self.preset, self.spec.dataset, SECTIONS[level]):
-            values |= part.get(name.replace("-", "_"), {})
-        return METHODS[name](**values)
+        values, section = preset_values(self.preset, self.spec.dataset, SECTIONS[level]), name.replace("-", "_")
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
+        return METHODS[name](**own)
 
     def samples(
         self,
@@ -258,12 +255,14 @@ class TrainedRun:
         absent: Collection[int] = (),
         from_version: int | None = None,
     ) -> list[tuple[UnlearningRequest, list[PlannedPhase]]]:
-        """What serving requests one after the other would take at most; checked like these, and nothing is changed."""
+        """What serving requests one after the other would take at most; refused like these, and nothing is changed."""
         self.check(action, requests, absent, from_version)
         gone, planned = self.forgotten(from_version), []
         for request, method in requests:
             context = self._context(action, request, gone, absent, from_version)
-            planned.append((request, planned_phases(action, context, method)))
+            phases, results = planned_phases(action, context, method)
+            check_stages(request, method, results, self.info.class_names, absent)
+            planned.append((request, phases))
             gone = still_forgotten(action, request, gone)
         return planned
 
@@ -343,16 +342,8 @@ class TrainedRun:
 
     def _stages(self, action: str, context: Context, method: Method, absent: Collection[int]) -> dict[str, StageResult]:
         """What the engine makes of a request, if that is a model."""
-        request, results = context.request, dict(stages(action, context, method))
-        # A stage without a round may be the server's own.
-        if idle := [stage for stage, r in results.items() if not (r.cost.rounds or r.cost.seconds or r.diverged)]:
-            if getattr(method, ROUNDS[idle[0]], None) == 0:
-                option = f"--{method_name(method)}.{ROUNDS[idle[0]].replace('_', '-')}"
-                raise BadInput(option, 0, f"the stage {idle[0]} would change nothing; at least 1 is needed")
-            absence = "; clients that hold them are absent" if absent else ""
-            named = request.target_name(request.targets[0], self.info.class_names)
-            reason = f"no client has data for it{absence}, or the method is a control"
-            raise BadInput(request.option, named, f"the stage {idle[0]} changes nothing: {reason}")
+        request, results = context.request, dict(checked_stages(action, context, method))
+        check_stages(request, method, results, self.info.class_names, absent)
         if any(result.diverged for result in results.values()):
             what = f"{method_name(method)} diverged on {request.named(self.info.class_names)}"
             raise ArithmeticError(f"{what}; version {self.current} stays the current one")
@@ -366,10 +357,11 @@ class TrainedRun:
         if self.data:
             entry = replace(entry, after=self._evaluated(state, *sets))
         try:
-            write_log(self.folder, [*self.log, entry])
-        except OSError as error:
+            with writing("RUN", self.folder):
+                write_log(self.folder, [*self.log, entry])
+        except BadInput:
             self.versions.waiting(entry.version).unlink(missing_ok=True)
-            raise BadInput("RUN", self.folder, f"it cannot be written ({error.strerror})") from error
+            raise
         self.log.append(entry)
         self.versions.settle(entry.version)
         return entry

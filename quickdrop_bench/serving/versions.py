@@ -9,23 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import (
-    HEADER,
-    LOG,
-    VERSIONS,
-    file_size,
-    open_tensors,
-    reason_of,
-    remove_unfinished,
-    sha256,
-    write_atomically,
-)
+from quickdrop_bench.core.files import LOG, VERSIONS, remove_unfinished, sha256, writing
 from quickdrop_bench.functional.aggregation import State, is_finite
+from quickdrop_bench.store.schema import Damage
+from quickdrop_bench.store.states import read_state, write_tensors
 
 __all__ = ["Versions"]
 
@@ -36,13 +26,12 @@ class Versions:
 
     Attributes:
         folder: of the federation.
-        trained: the parameters as trained; every version has parameters of these names, shapes and types.
-        device: where loaded ones are put.
+        trained: the parameters as trained; every version has parameters of these names, shapes and types, and comes
+            to their device.
     """
 
     folder: Path
     trained: State
-    device: torch.device
 
     def file(self, version: int) -> Path:
         """Where the parameters of a version from 1 are."""
@@ -64,14 +53,11 @@ class Versions:
 
     def save(self, version: int, state: State, metadata: dict[str, str]) -> str:
         """Write a version that the log does not name yet, and return the file's checksum."""
-        own = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         path = self.waiting(version)
-        try:
+        with writing("RUN", self.folder):
             remove_unfinished(path.parent)  # the lock says that no writer is at work
-            write_atomically(path, lambda temporary: save_file(own, temporary, metadata=metadata))
+            write_tensors(path, state, metadata)
             return sha256(path)
-        except (OSError, SafetensorError) as error:
-            raise BadInput("RUN", self.folder, f"it cannot be written ({reason_of(error)})") from error
 
     def load(self, version: int, checksum: str, way_back: str = "") -> State:
         """The parameters of a version from 1, whose file has this checksum by the log.
@@ -81,25 +67,13 @@ class Versions:
                 ``way_back``.
         """
         path = self.file(version)
-
-        def damaged(reason: str) -> BadInput:
-            return BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} {reason}{way_back}")
-
         try:
-            if file_size(path) > HEADER + sum(value.nbytes for value in self.trained.values()) + 8:
-                raise damaged("is larger than the model")
+            state = read_state(path, self.trained)
             if sha256(path) != checksum:
-                raise damaged(f"does not match {LOG}")
-            with open_tensors(path, str(self.device)) as tensors:
-                state: State = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise damaged("is missing or damaged") from error
-        if _layout(state) != _layout(self.trained):
-            raise damaged("holds another model")
-        if not is_finite(state):
-            raise damaged("holds values that are not finite")
+                raise Damage(f"does not match {LOG}")
+            if not is_finite(state):
+                raise Damage("holds values that are not finite")
+        except (OSError, SafetensorError, Damage) as error:
+            reason = str(error) if isinstance(error, Damage) else "is missing or damaged"
+            raise BadInput("RUN", self.folder, f"{VERSIONS}/{path.name} {reason}{way_back}") from error
         return state
-
-
-def _layout(state: State) -> dict[str, object]:
-    return {name: (value.shape, value.dtype) for name, value in state.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,22 +21,13 @@ import pandas as pd
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import (
-    damaged,
-    file_size,
-    open_tensors,
-    read_bytes,
-    reason_of,
-    sha256,
-    write_atomically,
-    write_text,
-)
+from quickdrop_bench.core.files import damaged, file_size, open_tensors, read_bytes, sha256, write_text, writing
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.functional.aggregation import State
@@ -55,6 +46,7 @@ from quickdrop_bench.store.schema import (
     parse_manifest,
     parse_spec,
 )
+from quickdrop_bench.store.states import write_tensors
 
 __all__ = [
     "CLIENTS",
@@ -68,6 +60,7 @@ __all__ = [
     "load",
     "save",
     "save_synthetic",
+    "visibly_changed",
 ]
 
 GLOBAL, HISTORY, CONFIG, MANIFEST = "global.safetensors", "history.csv", "config.yaml", "manifest.json"
@@ -153,12 +146,12 @@ def save(trained: TrainedFederation, folder: Path) -> None:
         BadInput: the folder cannot be written; :class:`ArithmeticError`: synthetic images are not finite.
     """
     _check_synthetic(trained)
-    try:
+    with writing("--artifacts-dir", folder.parent):
         (folder / MANIFEST).unlink(missing_ok=True)
         _remove_folder(folder / CLIENTS)
-        _save_tensors(folder / GLOBAL, trained.state)
+        write_tensors(folder / GLOBAL, trained.state)
         for client, kept in trained.clients.items():
-            _save_tensors(folder / CLIENTS / f"{client:04d}.safetensors", _client_tensors(kept))
+            write_tensors(folder / CLIENTS / f"{client:04d}.safetensors", _client_tensors(kept))
         write_text(folder / HISTORY, trained.history.to_csv(index=False))
         write_text(folder / CONFIG, yaml.safe_dump(dict(trained.spec), sort_keys=False))
         names = [GLOBAL, HISTORY, CONFIG, *(f"{CLIENTS}/{client:04d}.safetensors" for client in trained.clients)]
@@ -175,8 +168,6 @@ def save(trained: TrainedFederation, folder: Path) -> None:
             {name: Listed(file_size(folder / name), sha256(folder / name)) for name in names},
         )
         write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    except (OSError, SafetensorError) as error:
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
 
 
 def load(folder: Path, device: torch.device) -> TrainedFederation:
@@ -227,12 +218,26 @@ def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:
         if kept.synthetic is None:
             continue
         s = kept.synthetic
-        std = torch.tensor(trained.data.std, device=s.images.device).view(1, -1, 1, 1)
-        changed = (255 * std * (s.images - kept.subset.images)).abs().flatten(1).amax(1) >= VISIBLE
+        changed = visibly_changed(s.images, kept.subset.images, trained.data.std)
         if changed.any():
             written.append(folder / f"{client:04d}.safetensors")
-            _save_tensors(written[-1], {"images": s.images[changed], "labels": s.labels[changed]})
+            write_tensors(written[-1], {"images": s.images[changed], "labels": s.labels[changed]})
     return written
+
+
+def visibly_changed(images: Tensor, began: Tensor, std: Sequence[float]) -> Tensor:
+    """Which synthetic images no longer look like the real ones that they began as.
+
+    Args:
+        images: (n, C, H, W), normalised by ``std``.
+        began: the real ones, likewise.
+        std: of the channels, for pixels in [0, 1].
+
+    Returns:
+        (n,) bool: whether a pixel differs by :data:`VISIBLE` shades.
+    """
+    shades = 255 * torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    return (shades * (images - began)).abs().flatten(1).amax(1) >= VISIBLE
 
 
 @contextmanager
@@ -312,9 +317,6 @@ def check_updates(folder: Path, state: Mapping[str, Tensor]) -> None:
             _ = _inside(folder, name)
             counted = Path(name).stem != "initial"
             check_layout(_header(folder, name), {**parameters, "num_examples": ("I64", ())} if counted else parameters)
-            with open_tensors(folder / name) as file:
-                if counted and file.get_tensor("num_examples") < 1:
-                    raise Damage("num_examples is below 1")
 
 
 def _updates_on_disk(folder: Path) -> list[str]:
@@ -335,12 +337,6 @@ def _remove_folder(path: Path) -> None:
     if path.is_symlink():  # what it leads to is not ours
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Cloned because safetensors refuses tensors that share memory, as views of one index do.
-    own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(own, temporary))
 
 
 def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from quickdrop_bench.core.errors import BadInput, printable
-from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically
+from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically, writing
 
 __all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_last", "is_row", "read_lines"]
 
@@ -143,22 +143,19 @@ class RowFile:
 
     def check_writable(self) -> None:
         """Raise :class:`BadInput` now rather than after hours of work."""
-        try:
+        with writing("--results-dir", self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock, self.path.open("ab"):
                 remove_unfinished(self.path.parent)
-        except OSError as error:
-            raise BadInput(
-                "--results-dir", self.path.parent, f"it cannot be written ({error.strerror}); choose another folder"
-            ) from error
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the rows of one finished run, in the place of any that are there under its spec hash.
 
         They are on disk before this returns; a process that dies meanwhile leaves the old rows or the new ones.
+        :class:`BadInput` if they cannot be written.
         """
         new = [dict(row) for row in rows]
-        with self._lock:
+        with writing("--results-dir", self.path.parent), self._lock:
             self._read()
             old = {row["spec_hash"] for row in new} & self._runs.keys()
             if old or self._torn:

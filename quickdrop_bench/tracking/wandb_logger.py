@@ -27,7 +27,7 @@ from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
-from quickdrop_bench.harness.holdings import class_holdings, visibly_changed
+from quickdrop_bench.harness.holdings import changed_pictures, class_holdings
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import Context
 from quickdrop_bench.reporting.figures.partition import distribution_image
@@ -216,7 +216,7 @@ class Tracker(Logger):
         for file in artifacts.PUBLIC:  # none with a client's data
             artifact.add_file(str(folder / file), name=file)
         if self._images and trained.spec["distill"]:
-            images, labels = visibly_changed(data, context.clients, artifacts.VISIBLE)
+            images, labels = changed_pictures(data, context.clients)
             self._logger.log_image("synthetic", images, caption=labels)
             with TemporaryDirectory() as scratch:
                 for path in artifacts.save_synthetic(trained, Path(scratch)):

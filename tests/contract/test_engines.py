@@ -15,7 +15,7 @@ from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Method
 from quickdrop_bench.methods.context import Context
 from quickdrop_bench.methods.registry import StageResult
-from tests.contract.test_methods import CASES, make_context, tiny
+from tests.contract.tiny import CASES, make_context, tiny
 from tests.small_models import SMALL
 
 Make = Callable[..., Federation]

@@ -2,70 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 
-from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput, Unsupported
 from quickdrop_bench.core.seeding import generator
-from quickdrop_bench.data.labelled import LabelledSet, concatenate
-from quickdrop_bench.data.requests import LEVELS, UnlearningRequest, retain_part
-from quickdrop_bench.distillation.in_situ import SyntheticSet, augmentation_positions, initial_synthetic_set
+from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.data.requests import LEVELS, UnlearningRequest
+from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.methods import METHODS, Context, Method, small_sets
-from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods import METHODS, Context, small_sets
 from quickdrop_bench.methods.registry import check_support
 from tests.by_hand import equal
 from tests.conftest import Guarded, toy_images
-
-Make = Callable[..., Federation]
-Asked = Callable[..., Context]
-Clients = dict[int, LabelledSet]
-TRAIN = Phase("fl-training", rounds=4, local_steps=6, batch_size=8, lr=0.2)
-RELEARN = {"relearn_lr": 0.2}
-STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3, **RELEARN}
-TINY: dict[str, dict[str, object]] = {
-    "retrain-or": {"rounds": 8, **RELEARN},
-    "retrain-again": {"rounds": 8, **RELEARN},
-    "federaser": {"recover_lr": 0.1, **RELEARN},
-    "s2u": {"beta": 0.0, "unlearn_lr": 0.2, "recover_lr": 0.2, "recover_rounds": 6, **RELEARN},
-    "sga-or": STEPS,
-    "fu-mp": {"prune_ratio": 0.5, "recover_lr": 0.2},
-    "random-subset": STEPS,
-    "quickdrop": STEPS,
-    "none": {},
-    "recovery-only": {"recover_lr": 0.2, **RELEARN},
-    "not": {"recover_lr": 0.2, "recover_rounds": 8, **RELEARN},
-    "fedquit": {"unlearn_lr": 0.2, "unlearn_local_steps": 20, "recover_lr": 0.1, **RELEARN},
-    "pga": {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "recover_lr": 0.1, **RELEARN},
-    "fedosd": {"unlearn_lr": 1.0, "recover_lr": 0.1, **RELEARN},
-    "mode": {"momentum": 0.5, "unlearn_lr": 0.1, "recover_lr": 0.1, **RELEARN},
-    "conda": {"alpha": 5.0, "recover_rounds": 3, "recover_lr": 0.1, **RELEARN},
-}
-"""A setting per method that works on the toy federation; a method without one fails collection."""
-
-CONTROLS = {"none", "recovery-only"}
-"""They forget nothing, or only by chance."""
+from tests.contract.tiny import (
+    CASES,
+    CONTROLS,
+    TRAIN,
+    Asked,
+    Clients,
+    Make,
+    accuracies,
+    forget_rows,
+    make_context,
+    request_for,
+    serve,
+    tiny,
+)
 
 FAULTS = Faults(dropout_rate=0.3, straggler_rate=0.2, corrupt_rate=0.2)
 
 EVERYTHING = frozenset({"forget-data", "retain-data", "real-subset", "synthetic-sets", "update-history"})
-
-for _name in METHODS:
-    assert _name in TINY, f"{_name} has no tiny test setting in {__file__}"
-
-CASES = [pytest.param(name, level, id=f"{name}-{level}") for name in METHODS for level in sorted(METHODS[name].levels)]
 
 
 @pytest.fixture
@@ -76,93 +49,9 @@ def separate_clients() -> Clients:
     return {i: LabelledSet(images, labels, rows) for i, rows in enumerate((rest[:16], ones, rest[16:]))}
 
 
-def request_for(level: str) -> UnlearningRequest:
-    """Class 1, client 1, or every fourth of the 45 images, which are some of every client and class."""
-    return UnlearningRequest(level, tuple(range(0, 45, 4)) if level == "sample" else (1,))
-
-
-Sets = dict[int, SyntheticSet]
-_trained: dict[str, tuple[State, Sets, dict[Path, bytes]]] = {}
-"""Trainings of this test run, with the files of their updates, by what decides them."""
-
-
-def trained_once(
-    federation: Federation, clients: dict[int, LabelledSet], scale: float, starts: Sets, train: Phase
-) -> tuple[State, Sets]:
-    """Train, or take over what was trained before; either way the updates are recorded here."""
-    rows = {i: d.rows.tolist() for i, d in clients.items()}  # of the same 45 images
-    key = repr((federation.faults, federation.model, type(federation._engine), scale, rows, train))
-    if key not in _trained:
-        synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()}
-        recorder = UpdateRecorder(Path("updates"), train.rounds, every=1)
-        initial = federation.fresh_state(1, "init")
-        state = federation.run(initial, clients, train, 1, synthetic=synthetic, record=recorder).state
-        files = {path: path.read_bytes() for path in Path("updates").rglob("*") if path.is_file()}
-        _trained[key] = state, synthetic, files
-    state, synthetic, files = _trained[key]
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return copy.deepcopy((state, synthetic))
-
-
-def make_context(
-    federation: Federation,
-    clients: dict[int, LabelledSet],
-    level: str = "class",
-    scale: float = 4.0,
-    train: Phase = TRAIN,
-) -> Context:
-    """A federation trained with distillation and recorded updates, and a request to forget class 1 or client 1."""
-    starts = {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
-    state, synthetic = trained_once(federation, clients, scale, starts, train)
-    data = {}
-    for i, original in clients.items():
-        positions = augmentation_positions(original, starts[i], generator(1, "augmentation", i))
-        augmentation = concatenate(original.subset(positions))
-        data[i] = ClientData(original, starts[i].as_labelled(), augmentation, synthetic[i])
-    request = request_for(level)
-    history = UpdateHistory(Path("updates"), torch.device("cpu"))
-    return Context(federation, train, data, state, request, (request,), seed=1, history=history)
-
-
-@pytest.fixture
-def asked(make_federation: Make, toy_clients: Clients) -> Asked:
-    def make(level: str = "class", **options: object) -> Context:
-        return make_context(make_federation(**options), toy_clients, level)
-
-    return make
-
-
-def forget_rows(context: Context) -> set[int]:
-    if context.request.level == "sample":
-        return {*context.request.targets}
-    if context.request.level == "class":
-        labels = context.clients[0].original.labels
-        return set(torch.nonzero(labels == 1).flatten().tolist())
-    return set(context.clients[1].original.rows.tolist())
-
-
 def guard(context: Context, forbidden: set[int]) -> Context:
     clients = {i: replace(c, original=Guarded(c.original, forbidden)) for i, c in context.clients.items()}
     return replace(context, clients=clients)
-
-
-def accuracies(federation: Federation, state: State) -> tuple[float, float]:
-    """On test images of class 1 and of the others."""
-    federation.load(state)
-    result = class_accuracy(federation.model, LabelledSet.of(*toy_images(90, seed=5)), 3)
-    return result.over((1,)), result.without((1,))
-
-
-def tiny(name: str) -> Method:
-    return METHODS[name](**TINY[name])
-
-
-def serve(method: Method, context: Context) -> State:
-    unlearned = method.unlearn(context)
-    recovered = method.recover(context, unlearned.state)
-    return (recovered or unlearned).state
 
 
 @pytest.mark.parametrize(("name", "level"), CASES)
@@ -370,106 +259,6 @@ def test_recovery_and_relearning_on_originals_are_descents(name: str, rounds: in
         assert equal(recovered.state, descent("recovery", rounds, context.retain_data()))
     else:
         assert recovered is None
-
-
-# Costs, against formulas ------------------------------------------------------------------------------------
-
-
-def samples(size: int, steps: int, batch: int = TRAIN.batch_size) -> int:
-    """Samples in a number of batches, walking through a set again and again with a short last batch."""
-    done, left = 0, size
-    for _ in range(steps):
-        taken = min(batch, left)
-        done, left = done + taken, left - taken or size
-    return done
-
-
-def sizes(context: Context, kind: str) -> list[int]:
-    parts = context.forget_data() if kind == "forget" else context.retain_data()
-    return [len(part) for part in parts.values() if len(part)]
-
-
-Expected = tuple[int, int, int, int]
-"""Rounds, data size, sample-gradients, uploads of a whole model."""
-
-
-def expected(phase_sizes: list[int], rounds: int, steps: int) -> Expected:
-    gradients = rounds * sum(samples(size, steps) for size in phase_sizes)
-    return rounds, sum(phase_sizes), gradients, rounds * len(phase_sizes)
-
-
-@pytest.mark.parametrize("level", ["class", "client"])
-def test_costs_follow_from_the_settings(level: str, asked: Asked) -> None:
-    context = asked(level)
-    forget, retain = sizes(context, "forget"), sizes(context, "retain")
-    assert (sum(forget), sum(retain)) == ((15, 30) if level == "class" else (12, 33))
-    small = {i: c.synthetic.as_labelled() for i, c in context.clients.items()}
-    small_forget = [len(part) for i, data in small.items() if len(part := context.forget_part(data, i))]
-    small_retain = [len(part) for i, data in small.items() if len(part := retain_part(data, i, context.forgotten))]
-    on_small = expected(small_forget, 1, 2), expected([2 * size for size in small_retain], 2, 3)
-    bounded = {"unlearn_local_steps": 2, "recover_local_steps": 3}
-    everyone = [24, 12, 9]
-    calibrated = expected(retain, 4, 3)
-    if level == "client":  # the first round is replayed without training
-        calibrated = (4, 33, calibrated[2] * 3 // 4, calibrated[3] * 3 // 4)
-    osd = {"unlearn_rounds": 2, "recover_local_steps": 3}
-    degraded, guided = expected(retain, 2, 2), expected(everyone, 3, 2)
-    mixing = (5, 45, degraded[2] + guided[2], degraded[3] + guided[3])
-    cases: dict[str, tuple[dict[str, object], Expected, Expected | None]] = {
-        "retrain-or": ({"rounds": None}, expected(retain, 4, 6), None),
-        "retrain-again": ({"rounds": None}, expected(retain, 4, 6), None),
-        "federaser": ({"recover_local_steps": 3}, calibrated, expected(retain, 3, 3)),
-        "sga-or": (bounded, expected(forget, 2, 2), expected(retain, 2, 3)),
-        "quickdrop": (bounded, *on_small),
-        "random-subset": (bounded, *on_small),
-        "fu-mp": ({"recover_local_steps": 3}, (1, 45, 0, 0), expected(retain, 4, 3)),
-        "none": ({}, (0, 0, 0, 0), None),
-        "recovery-only": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 2, 3)),
-        "not": ({"recover_local_steps": 3}, (0, 0, 0, 0), expected(retain, 10, 3)),
-        "fedquit": (bounded, expected(forget, 1, 2), expected(retain, 2, 3)),
-        "pga": ({**bounded, "unlearn_stop_loss": None}, expected(forget, 1, 2), expected(retain, 2, 3)),
-        "fedosd": (osd, (2, 45, 2 * 45, 2 * len(forget + retain)), expected(retain, 2, 3)),
-        "mode": ({**bounded, "unlearn_rounds": 3, "degrade_rounds": 2}, mixing, expected(retain, 2, 3)),
-        "conda": ({}, (0, 0, 0, 0), None),
-    }
-    if level == "client":
-        first, then = expected(everyone, 1, 2), expected(retain, 2, 3)
-        cases["s2u"] = (bounded, (3, 45, first[2] + then[2], first[3] + then[3]), None)
-    model_bytes = 4 * sum(v.numel() for v in context.state.values())
-    for name, (settings, on_unlearning, on_recovery) in cases.items():
-        if level not in METHODS[name].levels:
-            continue
-        method = METHODS[name](**settings)
-        unlearned = method.unlearn(context)
-        recovered = method.recover(context, unlearned.state)
-        assert (recovered is None) == (on_recovery is None), name
-        for result, counts in ((unlearned, on_unlearning), (recovered, on_recovery)):
-            if result is None or counts is None:
-                continue
-            cost, (*first, uploads) = result.cost, counts
-            assert [cost.rounds, cost.data_size, cost.sample_gradients] == first, name
-            if name != "fu-mp" or result is not unlearned:
-                assert cost.upload_bytes == uploads * model_bytes, name
-            free = name in CONTROLS and result is unlearned
-            assert (cost.seconds > 0) != free, name
-            assert cost.second_order_sample_gradients == 0, name
-    assert {n for n in METHODS if level in METHODS[n].levels} <= set(cases)
-
-
-def test_storage(asked: Asked) -> None:
-    context = asked()
-    parameters = sum(v.numel() for v in context.state.values())
-    images = sum(len(c.synthetic) for c in context.clients.values())
-    image_bytes = 8 * 8 * 4
-    kept = {
-        "federaser": Storage(server_bytes=4 * parameters * (1 + 4 * 3)),
-        "conda": Storage(server_bytes=4 * parameters * 3),
-        "quickdrop": Storage(client_bytes=2 * images * image_bytes),
-        "random-subset": Storage(client_bytes=2 * images * image_bytes),
-    }
-    for name in METHODS:
-        assert tiny(name).storage(context) == kept.get(name, Storage()), name
-    assert METHODS["quickdrop"](augment=False).storage(context) == Storage(client_bytes=images * image_bytes)
 
 
 # Limits -----------------------------------------------------------------------------------------------------

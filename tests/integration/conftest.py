@@ -13,9 +13,9 @@ import pytest
 
 from quickdrop_bench.harness.training import client_rows
 from tests.conftest import TINY
-from tests.damage import make_pictures
 from tests.integration.forks import WARMED, fork, is_warm
 from tests.integration.judging import RUN, Ended, call
+from tests.pictures import make_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 

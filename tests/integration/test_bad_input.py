@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import PARTITION, TINY
@@ -105,70 +104,8 @@ def test_damaged_artifacts_are_refused_by_file_or_still_valid(at_home: Path, kin
         judge(call(argv), [*argv, damage.__name__], CULPRITS, codes=(0, 2))
 
 
-SPECS: dict[str, dict[str, object]] = {
-    "another number of clients": {"clients": 4},
-    "seed in words": {"seed": "one"},
-    "width in words": {"width": "four"},
-    "width of another model": {"width": 8},
-    "depth of another model": {"depth": 1},
-    "rounds missing": {"rounds": None},
-    "rate in words": {"lr": "small"},
-    "data set unknown": {"dataset": "mnits"},
-    "momentum out of range": {"image_momentum": 5},
-}
-
-
-@pytest.mark.parametrize("change", cases(SPECS))
-def test_specs_of_another_kind_are_refused(at_home: Path, change: Mapping[str, object]) -> None:
-    with kept(federation()) as folder:
-        spec = yaml.safe_load((folder / "config.yaml").read_text())
-        (folder / "config.yaml").write_text(yaml.safe_dump({**spec, **change}))
-        seal(folder)
-        judge(call(base("evaluate")), [*change], ("config.yaml", "global.safetensors"), codes=(2,))
-
-
-def test_a_spec_without_seed_is_refused(at_home: Path) -> None:
-    with kept(federation()) as folder:
-        spec = yaml.safe_load((folder / "config.yaml").read_text())
-        del spec["seed"]
-        (folder / "config.yaml").write_text(yaml.safe_dump(spec))
-        seal(folder)
-        judge(call(base("unlearn")), ["unlearn"], ["config.yaml"], codes=(2,))
-
-
-def test_another_federation_in_its_place_is_refused(at_home: Path) -> None:
-    assert call([*base("train"), "--width", "8"]).code == 0
-    own, other = sorted(Path("artifacts").iterdir(), key=lambda path: len((path / "config.yaml").read_text()))
-    wide = own if "width: 8" in (own / "config.yaml").read_text() else other
-    narrow = other if wide == own else own
-    try:
-        with kept(narrow):
-            shutil.rmtree(narrow)
-            shutil.copytree(wide, narrow)
-            judge(call(base("train")), ["train"], ["--artifacts-dir"], codes=(2,))
-    finally:
-        shutil.rmtree(wide)
-
-
-@pytest.mark.parametrize("damage", ["pipe", "huge", "link"])
-def test_versions_are_read_within_bounds(at_home: Path, damage: str) -> None:
-    with kept(federation()) as folder:
-        path = folder / "versions" / "0001.safetensors"
-        path.unlink()
-        if damage == "pipe":
-            os.mkfifo(path)
-        elif damage == "huge":
-            with path.open("wb") as file:
-                file.truncate(2**40)
-        else:
-            path.symlink_to("/dev/zero")
-        with bounded_memory(2**28):
-            judge(call(base("evaluate")), [damage], ["versions/0001.safetensors"], codes=(2,))
-
-
 UPDATES: dict[str, Callable[[Path], object]] = {
     "of another shape": lambda path: change(path, lambda value: value[:1]),
-    "of no client's images": lambda path: save_file({**load_file(path), "num_examples": torch.tensor(-1)}, path),
     "empty": lambda path: path.write_bytes(b""),
     "missing": Path.unlink,
 }

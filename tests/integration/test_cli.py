@@ -1,48 +1,29 @@
-"""The command line on a tiny federation."""
+"""Commands on a tiny federation: tables and trainings, reused, continued, refused."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shutil
-import subprocess
-import sys
-from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
-from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.cli.commands import FUNCTIONS
-from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.lists import split
 from quickdrop_bench.cli.machine import _warn_of_slow_bfloat16
-from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.parser import COMMANDS, declared
-from quickdrop_bench.cli.resolve import Parser, federation_spec, methods_of, options_of, parse
-from quickdrop_bench.harness.exhibits import exhibits
-from quickdrop_bench.harness.presets import preset_files, presets
-from quickdrop_bench.methods import METHODS
 from quickdrop_bench.store.rows import LAST
-from tests.conftest import PARTITION, TINY, Run
+from tests.conftest import PARTITION, TINY, Run, accuracies, json_lines
+from tests.damage import largest_file
 from tests.integration.judging import Ended
 
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
 FILES = {"rows.jsonl", "table.csv", "table.md", "table.tex"}
 
 
-def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-
-
-def accuracies(rows: list[dict[str, object]]) -> list[tuple[object, ...]]:
-    keys = ("seed", "method", "stage", "metric", "value")
-    return [tuple(r[k] for k in keys) for r in rows if "accuracy" in str(r["metric"])]
+def read_rows(folder: Path = Path("results/quick/table2")) -> list[dict[str, Any]]:
+    return json_lines(folder / "rows.jsonl")
 
 
 def test_table_from_nothing_and_again(run: Run, table_2: Ended, tmp_path: Path) -> None:
@@ -191,72 +172,6 @@ def test_interrupted_training_continues_to_the_same_model(run: Run, monkeypatch:
     assert not (folders[1] / "training.ckpt").exists()
 
 
-QUICK = [
-    ["--help"],
-    ["--version"],
-    ["table", "--help"],
-    ["sweep", "--help-methods"],
-    ["methods"],
-    ["metrics"],
-    ["models"],
-    ["datasets"],
-    ["presets"],
-]
-MISTAKES = [
-    ["tabel"],
-    ["table", "19"],
-    ["table", "2", "--alpha", "0"],
-    ["sweep", "--scales", "x"],
-    ["train", "--lr", "-1"],
-]
-
-
-@pytest.mark.parametrize("argv", [*QUICK, *MISTAKES], ids=" ".join)
-def test_what_computes_nothing_waits_for_no_large_library(argv: list[str], tmp_path: Path) -> None:
-    code = f"""
-import sys
-from quickdrop_bench.__main__ import main
-sys.argv[1:] = {argv}
-try:
-    code = main()
-except SystemExit as end:
-    code = end.code
-large = {{"torch", "lightning", "pandas", "matplotlib", "torchmetrics", "numpy", "wandb"}} & sys.modules.keys()
-sys.exit(f"{{large}} imported" if large else code)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout == "") == ((2, True) if argv in MISTAKES else (0, False)), done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_every_command_has_a_function() -> None:
-    assert list(COMMANDS) == list(FUNCTIONS)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_a_screen_or_two(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 120
-    assert max(map(len, lines)) <= 80
-
-
-def test_a_sweep_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = []
-
-    def count(self: Parser, *args: Any, **options: Any) -> Any:
-        parsed.append(args)
-        return ArgumentParser.parse_args(self, *args, **options)
-
-    monkeypatch.setattr(Parser, "parse_args", count)
-    line = parse(["sweep", "--preset", "quick", "--scales", "1,2,5,10", "--alphas", "0.1,0.5,1,10"])
-    experiments = [experiment for experiment, _ in cells("sweep", line)]
-    points = [(e.federation.scale, e.federation.alpha) for e in experiments]
-    assert points == list(product((1, 2, 5, 10), (0.1, 0.5, 1, 10)))
-    assert len(parsed) == 1
-
-
 def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None:
     code, out, err = run("train", *TINY, "--resume")
     assert (code, out) == (2, "")
@@ -316,103 +231,12 @@ def test_distribution(run: Run) -> None:
     assert all(Path(path[0]).stat().st_size > 100 for path in (table, svg, png))
 
 
-LISTS = {
-    "methods": "quickdrop",
-    "metrics": "membership",
-    "models": "resnet18",
-    "datasets": "svhn",
-    "presets": "quick",
-}
-
-
-@pytest.mark.parametrize(("command", "word"), LISTS.items())
-@pytest.mark.parametrize("details", [[], ["--details"]])
-def test_lists_fit_a_terminal(run: Run, command: str, word: str, details: list[str]) -> None:
-    code, out, _ = run(command, *details)
-    assert code == 0
-    assert word in out
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
-    if [command, *details] == ["methods"]:
-        assert len(out.splitlines()) == 1 + len(METHODS)
-    assert ("update-history" in out) == ([command, *details] == ["methods", "--details"])
-
-
 def test_the_latest_federation_is_the_one_that_was_finished_last(run: Run) -> None:
     folders = [run("train", *TINY, *more)[1].split()[0] for more in ([], ["--lr", "0.3"])]
     assert run("show", "latest")[1].startswith(folders[1])
     os.utime(Path(folders[0]) / "manifest.json")
     assert run("show", "latest")[1].startswith(folders[0])
     assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
-
-
-@pytest.mark.parametrize("preset", presets())
-def test_presets_are_options_with_values_of_their_kinds(preset: str) -> None:
-    """Every file and section of it, with all data sets that have a file of their own."""
-    folder = preset_files(preset, None)[0].parent
-    sections = {name.replace("-", "_") for name in METHODS} | {*exhibits()}
-    for path in folder.glob(f"{preset}*.yaml"):
-        assert {name for name, value in yaml.safe_load(path.read_text()).items() if isinstance(value, dict)} <= sections
-    special = [path.stem.split(".", 1)[1] for path in folder.glob(f"{preset}.*.yaml")]
-    for dataset, name in product([None, *special], exhibits()):
-        command, number = re.fullmatch(r"([a-z]+)(\d*)", name).groups()  # type: ignore[union-attr]
-        named = [] if dataset is None else ["--dataset", dataset]
-        args = options_of([command, *filter(None, [number]), "--preset", preset, *named], name)
-        known = declared(command)
-        for key, value in vars(args.as_flat()).items():
-            kinds = get_args(known[key].type) or (known[key].type,)
-            assert isinstance(value, (*kinds, *((int,) if float in kinds else ()))) or key in ("number", "preset"), key
-        methods_of(args)
-        for one in split("--dataset", args.dataset):
-            federation_spec(options_of([command, *filter(None, [number]), "--preset", preset, "--dataset", one], name))
-
-
-def test_paper_preset_is_the_papers_setting() -> None:
-    def of(number: str) -> Namespace:
-        return options_of(["table", number, "--preset", "paper"], f"table{number}")
-
-    args = of("2")
-    expected = {
-        "dataset": "cifar10", "clients": 10, "alpha": 0.1, "width": 128, "depth": 3, "rounds": 200,
-        "local_steps": 50, "batch_size": 256, "lr": 0.01, "scale": 100, "image_steps": 1, "image_lr": 0.1, "seeds": "5",
-    }  # fmt: skip
-    assert {name: args[name] for name in expected} == expected
-    assert (args.sga_or.unlearn_lr, args.sga_or.recover_lr) == (0.02, 0.01)
-    assert (args.quickdrop.unlearn_lr, args.quickdrop.recover_lr) == (0.002, 0.003)  # distilled images want less
-    assert (args.quickdrop.unlearn_rounds, args.quickdrop.recover_rounds, args.retrain_or.rounds) == (1, 2, 30)
-    bounds = (args.quickdrop.unlearn_local_steps, args.quickdrop.unlearn_stop_loss)
-    assert bounds == (10, 6)  # T would destroy the model
-    assert (args.quickdrop.recover_local_steps, args.quickdrop.relearn_local_steps) == (None, 5)
-    assert args.rounds // args.record_every == 10  # rounds that FedEraser replays, Table 2
-    assert (args.federaser.recover_rounds, args.fu_mp.recover_rounds, args.sga_or.unlearn_rounds) == (3, 4, 2)
-    assert (of("3").dataset, of("3").clients, of("3").participation) == ("svhn", 100, 0.1)
-    assert of("3").quickdrop.recover_participation is None  # as in training
-    assert [of(number).clients for number in "45"] == [20, 20]
-    assert of("5").dataset == "cifar10,mnist"
-
-
-def test_the_command_line_stands_above_files_and_files_above_the_preset(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("rounds: 7\nlr: 0.25\nquickdrop:\n  augment: false\n")
-    (tmp_path / "more.yaml").write_text("rounds: 8\n")
-    files = ["--config", "mine.yaml", "--config", "more.yaml"]
-    args = options_of(["table", "2", "--lr", "0.5", "--preset", "quick", *files], "table2")
-    assert (args.rounds, args.lr, args.quickdrop.augment, args.depth) == (8, 0.5, False, 2)
-
-
-@pytest.mark.parametrize("command", [["table", "4"], ["sweep"], ["train"], ["distribution"]])
-def test_what_print_config_prints_is_a_configuration(run: Run, command: list[str]) -> None:
-    code, out, _ = run(*command, "--preset", "small", "--lr", "0.5", "--print_config")
-    assert code == 0
-    Path("all.yaml").write_text(out)
-    own, section = parse([*command, "--preset", "small", "--lr", "0.5"]), "".join(command)
-    again = parse([*command, "--config", "all.yaml"])
-    assert again.preset == "small"
-    found, expected = (vars(one.options(section).as_flat()) for one in (again, own))
-    assert {**found, "seeds": str(found["seeds"])} == expected
-
-
-def test_default_preset_is_announced(run: Run) -> None:
-    _, _, err = run("table", "2", *TINY[2:], "--clients", "-1")
-    assert err.startswith("preset quick (others: --preset small or --preset paper)\n")
 
 
 @pytest.mark.parametrize(
@@ -433,6 +257,26 @@ def test_unwritable_folders(run: Run, tmp_path: Path) -> None:
     assert (code, "--artifacts-dir" in err) == (2, True)
     code, _, err = run("distribution", *PARTITION, "--results-dir", "file")
     assert (code, "--results-dir" in err) == (2, True)
+
+
+def test_a_full_disk_is_one_sentence_wherever_a_table_writes(run: Run, table_2: Ended) -> None:
+    (table,) = Path("results").rglob("table.csv")
+    folder = table.parent
+    refusal = f"quickdrop-bench: --results-dir {folder}: it cannot be written (File too large)."
+    with largest_file(1000):  # the table
+        code, _, err = run("table", "2", *TINY)
+    assert (code, err.splitlines()[-1]) == (2, refusal)
+    (folder / "rows.jsonl").unlink()
+    with largest_file(60_000):  # the rows
+        code, _, err = run("table", "2", *TINY, "--methods", "quickdrop")
+    assert (code, err.splitlines()[-1]) == (2, refusal)
+    assert run("table", "2", *TINY, "--methods", "quickdrop")[0] == 0
+
+
+def test_a_full_disk_is_one_sentence_where_pictures_of_a_training_are_drawn(run: Run, federation_here: None) -> None:
+    with largest_file(50):
+        code, _, err = run("train", *TINY)
+    assert (code, err) == (2, "quickdrop-bench: --artifacts-dir artifacts: it cannot be written (File too large).\n")
 
 
 def test_damaged_federation_is_refused_by_name(run: Run, federation_here: None) -> None:

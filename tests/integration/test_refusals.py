@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.cli.resolve import _UniqueKeys
-from quickdrop_bench.harness.presets import preset_files, presets
+from quickdrop_bench.harness.presets import preset_files, presets, read_options
 from tests.conftest import PARTITION, TINY, Run
 from tests.integration.judging import Ended
 
@@ -23,6 +22,8 @@ FILES = {
     "other": "config: mine.yaml\n",
     "twice": "rounds: 2\nalpha: 1\nrounds: 3\n",
     "within": "quickdrop: {unlearn_lr: 1, unlearn_lr: 2}\n",
+    "section": "quikdrop: {unlearn_lr: 0.1}\n",
+    "listed": "methods: [quickdrop, sga-or]\n",
 }
 """Configuration files, each of which holds a mistake."""
 
@@ -33,7 +34,8 @@ REFUSED = {
     "tabel": "command tabel: use one of table, figure,",
     "table": "the following arguments are required: number",
     "table 99": "table 99: use one of 1, 2, 3, 4, 5, 6",
-    "table two": "--number two",
+    "table two": "table two: a whole number is needed",
+    "figure 2.5": "figure 2.5: a whole number is needed",
     "figure 1": "figure 1: use one of 2, 3, 4, 5, 6",
     "table 2 --nope 1": "--nope",
     "table 2 --roun 3": "--roun",
@@ -52,7 +54,8 @@ REFUSED = {
     "table 2 --dataset imagefolder --data-dir none": "--data-dir none",
     # No such number.
     "table 2 --alpha 0": "--alpha 0.0",
-    "table 2 --alpha nan": "--alpha nan",
+    "table 2 --alpha nan": "--alpha nan: a number is needed",
+    "table 2 --patience 1.5": "--patience 1.5: a whole number or null is needed",
     "table 2 --alpha small": "--alpha small",
     "table 2 --scale 0.5": "--scale 0.5",
     "table 2 --clients 5000": "--clients 5000",
@@ -107,6 +110,8 @@ REFUSED = {
     # No such file, or nothing that it could set.
     "table 2 --config none.yaml": "--config none.yaml: it cannot be read",
     "table 2 --config unknown.yaml": "--config unknown.yaml: this command has no option nonsense",
+    "table 2 --config section.yaml": "has no option quikdrop that a file could set; --print_config prints those",
+    "table 2 --config listed.yaml": "--methods ['quickdrop', 'sga-or']: text is needed",
     "train --config method.yaml": "this command has no option quickdrop.nope",
     "table 2 --config broken.yaml": "--config broken.yaml: it is no YAML file",
     "table 2 --config words.yaml": "--config words.yaml: it holds no options",
@@ -149,6 +154,7 @@ REFUSED = {
     "table 2 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: table2 learns nothing again",
     "sweep --quickdrop.recover-local-steps 3": "--quickdrop.recover-local-epochs 2 takes its place",
     "table 2 --protocol tuned --quickdrop.unlearn-lr 0.1": "the protocol tuned searches for it",
+    "train --results-dir elsewhere": "unrecognized arguments: --results-dir elsewhere",
     "train --wandb disabled --wandb-project mine": "--wandb-project mine: --wandb is disabled",
     "train --wandb disabled --wandb-images": "--wandb-images true: --wandb is disabled",
     "train --model lenet5 --resume": "--resume artifacts: no training with these options was begun",
@@ -224,6 +230,8 @@ def test_what_does_something_is_not_refused(run: Run, monkeypatch: pytest.Monkey
         "export --output /": "--output /: it cannot be written (this is no name of a file)",
         "unlearn --class 3 --s2u.beta 0.1": "--s2u.beta 0.1: --method is quickdrop",
         "unlearn --class 3 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: unlearn does not use it",
+        "unlearn --class 3 --wandb-project mine": "--wandb-project mine: --wandb is disabled, and nothing goes to W&B",
+        "relearn --class 3 --wandb-entity me": "--wandb-entity me: --wandb is disabled, and nothing goes to W&B",
         "relearn --class 3 --quickdrop.recover-lr 0.1": "--quickdrop.recover-lr 0.1: relearn does not use it",
     }.items(),
 )
@@ -245,6 +253,33 @@ def trained(table_2_once: tuple[Path, Ended]) -> str:
     return str(next((table_2_once[0] / "artifacts").iterdir()))
 
 
-def test_presets_repeat_no_key() -> None:
+def test_every_preset_is_read() -> None:
     for path in preset_files(presets()[0], None)[0].parent.glob("*.yaml"):
-        assert _UniqueKeys(path.read_text()).get_single_data()
+        assert read_options(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    {
+        b"rouns: 3\n": "--preset mine: it sets rouns, which is no option, table or figure",
+        b"quikdrop: {unlearn_lr: 1}\n": "--preset mine: it sets quikdrop, which",
+        b"quickdrop: {unlern_lr: 1}\n": "--preset mine: it sets quickdrop.unlern_lr, which",
+        b"table2: {rouns: 3}\n": "--preset mine: it sets rouns, which",
+        b"table22: {rounds: 3}\n": "--preset mine: it sets table22, which",
+        b"rounds: 3\nrounds: 4\n": "benchmarks presets/mine.yaml: it is no YAML file in UTF-8 (the key rounds is given",
+        b"rounds: [\n": "benchmarks presets/mine.yaml: it is no YAML file in UTF-8",
+        b"# caf\xe9\n": "benchmarks presets/mine.yaml: it is no YAML file in UTF-8",
+        b"": "benchmarks presets/mine.yaml: it holds no options, as rounds: 2",
+    }.items(),
+)
+def test_a_mistake_in_ones_own_preset_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes, sentence: str
+) -> None:
+    Path("benchmarks/presets").mkdir(parents=True)
+    Path("benchmarks/presets/mine.yaml").write_bytes(text)
+    monkeypatch.setattr("quickdrop_bench.harness.presets.benchmarks_dir", lambda: tmp_path / "benchmarks")
+    code, out, err = run("table", "2", "--preset", "mine", "--dry-run")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"quickdrop-bench: {sentence}")
+    assert len(err.splitlines()) == 1
+    assert run("presets")[0] == 0

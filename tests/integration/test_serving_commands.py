@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
+import signal
 import sys
+import time
 import tomllib
+from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +25,10 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving import TrainedRun, export, find_run
 from tests.conftest import TINY, Run
+from tests.damage import largest_file
 from tests.integration.forks import start_script
+from tests.integration.killing import Command, WriteSteps
+from tests.pictures import make_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -35,22 +40,11 @@ TRACING = pytest.mark.filterwarnings(
 )
 
 
-def make_pictures(folder: Path, seed: int = 0) -> Path:
-    rng = np.random.default_rng(seed)
-    for split, count in (("train", 12), ("test", 4)):
-        for c, name in enumerate(CLASSES):
-            (folder / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = rng.integers(80 * c, 80 * c + 70, (8, 8, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{k}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, and a federation that was trained on them."""
     place = tmp_path_factory.mktemp("trained")
-    pictures = make_pictures(place / "pictures")
+    pictures = make_pictures(place / "pictures", CLASSES, 12, 4)
     options = ["--dataset", "imagefolder", "--data-dir", str(pictures), "--artifacts-dir", str(place / "artifacts")]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
@@ -157,7 +151,7 @@ def test_pictures_that_moved_are_the_same_data(place: Path, folder: Path, run: R
 
 def test_other_pictures_are_not_taken_for_the_data(place: Path, folder: Path, run: Run) -> None:
     shutil.rmtree(place / "pictures")
-    make_pictures(place / "pictures", seed=1)
+    make_pictures(place / "pictures", CLASSES, 12, 4, seed=1)
     code, _, err = run("evaluate", str(folder), "--data-dir", "pictures")
     assert code == 2
     assert "--data-dir pictures: this is not the imagefolder:pictures of the training" in err
@@ -172,111 +166,68 @@ def test_damaged_data_are_not_called_absent(place: Path, folder: Path, run: Run)
 
 # Killed on the way -------------------------------------------------------------------------------------------
 
-CHILDREN = """
-import os, random, shutil, signal, sys, time
-import torch
-from quickdrop_bench.cli.main import main
 
-torch.set_num_threads(1)
-source, target = sys.argv[1:3]
+def request(folder: Path, place: Path, number: int = 1) -> Command:
+    """To forget a class on a copy of a federation, in a process of its own."""
+    if not place.exists():
+        shutil.copytree(folder, place / "run")
+    return Command(place, ["unlearn", "run", "--class", str(number)])
 
-def fork(folder, number, before=lambda: None):
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        before()
-        os._exit(main(["unlearn", folder, "--class", str(number)]))
-    return child
 
-def copy(name):
-    return shutil.copytree(source, os.path.join(target, name))
+def served_by(folder: Path, place: Path) -> bytes:
+    """The model that an unbroken request makes."""
+    command = request(folder, place)
+    assert command.ended(command.start()) == 0, command.log.read_text()
+    return (place / "run/versions/0001.safetensors").read_bytes()
 
-main(["unlearn", copy("whole"), "--class", "1"])
-"""
 
-AT_RANDOM = (
-    CHILDREN
-    + """
-began = time.monotonic()
-os.waitpid(fork(copy("timed"), 1), 0)
-whole, moments = time.monotonic() - began, random.Random(7)
-for k in range(10):
-    child = fork(copy(f"killed-{k}"), 1)
-    time.sleep(moments.uniform(0, 1.1 * whole))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-"""
-)
-
-AT_EVERY_STEP = (
-    CHILDREN
-    + """
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-def kill_at(folder, step):
-    seen = []
-
-    def watch(event, args):
-        writes = event in ("os.mkdir", "os.rename", "os.remove") or event == "open" and args[2] & WRITES
-        if writes and str(args[0]).startswith(folder):
-            seen.append(event)
-            if len(seen) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
-
-for step in range(1, 100):
-    folder = copy(f"killed-{step}")
-    _, status = os.waitpid(fork(folder, 1, lambda: kill_at(folder, step)), 0)
-    if not os.WIFSIGNALED(status):
-        assert status == 0
-        break
-"""
-)
-
-AT_ONCE = (
-    CHILDREN
-    + """
-folder = copy("shared")
-children = [fork(folder, number) for number in (0, 1, 2)]
-print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
-"""
-)
+def assert_in_the_last_good_state(copy: Path, run: Run, model: bytes) -> None:
+    assert run("show", str(copy))[0] == 0
+    found = TrainedRun(copy)
+    assert [str(request) for request in found.forgotten()] == ["class-1"] * found.current
+    assert found.state().keys() == found.state(0).keys()
+    if not found.current:
+        assert run("unlearn", str(copy), "--class", "1")[0] == 0
+    assert TrainedRun(copy).current == 1
+    assert TrainedRun(copy).versions.file(1).read_bytes() == model
 
 
 @pytest.mark.usefixtures("warm_server")
-@pytest.mark.parametrize(
-    ("script", "least"),
-    [pytest.param(AT_RANDOM, 10, id="random", marks=pytest.mark.long), pytest.param(AT_EVERY_STEP, 6, id="every step")],
-)
-def test_a_killed_command_leaves_the_last_good_state(
-    folder: Path, tmp_path: Path, run: Run, script: str, least: int
-) -> None:
-    code, _, err = forked(script, folder, tmp_path / "copies", folder=tmp_path)
-    assert code == 0, err
-    model = (tmp_path / "copies/whole/versions/0001.safetensors").read_bytes()
-    killed = sorted((tmp_path / "copies").glob("killed-*"))
-    assert len(killed) >= least
-    for copy in killed:
-        assert run("show", str(copy))[0] == 0
-        found = TrainedRun(copy)
-        assert [str(request) for request in found.forgotten()] == ["class-1"] * found.current
-        assert found.state().keys() == found.state(0).keys()
-        if not found.current:
-            assert run("unlearn", str(copy), "--class", "1")[0] == 0
-        assert TrainedRun(copy).current == 1
-        assert TrainedRun(copy).versions.file(1).read_bytes() == model
-    assert {TrainedRun(folder).current} == {0}
+def test_a_command_killed_at_any_step_leaves_the_last_good_state(folder: Path, tmp_path: Path, run: Run) -> None:
+    model = served_by(folder, tmp_path / "whole")
+    for step in count(1):
+        command = request(folder, tmp_path / f"killed-{step}")
+        code = command.ended(command.start(WriteSteps(tmp_path / "steps", step)))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, command.log.read_text()
+        assert_in_the_last_good_state(command.place / "run", run, model)
+    assert step > 6
+    assert TrainedRun(folder).current == 0
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("warm_server")
+def test_a_command_killed_at_random_leaves_the_last_good_state(folder: Path, tmp_path: Path, run: Run) -> None:
+    began = time.monotonic()
+    model = served_by(folder, tmp_path / "whole")
+    whole, moments = time.monotonic() - began, random.Random(7)
+    for k in range(10):
+        command = request(folder, tmp_path / f"killed-{k}")
+        command.killed(moments.uniform(0, 1.1 * whole))
+        assert_in_the_last_good_state(command.place / "run", run, model)
 
 
 @pytest.mark.usefixtures("warm_server")
 def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    _, out, err = forked(AT_ONCE, folder, tmp_path / "copies", folder=tmp_path)
-    codes = json.loads(out.splitlines()[-1])
+    place, logs = tmp_path / "shared", [tmp_path / f"{number}.log" for number in range(3)]
+    started = [request(folder, place, number).start(log=log) for number, log in enumerate(logs)]
+    codes = [Command.ended(process) for process in started]
     assert set(codes) <= {0, 2}
     assert 0 in codes
-    assert err.count("another command is working on it") == codes.count(2)
-    found = TrainedRun(tmp_path / "copies/shared")
+    said = "".join(log.read_text() for log in logs)
+    assert said.count("another command is working on it") == codes.count(2)
+    found = TrainedRun(place / "run")
     assert found.current == codes.count(0)
     assert {str(request) for request in found.forgotten()} == {f"class-{c}" for c in range(3) if codes[c] == 0}
     assert [entry.parent for entry in found.log] == list(range(found.current))
@@ -342,10 +293,6 @@ def test_torchscript_classifies_pixels_as_the_run_does(served: TrainedRun, versi
     assert len(classes.unique()) > 1
 
 
-def test_torchscript_is_written_without_a_warning(served: TrainedRun) -> None:
-    export(served, Path("model.pt"), "torchscript")
-
-
 @pytest.mark.parametrize("version", [0, 1])
 def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int) -> None:
     export(served, Path("model.safetensors"), "safetensors", version)
@@ -362,17 +309,6 @@ def test_safetensors_say_how_to_build_the_model(served: TrainedRun, version: int
     assert about["forgotten"] == ["class-1"] * version
 
 
-def test_onnx_classifies_pixels_as_the_run_does(served: TrainedRun) -> None:
-    pytest.importorskip("onnxscript")
-    reference = pytest.importorskip("onnx.reference")
-    export(served, Path("model.onnx"), "onnx", 1)
-    pixels, classes = pixels_and_classes(served, 1)
-    program = reference.ReferenceEvaluator("model.onnx")
-    for count in (1, len(pixels)):
-        (logits,) = program.run(None, {"pixels": pixels[:count].numpy()})
-        assert logits.argmax(1).tolist() == classes[:count].tolist()
-
-
 def test_onnx_without_its_packages_is_refused(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     code, out, err = run("export", str(folder), "--format", "onnx", "--output", "model.onnx")
@@ -381,7 +317,6 @@ def test_onnx_without_its_packages_is_refused(folder: Path, run: Run, monkeypatc
     assert not list(Path().glob("*model*"))
 
 
-@TRACING
 def test_the_export_command_writes_beside_the_run_and_says_where(served: TrainedRun, run: Run) -> None:
     code, out, _ = run("export", str(served.folder), "--version", "0", "--json")
     found = json.loads(out)
@@ -393,15 +328,9 @@ def test_the_export_command_writes_beside_the_run_and_says_where(served: Trained
     assert run("show", str(served.folder))[0] == 0
 
 
-@TRACING
 def test_torchscript_to_a_full_disk_is_refused(folder: Path, tmp_path: Path, run: Run) -> None:
-    resource = pytest.importorskip("resource", reason="needs POSIX limits")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "model.pt"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
+    with largest_file(100):
         code, _, _ = run("export", str(folder), "--format", "torchscript", "--output", str(output))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
     assert not output.exists()

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData
 from quickdrop_bench.store.artifacts import VISIBLE
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Run, accuracies, json_lines
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ class Workplace:
 
     @cached_property
     def rows(self) -> list[Record]:
-        return [json.loads(line) for line in (self.folder / "results/quick/table2/rows.jsonl").read_text().splitlines()]
+        return json_lines(self.folder / "results/quick/table2/rows.jsonl")
 
     def value(self, method: str, stage: str, metric: str) -> float:
         wanted = (method, stage, metric)
@@ -175,12 +175,6 @@ def obstructed(tmp_path_factory: pytest.TempPathFactory) -> Obstructed:
     more = ["--methods", "quickdrop", "--wandb", "offline", "--wandb-images", "--image-lr", "3"]
     done = place.benchmark("table", "2", *TINY, *more, WANDB_DIR=place.folder / "file" / "below")
     return Obstructed(place, done.returncode, done.stderr)
-
-
-def accuracies(rows: list[Record], *methods: str) -> list[tuple[object, ...]]:
-    keys = ("seed", "method", "stage", "metric", "value")
-    chosen = [r for r in rows if "accuracy" in r["metric"] and (not methods or r["method"] in methods)]
-    return [tuple(r[k] for k in keys) for r in chosen]
 
 
 def test_every_training_method_and_artefact_has_a_run_with_axes(runs: dict[str, Logged]) -> None:

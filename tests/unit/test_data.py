@@ -25,6 +25,7 @@ from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.data.sources.imagefolder import cache_dir, load_folder
 from quickdrop_bench.harness.federation_spec import FederationSpec
+from tests.pictures import make_pictures
 
 READER = "quickdrop_bench.data.sources.imagefolder"
 
@@ -151,14 +152,7 @@ def test_a_data_set_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def pics(tmp_path: Path) -> Path:
     """Two classes, six training and three test images of 8×8 pixels each."""
-    stream = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 3)):
-        for c, name in enumerate("ab"):
-            (tmp_path / "pics" / split / name).mkdir(parents=True)
-            for k in range(count):
-                image = Image.fromarray(stream.integers(100 * c, 100 * c + 90, (8, 8, 3)).astype(np.uint8))
-                image.save(tmp_path / "pics" / split / name / f"{k}.png")
-    return tmp_path / "pics"
+    return make_pictures(tmp_path / "pics", "ab", 6, 3)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.registry import METHODS, check_support
 from quickdrop_bench.models import Model
 from quickdrop_bench.models.resnet18 import ResNet18
+from tests.by_hand import equal
 from tests.conftest import Guarded
 from tests.small_models import CONVNETS, EACH
 
@@ -57,10 +58,6 @@ def guard(context: Context, *classes: int) -> Context:
     forbidden = set(torch.nonzero(torch.isin(labels, torch.tensor(classes))).flatten().tolist())
     clients = {i: replace(c, original=Guarded(c.original, forbidden)) for i, c in context.clients.items()}
     return replace(context, clients=clients)
-
-
-def equal(a: State, b: State) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def zeroed(state: State) -> list[int]:

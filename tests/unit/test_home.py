@@ -39,7 +39,7 @@ def test_every_path_of_every_command(command: str, home: Path) -> None:
 def test_paths_in_a_file_and_the_files_own(home: Path) -> None:
     (home / "options.yaml").write_text("artifacts_dir: ~/x\nresults_dir: '~'\n")
     for given in (str(home / "options.yaml"), "~/options.yaml"):
-        found = options_of(["train", "--preset", "quick", f"--config={given}"])
+        found = options_of(["table", "2", "--preset", "quick", f"--config={given}"])
         assert (found.artifacts_dir, found.results_dir) == (home / "x", home)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from quickdrop_bench.cli.main import main
 from tests.conftest import PARTITION, TINY, Run
-from tests.damage import make_pictures
+from tests.pictures import make_pictures
+from tests.served import contents
 
 OPTIONS = [*TINY, "--record-every", "1"]
 TRAIN = ["train", *OPTIONS]
@@ -25,6 +26,9 @@ COMMANDS = {
     "distribution": DISTRIBUTION,
     "unlearn": ["unlearn", "RUN", "--class", "3"],
     "relearn": ["relearn", "RUN", "--class", "9"],
+    "export": ["export", "RUN"],
+    "recover-log": ["show", "RUN", "--recover-log"],
+    "report": ["report"],
 }
 """All that write into folders of their own; ``RUN`` stands for the trained federation."""
 
@@ -39,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(TRAIN) == 0
         (trained,) = Path("artifacts").iterdir()
         for name, argv in COMMANDS.items():
-            if name == "relearn":
+            if name in ("relearn", "report"):
                 continue
             assert main([str(trained) if part == "RUN" else part for part in argv]) == 0, name
         assert main(["unlearn", str(trained), "--class", "9"]) == 0
@@ -55,15 +59,11 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return copy
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def written(name: str, place: Path) -> Iterator[Path]:
     """Folders that a command may write to, below those that the user names."""
     for root in ("artifacts", "results"):
         for path in sorted((place / root).rglob("*")):
-            others = {"table2", "figure2", "sweep", "distribution"} - {name, f"{name}2"}
+            others = {"table2", "figure2", "sweep", "distribution"} - {name, f"{name}2"} if name != "report" else set()
             if path.is_dir() and not others & set(path.parts):
                 yield path.relative_to(place)
 
@@ -97,8 +97,10 @@ def test_no_command_changes_what_a_link_in_its_folders_leads_to(
         linked(copy / folder, outside := tmp_path / f"outside-{k}")
         monkeypatch.chdir(copy)
         before = contents(outside)
-        if copy / folder == trained and name in ("unlearn", "relearn"):
+        if copy / folder == trained and "RUN" in COMMANDS[name]:
             continue  # the user named it
+        if name == "recover-log":
+            (trained / "requests.jsonl").unlink()
         assert main(argv_of(name, Path("artifacts") / trained.name)) in (0, 2), folder
         assert contents(outside) == before, folder
         shutil.rmtree(copy)
@@ -138,3 +140,27 @@ def test_decoded_pictures_are_not_cached_through_a_link(tmp_path: Path, monkeypa
     with pytest.warns(UserWarning, match="symbolic link"):
         assert main([*DISTRIBUTION, *options]) == 0
     assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "file"),
+    [
+        (["export", "RUN"], "artifacts/RUN/model-0001.safetensors"),
+        (["export", "RUN", "--output", "mine.safetensors"], "mine.safetensors"),
+        (["report"], "results/report.html"),
+        (["report", "--output", "page.html"], "page.html"),
+        (["dashboard", "--output", "dashboard.json"], "dashboard.json"),
+        (["show", "RUN", "--recover-log"], "artifacts/RUN/requests.jsonl"),
+        (TABLE, "results/quick/table2/table.md"),
+        (["figure", "2", *OPTIONS], "results/quick/figure2/figure.svg"),
+        (TRAIN, "artifacts/RUN/distribution.csv"),
+    ],
+)
+def test_a_link_in_the_place_of_a_file_is_not_written_through(place: Path, argv: list[str], file: str) -> None:
+    (trained,) = Path("artifacts").iterdir()
+    path, outside = Path(file.replace("RUN", trained.name)), Path("outside")
+    outside.write_text("another's")
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside.resolve())
+    assert main([str(trained) if part == "RUN" else part for part in argv]) in (0, 2)
+    assert outside.read_text() == "another's"

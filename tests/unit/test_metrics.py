@@ -23,7 +23,8 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness import sources
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.federation_spec import TRAINING, FederationSpec
-from quickdrop_bench.harness.measure import is_measured, measure
+from quickdrop_bench.harness.lacking import is_measured
+from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.run_spec import REQUEST, Rules
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS

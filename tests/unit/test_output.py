@@ -68,3 +68,12 @@ def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path) -> None:
     while not (tmp_path / "code").exists() or not (tmp_path / "code").read_text():
         time.sleep(0.1)
     assert ((tmp_path / "code").read_text(), done.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_a_terminal_without_a_width_gets_an_answer(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["models"]) == 0
+    assert "convnet" in capsys.readouterr().out

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from quickdrop_bench.core.files import LOG
 from quickdrop_bench.serving.log import chained_to, read_log, write_log
 from tests.conftest import TINY, Run
+from tests.damage import seal
 
 TABLE = ["table", "2", *TINY, "--methods", "quickdrop"]
 COMMANDING = "\ud800\x1b]0;title\x07\r\x08\x7f\x9b2J\u202e\u2066\u200f\u2028"
@@ -94,6 +96,44 @@ def test_a_log_that_fits_its_chain_is_served_on(run: Run) -> None:
     code, out, _ = run("show", "latest", "--json")
     assert harmless(out)
     assert json.loads(out)["requests"][0]["provenance"]["device"] == odd
+
+
+def texts_of(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the texts are in nested values."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inner:
+        yield from [(*path, key)] if isinstance(value, str) else texts_of(value, (*path, key))
+
+
+def test_every_text_of_a_federation(run: Run) -> None:
+    assert run("train", *TINY)[0] == 0
+    (folder,) = Path("artifacts").iterdir()
+    readers: dict[str, tuple[Any, Any]] = {
+        "manifest.json": (json.loads, json.dumps),
+        "config.yaml": (yaml.safe_load, yaml.safe_dump),
+    }
+    places = 0
+    for name, (load, dump) in readers.items():
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        for *inner, last in texts_of(load((folder / name).read_text())):
+            if "files" in inner or (inner and last not in (0, "name")):
+                continue  # checksums; of the classes' names, the first
+            values = load((folder / name).read_text())
+            place = values
+            for key in inner:
+                place = place[key]
+            place[last] += COMMANDING if name == "manifest.json" else COMMANDING.replace("\ud800", "")
+            (folder / name).write_text(dump(values))
+            seal(folder)
+            for argv in (["show"], ["evaluate"], ["unlearn", "--class", "3", "--dry-run"], ["export"]):
+                for more in ([], ["--json"]):
+                    code, out, err = run(argv[0], "latest", *argv[1:], *more)
+                    assert code in (0, 2), (last, argv)
+                    assert harmless(out + err), (last, argv)
+            places += 1
+            for file, content in before.items():
+                (folder / file).write_bytes(content)
+    assert places > 6
 
 
 @pytest.mark.parametrize("command", ["show", "evaluate", "export", "unlearn"])

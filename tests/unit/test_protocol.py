@@ -222,7 +222,7 @@ def test_reflection_is_searched_without_a_bound(context: Context) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
 def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make, toy_clients: Any) -> None:
-    from tests.contract.test_methods import accuracies, make_context, serve
+    from tests.contract.tiny import accuracies, make_context, serve
 
     federation = make_federation()
     context = make_context(federation, toy_clients)

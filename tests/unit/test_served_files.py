@@ -1,4 +1,4 @@
-"""Serving from the command line, and what happens to a federation's files: damage, full disks, other commands."""
+"""What happens to the files of a federation that serves requests: damage, full disks, interruptions."""
 
 from __future__ import annotations
 
@@ -8,212 +8,30 @@ import json
 import os
 import pkgutil
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
-from quickdrop_bench.cli.main import main
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.serving import TrainedRun, export, find_run
+from quickdrop_bench.serving import TrainedRun, export
 from tests.conftest import Run
 from tests.damage import largest_file, seal
 from tests.served import CLASS_3, CLASS_9, CLIENT_0, NAME, contents, refused, sentence, served, versions
 
-UNBOUNDED = ["--quickdrop.unlearn-lr", "1e30", "--quickdrop.unlearn-stop-loss", "null"]
-
-# The command line --------------------------------------------------------------------------------------------
-
-
-def test_commands_serve_show_and_evaluate(folder: Path, run: Run) -> None:
-    code, out, _ = run("unlearn", NAME, "--class", "9,3", "--client", "0", "--json")
-    entries = list(map(json.loads, out.splitlines()))
-    assert code == 0
-    assert [entry["request"] for entry in entries] == ["class-9", "class-3", "client-0"]
-    assert all(Path(entry["model"]).is_file() for entry in entries)
-    code, out, _ = run("relearn", NAME, "--class", "3", "--json")
-    entries.append(json.loads(out))
-    code, out, _ = run("show", NAME, "--json")
-    shown = json.loads(out)
-    assert (shown["current"], shown["forgotten"]) == (4, ["class-9", "client-0"])
-    own = {"run", "model"}
-    assert shown["requests"] == [{k: v for k, v in entry.items() if k not in own} for entry in entries]
-    code, out, _ = run("evaluate", NAME, "--version", "1", "--json")
-    found = json.loads(out)
-    assert found["forgotten"] == ["class-9"]
-    assert entries[0]["after"].items() <= found.items()
-
-
-def test_commands_print_before_after_and_cost(folder: Path, run: Run) -> None:
-    code, out, _ = run("unlearn", NAME, "--class", "9", "--quickdrop.recover-rounds", "1")
-    after = TrainedRun(folder).log[0].after
-    assert code == 0
-    assert after is not None
-    assert "version 0 → 1 · forgotten: class-9" in out
-    lines = {line.split("  ")[0].strip(): line.split() for line in out.splitlines() if line}
-    assert {"F-Set", "R-Set", *(f"class {c}" for c in range(10)), "unlearning", "total"} <= lines.keys()
-    assert lines["R-Set"][-1] == f"{after['r_set_accuracy']:.2%}"
-    assert lines["recovery"][1] == "1"
-    code, out, _ = run("show", NAME)
-    assert "current version 1 · forgotten: class-9" in out
-    code, out, _ = run("evaluate", NAME)
-    assert f"R-Set {after['r_set_accuracy']:.2%}" in out
-
-
-def test_one_request_that_is_refused_keeps_back_the_others(folder: Path, run: Run) -> None:
-    before = contents(folder)
-    code, out, err = run("unlearn", NAME, "--class", "9,3,77")
-    assert (code, out) == (2, "")
-    assert "--class 77" in sentence(err)
-    assert contents(folder) == before
-
-
-BAD = {
-    "no run": (["show", "nothing"], "RUN nothing"),
-    "a name too long": (["show", "a" * 300], f"RUN {'a' * 300}"),
-    "no run given": (["unlearn"], "run"),
-    "no request": (["unlearn", NAME], "--class and --client"),
-    "class in words": (["unlearn", NAME, "--class", "nine"], "--class nine"),
-    "class out of range": (["unlearn", NAME, "--class", "10"], "--class 10: between 0 and 9"),
-    "negative class": (["unlearn", NAME, "--class", "-1"], "--class -1"),
-    "client out of range": (["unlearn", NAME, "--client", "3"], "--client 3: between 0 and 2"),
-    "not forgotten": (["relearn", NAME, "--class", "9"], "--class 9: this is not forgotten"),
-    "absent out of range": (["unlearn", NAME, "--class", "9", "--absent", "7"], "--absent 7: between 0 and 2"),
-    "absent in words": (["unlearn", NAME, "--class", "9", "--absent", "all"], "--absent all"),
-    "absent client": (["unlearn", NAME, "--client", "1", "--absent", "1"], "--client 1: it is absent"),
-    "absent in a plan": (["unlearn", NAME, "--client", "1", "--absent", "1", "--dry-run"], "--client 1: it is absent"),
-    "unknown preset": (["unlearn", NAME, "--class", "9", "--preset", "qick"], "--preset qick"),
-    "method option": (["unlearn", NAME, "--class", "9", "--quickdrop.unlearn-lr", "-1"], "--quickdrop.unlearn-lr -1"),
-    "unknown option": (["show", NAME, "--nope"], "--nope"),
-    "version out of range": (["evaluate", NAME, "--version", "1"], "--version 1: between 0 (as trained) and 0"),
-    "version of an export": (["export", NAME, "--version", "-1"], "--version -1"),
-    "unknown format": (["export", NAME, "--format", "pickle"], "--format pickle"),
-    "output in a file": (["export", NAME, "--output", "in_the_way/model.pt"], "--output in_the_way/model.pt"),
-    "unknown method": (
-        ["unlearn", NAME, "--class", "9", "--method", "quikdrop"],
-        "--method quikdrop: did you mean quick",
-    ),
-    "method of another level": (["unlearn", NAME, "--client", "1", "--method", "fu-mp"], "--method fu-mp"),
-    "empty output": (["export", NAME, "--output", ""], "--output"),
-    "own file": (["export", NAME, "--output", f"artifacts/{NAME}/global.safetensors"], "keeps its own files there"),
-    "unknown precision": (["evaluate", NAME, "--precision", "8"], "--precision 8"),
-}
-
-
-@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_sentence(folder: Path, run: Run, argv: list[str], named: str) -> None:
-    before = contents(folder)
-    Path("in_the_way").touch()
-    code, out, err = run(*argv)
-    assert (code, out) == (2, "")
-    assert named in sentence(err)
-    assert contents(folder) == before
-
-
-def test_brackets_in_a_path_are_printed(folder: Path, run: Run) -> None:
-    _, out, _ = run("show", str(folder.rename(folder.with_name("run[v2]"))))
-    assert "run[v2]" in out
-
 
 def test_an_interrupted_command_continues_as_it_says(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        break_at(patched, "quickdrop_bench.serving.versions.save_file", 2, KeyboardInterrupt())
+        break_at(patched, "quickdrop_bench.store.states.save_file", 2, KeyboardInterrupt())
         code, _, err = run("unlearn", NAME, "--class", "9,3")
     assert code == 130
     assert TrainedRun(folder).current == 1
     assert "the same command continues" not in err or run("unlearn", NAME, "--class", "9,3")[0] == 0
-
-
-# Finding a run -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def known(tmp_path: Path) -> Path:
-    parent = tmp_path / "trained"
-    for name in ("abc1", "abc2", "xyz1", "unfinished1"):
-        (parent / name).mkdir(parents=True)
-        if name != "unfinished1":
-            (parent / name / "manifest.json").touch()
-    return parent
-
-
-def test_a_run_is_found_by_path_name_and_beginning(known: Path) -> None:
-    for name in ("abc1", known / "abc1", Path("trained/abc1"), f"{known}/abc1/"):
-        assert find_run(name, known).resolve() == known / "abc1"
-    assert find_run("x", known) == find_run("xyz1", known) == known / "xyz1"
-
-
-def test_a_run_that_is_not_the_only_one_is_refused(known: Path) -> None:
-    with pytest.raises(BadInput, match=r"RUN abc: several begin like this: abc1, abc2\."):
-        find_run("abc", known)
-
-
-@pytest.mark.parametrize("name", ["nothing", "unfinished", "bc1", "abc1/clients", ""])
-def test_a_run_that_is_not_there_is_refused(known: Path, name: str) -> None:
-    with pytest.raises(BadInput, match=r"no trained federation is there.*there are abc1, abc2, xyz1"):
-        find_run(name, known)
-
-
-def test_without_any_run_the_sentence_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="train one first"):
-        find_run("abc", tmp_path / "none")
-
-
-# Two at a time -----------------------------------------------------------------------------------------------
-
-HOLDER = """
-import sys, time, filelock
-lock = filelock.FileLock(sys.argv[1])
-lock.acquire()
-print("held", flush=True)
-time.sleep(60)
-"""
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, folder / ".lock"], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
-            yield holder
-        finally:
-            holder.kill()
-
-
-def test_a_run_serves_one_command_at_a_time_and_is_free_when_that_was_killed(folder: Path, run: Run) -> None:
-    with held(folder) as holder:
-        code, out, err = run("unlearn", NAME, "--class", "9")
-        assert (code, out) == (2, "")
-        assert "another command is working on it" in sentence(err)
-        assert TrainedRun(folder).current == 0
-        assert (
-            run("show", NAME)[0]
-            == run("evaluate", NAME)[0]
-            == run("unlearn", NAME, "--class", "9", "--dry-run")[0]
-            == 0
-        )
-        holder.kill()
-        holder.wait()
-        assert run("unlearn", NAME, "--class", "9")[0] == 0
-    assert TrainedRun(folder).current == 1
-
-
-def test_a_run_that_was_opened_before_takes_in_what_others_did(folder: Path) -> None:
-    first, second = TrainedRun(folder), TrainedRun(folder)
-    first.unlearn(CLASS_9)
-    refused(folder, "this is forgotten already", lambda: second.unlearn(CLASS_9))
-    assert second.unlearn(CLASS_3).parent == 1
-    assert TrainedRun(folder).forgotten() == (CLASS_9, CLASS_3)
 
 
 # Damage ------------------------------------------------------------------------------------------------------
@@ -254,7 +72,6 @@ LOG_DAMAGE: dict[str, Damage] = {
     "unknown field": edited(more=1),
     "provenance is a text": edited(provenance="here"),
     "time is a number": edited(provenance={"created_at": 5}),
-    "unknown method": edited(method="[/x]"),
     "settings are a number": edited(hyper_parameters=5),
     "unknown class": edited(request="class-77"),
     "forgotten does not follow": edited(forgotten=["class-1"]),
@@ -324,7 +141,15 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-@pytest.mark.parametrize(("damage", "named"), [(pipe, "is missing or damaged"), (giant, "is larger than the model")])
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+ENDLESS = {pipe: "is missing or damaged", device: "is missing or damaged", giant: "is larger than the model"}
+
+
+@pytest.mark.parametrize(("damage", "named"), ENDLESS.items())
 def test_a_version_that_is_no_file_or_too_large_is_refused_without_reading_it(
     history: Path, run: Run, damage: Callable[[Path], object], named: str
 ) -> None:
@@ -333,23 +158,31 @@ def test_a_version_that_is_no_file_or_too_large_is_refused_without_reading_it(
     assert (code, f"0002.safetensors {named}" in err) == (2, True)
 
 
-SPEC_DAMAGE = {
-    "no seed": ("seed: 1", "other: 1", "does not say the seed"),
-    "no number": ("width: 4", "width: four", "describes no federation"),
-    "another model": ("width: 4", "width: 8", "and the model has"),
-    "a giant model": ("width: 4", "width: 4096", "and the model has"),
-    "an impossible model": ("width: 4", "width: 0", "describes no federation"),
+SPEC_DAMAGE: dict[str, tuple[dict[str, object], str]] = {
+    "no seed": ({"seed": ...}, "does not say the seed"),
+    "no number": ({"width": "four"}, "describes no federation"),
+    "another model": ({"width": 8}, "and the model has"),
+    "a shallower model": ({"depth": 1}, "global.safetensors is missing or damaged"),
+    "a giant model": ({"width": 4096}, "and the model has"),
+    "an impossible model": ({"width": 0}, "describes no federation"),
+    "no rounds": ({"rounds": None}, "describes no federation"),
+    "a rate in words": ({"lr": "small"}, "describes no federation"),
+    "an unknown data set": ({"dataset": "mnits"}, "a data set 'mnits', which is not known here"),
+    "a momentum out of range": ({"image_momentum": 5}, "describes no federation"),
 }
+"""Settings in the place of those of the training; ``...`` is none."""
 
 
-@pytest.mark.parametrize(("old", "new", "sentence"), SPEC_DAMAGE.values(), ids=SPEC_DAMAGE.keys())
-def test_a_spec_that_is_not_the_models_is_refused(folder: Path, run: Run, old: str, new: str, sentence: str) -> None:
-    config = folder / "config.yaml"
-    assert old in config.read_text()
-    config.write_text(config.read_text().replace(old, new))
+@pytest.mark.parametrize(("change", "named"), SPEC_DAMAGE.values(), ids=SPEC_DAMAGE)
+def test_a_spec_that_is_not_the_models_is_refused(
+    folder: Path, run: Run, change: dict[str, object], named: str
+) -> None:
+    spec = yaml.safe_load((folder / "config.yaml").read_text()) | change
+    (folder / "config.yaml").write_text(yaml.safe_dump({name: v for name, v in spec.items() if v is not ...}))
     seal(folder)
-    code, _, err = run("export", str(folder))
-    assert (code, "Traceback" in err, sentence in err) == (2, False, True)
+    code, out, err = run("evaluate", str(folder))
+    assert (code, out) == (2, "")
+    assert named in sentence(err)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -378,7 +211,7 @@ def test_a_version_that_is_no_model_of_the_run_is_refused(
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 WRITE_STEPS = {
-    "save_file": ("quickdrop_bench.serving.versions.save_file", 1),
+    "save_file": ("quickdrop_bench.store.states.save_file", 1),
     "fsync": ("os.fsync", 2),
     "replace": ("pathlib.Path.replace", 2),
     "write_text": ("pathlib.Path.write_text", 1),
@@ -470,23 +303,3 @@ def test_a_model_that_nothing_names_does_no_harm(folder: Path) -> None:
     run.unlearn(CLASS_3)
     assert {path.name for path in (folder / "versions").iterdir()} == {"0001.safetensors", "0002.safetensors"}
     assert TrainedRun(folder).state(2).keys() == run.state(0).keys()
-
-
-# Divergence --------------------------------------------------------------------------------------------------
-
-
-def test_a_request_that_diverges_leaves_the_current_version(folder: Path, run: Run) -> None:
-    served(folder, CLASS_9)
-    before = contents(folder)
-    code, out, err = run("unlearn", NAME, "--class", "3", *UNBOUNDED)
-    assert (code, out) == (1, "")
-    assert err == "quickdrop-bench: quickdrop diverged on class-3; version 1 stays the current one\n"
-    assert contents(folder) == before
-    assert run("unlearn", NAME, "--class", "3")[0] == 0
-
-
-def test_what_was_served_before_a_divergence_stays(folder: Path) -> None:
-    assert main(["unlearn", NAME, "--class", "9", "--client", "0", "--quickdrop.recover-lr", "1e38"]) == 1
-    run = TrainedRun(folder)
-    assert run.current == len(versions(folder)) == len(run.log)
-    assert all(value.isfinite().all() for value in run.state().values())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from quickdrop_bench.harness.experiment import ORIGINAL
 from quickdrop_bench.harness.measure import measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.stages import Relearning
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.store.rows import RowFile
+from tests.by_hand import equal
 from tests.conftest import NEVER_EQUAL, Run
 from tests.served import (
+    CASES,
     CLASS_3,
     CLASS_9,
     CLIENT_0,
@@ -39,9 +39,6 @@ from tests.served import (
     watched,
     without_data,
 )
-
-CONTROLS = ("none", "recovery-only")
-CASES = [(name, level) for name in METHODS if name not in CONTROLS for level in sorted(METHODS[name].levels)]
 
 # Requests, one after the other -------------------------------------------------------------------------------
 
@@ -169,10 +166,6 @@ def test_a_request_gives_what_the_harness_measures(measured: Measured, folder: P
         assert run.forgotten() == ()
 
 
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_requests_in_a_row_give_what_the_harness_measures(measured: Measured, folder: Path) -> None:
     run = served(folder, CLASS_9, CLASS_3)
     for entry, requests in zip(run.log, ("class-9", "class-9>class-3"), strict=True):
@@ -208,201 +201,6 @@ def test_a_fine_tuned_federation_serves_what_the_harness_serves(measured: Measur
     run.check("unlearn", [(CLASS_9, run.method("federaser"))])
 
 
-# Plans -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "level"), CASES)
-def test_a_plan_names_who_takes_part_and_is_no_less_than_the_cost(folder: Path, name: str, level: str) -> None:
-    run, participants = watched(folder)
-    method, request = run.method(name, level), REQUESTS[level]
-    for action in ("unlearn", "relearn") if method.can_relearn else ("unlearn",):
-        before = contents(folder)
-        ((_, phases),) = run.plan(action, [(request, method)])
-        assert contents(folder) == before
-        participants.clear()
-        total = getattr(run, action)(request, method).cost["total"]
-        assert {phase.name: set(phase.participants) for phase in phases if phase.local_steps} == participants
-        assert sum(phase.cost.sample_gradients for phase in phases) >= total["sample_gradients"]
-        assert total["seconds"] > 0
-
-
-def test_a_plan_of_several_requests_follows_them(folder: Path) -> None:
-    run, participants = watched(folder)
-    pairs = [(request, run.method(level=request.level)) for request in (CLASS_9, CLIENT_0, CLASS_3)]
-    before = contents(folder)
-    planned = run.plan("unlearn", pairs, absent=(1,))
-    assert contents(folder) == before
-    assert [request for request, _ in planned] == [CLASS_9, CLIENT_0, CLASS_3]
-    for (request, method), (_, phases) in zip(pairs, planned, strict=True):
-        participants.clear()
-        entry = run.unlearn(request, method, absent=(1,))
-        assert {phase.name: set(phase.participants) for phase in phases} == participants
-        for metric in ("sample_gradients", "data_size", "upload_bytes", "rounds"):
-            assert sum(getattr(phase.cost, metric) for phase in phases) >= entry.cost["total"][metric]
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5])
-def test_a_plan_is_an_upper_bound_where_few_clients_take_part(folder: Path, share: float) -> None:
-    run = TrainedRun(folder)
-    method = METHODS["quickdrop"](recover_participation=share, recover_local_epochs=1)
-    ((_, phases),) = run.plan("unlearn", [(CLASS_3, method)])
-    spent = run.unlearn(CLASS_3, method).cost["recovery"]["sample_gradients"]
-    assert phases[-1].cost.sample_gradients >= spent
-
-
-def test_a_plan_has_the_round_that_only_measures(folder: Path) -> None:
-    run = TrainedRun(folder)
-    method = run.method("fu-mp")
-    ((_, phases),) = run.plan("unlearn", [(CLASS_9, method)])
-    total = run.unlearn(CLASS_9, method).cost["total"]
-    assert sum(phase.cost.rounds for phase in phases) >= total["rounds"]
-    assert sum(phase.cost.upload_bytes for phase in phases) >= total["upload_bytes"]
-
-
-def test_a_dry_run_prints_the_plan_and_changes_nothing(folder: Path, run: Run) -> None:
-    before = contents(folder)
-    code, out, _ = run("unlearn", NAME, "--class", "9,3", "--client", "0", "--dry-run", "--json")
-    lines = list(map(json.loads, out.splitlines()))
-    assert code == 0
-    assert [(line["request"], line["name"]) for line in lines] == [
-        (request, stage) for request in ("class-9", "class-3", "client-0") for stage in ("unlearning", "recovery")
-    ]
-    assert lines[4]["participants"] == [0]
-    code, out, _ = run("unlearn", NAME, "--class", "9", "--dry-run")
-    assert code == 0
-    assert "0, 1, 2" in out
-    assert "Nothing was changed." in " ".join(out.split())
-    assert contents(folder) == before
-
-
-# Refusals ----------------------------------------------------------------------------------------------------
-
-NINE_AND_THREE, NO_CLASS = UnlearningRequest("class", (9, 3)), UnlearningRequest("class", ())
-REFUSED: dict[str, tuple[tuple[UnlearningRequest, ...], str, UnlearningRequest, str, tuple[int, ...], str]] = {
-    "a class twice": ((CLASS_9,), "unlearn", CLASS_9, "quickdrop", (), "--class 9: this is forgotten already"),
-    "a client twice": ((CLIENT_0,), "unlearn", CLIENT_0, "quickdrop", (), "--client 0: this is forgotten already"),
-    "as a part": ((CLASS_9,), "unlearn", NINE_AND_THREE, "quickdrop", (), "forgotten already"),
-    "not forgotten": ((CLASS_9,), "relearn", CLASS_3, "quickdrop", (), "--class 3: this is not forgotten"),
-    "about nothing": ((), "unlearn", NO_CLASS, "quickdrop", (), "class"),
-    "no class": ((), "unlearn", UnlearningRequest("class", (10,)), "quickdrop", (), "--class 10: between 0 and 9"),
-    "no client": ((), "unlearn", UnlearningRequest("client", (3,)), "quickdrop", (), "--client 3: between 0 and 2"),
-    "of another level": ((), "unlearn", CLIENT_0, "fu-mp", (), "fu-mp.*not client requests"),
-    "of the other level": ((), "unlearn", CLASS_9, "s2u", (), "s2u.*not class requests"),
-    "cannot learn again": ((CLASS_9,), "relearn", CLASS_9, "fu-mp", (), "--method fu-mp: it cannot learn again"),
-    **{
-        f"absent, {name}": ((), "unlearn", CLIENT_0, name, (0, 1), f"--client 0: it is absent, and {name}")
-        for name in ("quickdrop", "random-subset", "sga-or", "s2u")
-    },
-    **{
-        f"absent when learning again, {name}": ((CLIENT_0,), "relearn", CLIENT_0, name, (0,), "absent")
-        for name in ("quickdrop", "retrain-or", "federaser")
-    },
-    "no such client is absent": ((), "unlearn", CLASS_9, "quickdrop", (3,), "--absent 3: between 0 and 2"),
-    "nobody holds it": (
-        (),
-        "unlearn",
-        CLASS_9,
-        "quickdrop",
-        (0, 1, 2),
-        "--class 9: all clients that hold it are absent",
-    ),
-    "nobody teaches it": (
-        (CLASS_9,),
-        "relearn",
-        CLASS_9,
-        "quickdrop",
-        (0, 1, 2),
-        "--class 9: all clients that hold it",
-    ),
-    "nobody retrains": ((), "unlearn", CLASS_9, "retrain-or", (0, 1, 2), "absent"),
-    "nobody calibrates": ((), "unlearn", CLASS_9, "federaser", (0, 1, 2), "absent"),
-    "nobody else": ((), "unlearn", CLIENT_0, "s2u", (1, 2), "absent"),
-}
-
-
-@pytest.mark.parametrize(("before", "action", "request_", "name", "absent", "match"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_served_is_refused(
-    folder: Path,
-    before: tuple[UnlearningRequest, ...],
-    action: str,
-    request_: UnlearningRequest,
-    name: str,
-    absent: tuple[int, ...],
-    match: str,
-) -> None:
-    run = served(folder, *before)
-    refused(folder, match, lambda: getattr(run, action)(request_, run.method(name, request_.level), absent))
-
-
-def test_what_was_learnt_again_can_be_forgotten_again_and_a_part_of_a_request_learnt(folder: Path) -> None:
-    run = served(folder, NINE_AND_THREE)
-    run.relearn(CLASS_9)
-    assert run.forgotten() == (CLASS_3,)
-    refused(folder, "--class 9: this is not forgotten", lambda: run.relearn(CLASS_9))
-    assert run.unlearn(CLASS_9).version == 3
-
-
-@pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_is_no_way_to_forget(folder: Path, name: str) -> None:
-    run = TrainedRun(folder)
-    refused(folder, "unlearning changes nothing", lambda: run.unlearn(CLASS_9, run.method(name, "class")))
-
-
-def test_what_does_not_exist_is_refused(folder: Path) -> None:
-    run = TrainedRun(folder)
-    refused(folder, "quikdrop: did you mean quickdrop", lambda: run.method("quikdrop"))
-    for version in (-1, 1):
-        refused(folder, f"--version {version}: between 0", partial(run.state, version))
-        refused(folder, f"--version {version}: between 0", partial(run.forgotten, version))
-
-
-def test_a_method_without_what_it_needs_is_refused(folder: Path) -> None:
-    run = TrainedRun(folder)
-    (folder / "updates").rename(folder / "elsewhere")
-    refused(folder, "federaser.*needs update-history", lambda: run.unlearn(CLASS_9, run.method("federaser")))
-    run.deployment = replace(run.deployment, spec=replace(run.spec, distill=False))
-    refused(folder, "quickdrop.*needs synthetic-sets", lambda: run.unlearn(CLASS_9))
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs & {"forget-data", "retain-data"}])
-def test_a_method_that_needs_original_data_is_refused_without_them(folder: Path, name: str) -> None:
-    level = min(METHODS[name].levels)
-    run = without_data(folder)
-    method = run.method(name, level)
-    refused(folder, f"--data-dir data: {name} needs original data", lambda: run.unlearn(REQUESTS[level], method))
-    if method.can_relearn:
-        run.unlearn(REQUESTS[level])
-        refused(folder, f"--data-dir data: {name} needs original", lambda: run.relearn(REQUESTS[level], method))
-
-
-def test_relearning_on_original_data_is_refused_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass(frozen=True)
-    class Still(Relearning):
-        levels, needs = frozenset({"class"}), frozenset()
-
-    registered: Any = METHODS
-    monkeypatch.setattr(registered, "_items", registered._items | {"still": Still})
-    served(folder, CLASS_9)
-    run = without_data(folder)
-    refused(folder, "data", lambda: run.relearn(CLASS_9, Still()))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("name", "request_", "absent", "expected"),
-    [
-        ("quickdrop", CLASS_9, (2,), {"unlearning": {0, 1}, "recovery": {0, 1}}),
-        ("quickdrop", CLASS_9, (0, 1), {"unlearning": {2}, "recovery": {2}}),
-        ("retrain-or", CLIENT_0, (0,), {"retraining": {1, 2}}),  # who is not needed may be absent
-    ],
-)
-def test_others_than_the_absent_go_on(
-    folder: Path, name: str, request_: UnlearningRequest, absent: tuple[int, ...], expected: dict[str, set[int]]
-) -> None:
-    run, participants = watched(folder)
-    run.unlearn(request_, run.method(name, request_.level), absent)
-    assert participants == expected
-
-
 # Samples -----------------------------------------------------------------------------------------------------
 
 
@@ -425,7 +223,8 @@ def test_samples_are_forgotten_and_learnt_again_on_the_command_line(folder: Path
     assert f"forgotten: class-3, client-0, {twelve.named(())}, {five.named(())}" in shown
     assert json.loads(run("evaluate", NAME, "--json")[1])["forgotten"] == entries[3]["forgotten"]
 
-    Path("some.csv").write_text("".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7])))
+    lines = "".join(f"{held[row]},{row}\n" for row in reversed(twelve.targets[:7]))
+    Path("some.csv").write_text(lines, encoding="utf-8-sig")  # as spreadsheets write it
     code, out, _ = run("relearn", NAME, "--samples", "some.csv", "--method", "sga-or", "--json")
     assert code == 0
     some, others = (UnlearningRequest("sample", rows) for rows in (twelve.targets[:7], twelve.targets[7:]))
@@ -492,7 +291,7 @@ def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
         ("--samples", "5000"): "--samples 5000: on seed 1, there are 1442 to be drawn from",
         ("--samples", "nowhere.csv"): "--samples nowhere.csv: a number, or a file that lists client,row a line, is",
         ("--samples", "3", "--from-version", "2"): "--from-version 2",
-        (): "--class and --client and --samples",
+        (): "--class, --client, --samples are missing: give at least one",
     }.items():
         code, _, err = run("unlearn", NAME, *argv)
         assert code == 2

@@ -27,7 +27,7 @@ from quickdrop_bench.harness.callbacks import EVALUATION, TRAINING, UNLEARNING
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.tracking.wandb_logger import _name, tracking
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Run, accuracies, json_lines
 from tests.recorded_wandb import Recorded, Wandb, event
 
 TRAIN = ["train", *TINY]
@@ -72,10 +72,8 @@ def measured(undisturbed: Path, tmp_path: Path) -> None:
         shutil.copytree(undisturbed / name, tmp_path / name)
 
 
-def accuracies(folder: Path = Path()) -> list[tuple[object, ...]]:
-    rows = map(json.loads, (folder / "results/quick/table2/rows.jsonl").read_text().splitlines())
-    keys = ("seed", "method", "stage", "metric", "value")
-    return [tuple(r[k] for k in keys) for r in rows if "accuracy" in r["metric"]]
+def measured_in(folder: Path) -> list[tuple[object, ...]]:
+    return accuracies(json_lines(folder / "results/quick/table2/rows.jsonl"))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -186,7 +184,7 @@ def test_failing_wandb_is_said_once_and_changes_nothing(
     if call == "import":
         monkeypatch.setitem(sys.modules, "wandb", None)
     assert run(*QUICKDROP)[0] == 0
-    assert accuracies() == accuracies(undisturbed)
+    assert measured_in(Path()) == measured_in(undisturbed)
     (warning,) = warnings(caplog)
     assert warning.startswith("W&B failed and is left out from here on")
     assert "\n" not in warning
@@ -211,9 +209,9 @@ def test_requests_one_after_the_other_are_one_run(run: Run, wandb: Wandb, measur
     assert one.logged("request") == [1, 2, 3]
     assert one.logged("stage") == [1, 2, 4, 5, 7, 8]
     assert one.logged("round") == [*range(1, 10)]  # each has one of unlearning and two of recovery
-    accuracies = one.logged("per_request/r_set_accuracy")
-    assert accuracies == one.logged("per_stage/r_set_accuracy")[1::2]
-    assert one.summary["total/r_set_accuracy"] == accuracies[-1]
+    retained = one.logged("per_request/r_set_accuracy")
+    assert retained == one.logged("per_stage/r_set_accuracy")[1::2]
+    assert one.summary["total/r_set_accuracy"] == retained[-1]
     assert one.config["request"] == "class-9>class-3>class-1"
     (original,) = wandb.of_kind(EVALUATION)
     assert len(original.logged("per_request/r_set_accuracy")) == 3
