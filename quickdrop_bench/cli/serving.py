@@ -60,6 +60,8 @@ def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run or len(pairs) > 1:  # of several requests all are served, or none
         planned = run.plan(action, pairs, absent, args.from_version)
+    else:
+        run.check(action, pairs, absent, args.from_version)
     if args.dry_run:
         _print_plan(run, planned, as_json=args.json)
         return 0
