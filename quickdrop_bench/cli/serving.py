@@ -52,10 +52,11 @@ def _serve_all(action: str, args: Namespace, line: CommandLine, tracker: Tracker
     pairs = [(request, methods[request.level]) for request in requests]
     if args.dry_run or len(pairs) > 1:  # of several requests all are served, or none
         planned = run.plan(action, pairs, absent, args.from_version)
+    else:
+        run.check(action, pairs, absent, args.from_version)
     if args.dry_run:
         _print_plan(run, planned, as_json=args.json)
         return 0
-    run.check(action, pairs, absent, args.from_version)
     if args.from_version is not None and (back := {*run.forgotten()} - {*run.forgotten(args.from_version)}):
         named = ", ".join(sorted(request.named(run.info.class_names) for request in back))
         print(f"back to version {args.from_version}: not forgotten any more: {named}", file=sys.stderr)

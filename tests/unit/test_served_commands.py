@@ -69,7 +69,7 @@ BAD = {
     "no run": (["show", "nothing"], "RUN nothing"),
     "a name too long": (["show", "a" * 300], f"RUN {'a' * 300}"),
     "no run given": (["unlearn"], "run"),
-    "no request": (["unlearn", NAME], "--class and --client"),
+    "no request": (["unlearn", NAME], "--class, --client, --samples are missing: give at least one"),
     "class in words": (["unlearn", NAME, "--class", "nine"], "--class nine"),
     "class out of range": (["unlearn", NAME, "--class", "10"], "--class 10: between 0 and 9"),
     "negative class": (["unlearn", NAME, "--class", "-1"], "--class -1"),
