@@ -28,8 +28,8 @@ from quickdrop_bench.cli.resolve import options_of, parse
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.files import open_tensors, write_atomically, write_text
 from quickdrop_bench.core.processes import die_with_parent, run_processes
-from quickdrop_bench.evaluation.klom import FEWEST_GAUSSIAN, gaussian_klom, mean_and_p95
-from quickdrop_bench.evaluation.likelihood_ratio import attack
+from quickdrop_bench.functional.klom import FEWEST_GAUSSIAN, gaussian_klom, mean_and_p95
+from quickdrop_bench.functional.likelihood_ratio import attack
 from quickdrop_bench.harness.experiment import ORACLE
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.shadows import SEED, SETS, Shadows

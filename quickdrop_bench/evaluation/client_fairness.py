@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from quickdrop_bench.data.requests import retain_part
 from quickdrop_bench.evaluation.client_accuracy import accuracies_of
 from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
@@ -19,6 +17,8 @@ def fairness_angle(accuracies: Sequence[float]) -> float:
 
     Its tangent is the deviation ÷ the mean, which is exact near 0, where the arccosine is not. NaN if all are 0.
     """
+    import numpy as np
+
     mean = float(np.mean(accuracies))
     return math.atan2(float(np.std(accuracies)), mean) if mean else math.nan
 
@@ -35,6 +35,8 @@ def fairness_angle(accuracies: Sequence[float]) -> float:
 )
 def client_fairness(model: Evaluated, stage: str) -> dict[str, float]:
     """Accuracy in each client's mix of classes: mean, 10th percentile, angle to equal accuracies."""
+    import numpy as np
+
     retained = (retain_part(data, i, model.forgotten).own_labels() for i, data in model.clients.items())
     clients = [labels.bincount(minlength=model.classes).tolist() for labels in retained]
     own = accuracies_of(model.on_test.accuracy, clients)

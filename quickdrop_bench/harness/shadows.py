@@ -20,9 +20,9 @@ from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import ImageData, LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.evaluation.margins import margins
 from quickdrop_bench.evaluation.outputs import outputs
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.functional.margins import margins
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.request import UNLEARN, Deployment, stages
 from quickdrop_bench.harness.sources import digest, metric_digest

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from quickdrop_bench.evaluation.likelihood_ratio import attack, rates, scores
-from quickdrop_bench.evaluation.margins import LIMIT, margins
+from quickdrop_bench.functional.likelihood_ratio import attack, rates, scores
+from quickdrop_bench.functional.margins import LIMIT, margins
 
 Made = tuple[np.ndarray, np.ndarray]
 

@@ -6,7 +6,7 @@ their densities at one federation's margin is its score there (Hayes et al., arX
 2022). It takes many models, so this is no metric of a single one: functions of arrays, for ``benchmarks/shadows.py``.
 
 Constant margins give 0.5 as well, so the accuracy of a method stands beside. Margins are those of
-:func:`quickdrop_bench.evaluation.margins.margins`.
+:func:`quickdrop_bench.functional.margins.margins`.
 """
 
 from __future__ import annotations

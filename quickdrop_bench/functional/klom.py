@@ -2,7 +2,7 @@
 
 KL(u‖r) of each sample, u over unlearned and r over retrained models (Georgiev et al., arXiv 2410.23232), in nats. It
 takes many models, so this is no metric of a single one: functions of arrays, for ``benchmarks/shadows.py``. Margins
-are those of :func:`quickdrop_bench.evaluation.margins.margins`.
+are those of :func:`quickdrop_bench.functional.margins.margins`.
 
 Two sets of retrained models differ too; their KLOM is the floor, and it grows as the models get fewer.
 """
