@@ -49,7 +49,7 @@ paper: install ## Tables 2 to 6 and Figures 2 to 6 at the paper's setting, on a 
 		for exhibit in 'table 2' 'table 6' 'table 4' 'table 5' 'table 3' 'figure 2' 'figure 3' 'figure 4' 'figure 5' 'figure 6'; do \
 			echo "$$exhibit" >&2; $(RUN) $$exhibit --preset paper $(DATA) $(ARGS) $$plan || exit $$?; done; done
 
-results: install ## tables and figures of PRESET=small on MNIST (DATA_DIR=) and an image folder (IMAGES=), rows kept in results/
+results: install ## tables and figures of PRESET=small on MNIST (DATA_DIR=) and an image folder (IMAGES=), rows kept in results/reference/
 	@$(BIN)/python benchmarks/results.py $(if $(PRESET),--preset $(PRESET)) --data-dir $(or $(DATA_DIR),data) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
 leaderboard: install ## results/leaderboard.md from committed rows; METHOD=name first measures what that method lacks, in results/methods/

@@ -16,8 +16,8 @@ from quickdrop_bench.reporting.tables.texts import paired, signed_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "results" / "leaderboard.md"
-LOCAL = "quick"
-"""Folder of the rows that ``quick`` writes on every machine; git ignores it."""
+COMMITTED = ("reference", "methods")
+"""Folders of ``results``; the others hold what was run on this machine."""
 
 FIRST = 7
 """Number of the first table, and figure, with all methods."""
@@ -50,7 +50,7 @@ def measured(results: Path) -> list[Setting]:
     ranked = {name for name in exhibits() if (exhibit(name).number or 0) >= FIRST}
     found = []
     for path in sorted(results.rglob("rows.jsonl")):
-        if path.relative_to(results).parts[0] == LOCAL:
+        if path.relative_to(results).parts[0] not in COMMITTED:
             continue
         rows, _ = read_rows(path)
         rows = rows[rows["artefact"].isin(ranked)]

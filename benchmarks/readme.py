@@ -10,7 +10,7 @@ from quickdrop_bench.reporting.figures.style import save_picture, style
 from quickdrop_bench.reporting.frame import Setting, derive, latest, read_rows, settings_in, without_training
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = Path("results/small/table2")
+SOURCE = Path("results/reference/small/table2")
 METHODS = tuple(method for method in exhibit("table2").methods if method != "s2u")
 
 

@@ -2,8 +2,8 @@
 
 Run it as ``python benchmarks/results.py --data-dir ~/data --images ~/data/cifar10``, or with ``make results``. It goes
 on where it was interrupted. Options that it does not know are those of the commands, as ``--jobs 4``. All rows stay in
-``build/results``. What tables and figures show is copied to ``results/<preset>/<exhibit>`` (MNIST) and
-``results/<preset>/<exhibit>-<images>``, and rendered there.
+``build/results``. What tables and figures show is copied to ``results/reference/<preset>/<exhibit>`` (MNIST) and
+``results/reference/<preset>/<exhibit>-<images>``, and rendered there.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
             code = subprocess.run([*command, *paths, *others], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
             if code > 1:  # 1: a run diverged or failed, which its rows say
                 sys.exit(code)
-            folder = ROOT / "results" / options.preset / f"{shown.name}{suffix}"
+            folder = ROOT / "results" / "reference" / options.preset / f"{shown.name}{suffix}"
             keep(results / options.preset / shown.name / "rows.jsonl", folder, shown)
             print(f"{(time.monotonic() - began) / 60:.0f} min: {folder}", flush=True)
 

@@ -42,8 +42,8 @@ from quickdrop_bench.store.rows import RowFile
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = (
-    ("small", "small/table2", "preset"),
-    ("small", "small/table2-cifar10-jpeg", "preset"),
+    ("small", "reference/small/table2", "preset"),
+    ("small", "reference/small/table2-cifar10-jpeg", "preset"),
     ("quick", "reference/quick/table2-preset", "preset"),
 )
 """Name, folder and protocol."""

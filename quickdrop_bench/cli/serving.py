@@ -255,7 +255,7 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
+        f"{run.folder.name} · {entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
         f"{_forgotten(run, entry.version)}"
     )
     if entry.before is None or entry.after is None:

@@ -30,6 +30,7 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
+from quickdrop_bench.store.artifacts import MANIFEST, is_complete
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 __all__ = ["distribution", "train"]
@@ -67,20 +68,23 @@ def _check_begun(experiment: Experiment, artifacts_dir: Path) -> None:
 def _train(session: Session, display: ProgressDisplay) -> None:
     experiment = session.experiment
     for seed in experiment.seeds:
+        folder = session.folder(seed)
+        known = is_complete(folder)
         with display:
             context = session.prepare(seed)
-        folder = session.folder(seed)
         refuse_links(folder, session.artifacts_dir, "--artifacts-dir")
         counts = class_holdings(session.held(seed), context.clients)
         with writing("--artifacts-dir", session.artifacts_dir):
             write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
             if experiment.federation.distill:
                 write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
+            os.utime(folder / MANIFEST)  # the latest is the one that was asked for last
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.trained(seed).cost
         share = cost.distillation_seconds / cost.seconds
-        print(f"{folder}  accuracy {found.without(()):.4f}  {cost.seconds:.1f} s, {share:.0%} of it distillation")
+        spent = f"{cost.seconds:.1f} s, {share:.0%} of it distillation{', trained before' * known}"
+        print(f"{folder}  accuracy {found.without(()):.4f}  {spent}")
 
 
 def distribution(args: Namespace) -> int:

@@ -45,7 +45,7 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
 
     Args:
         name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only
-            one, or ``latest``: the one that was finished last.
+            one, or ``latest``: the one that was trained, or that ``train`` was asked for, last.
         artifacts_dir: parent of the trained federations' folders.
 
     Raises:

@@ -178,7 +178,7 @@ def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None
     assert err.startswith("quickdrop-bench: --resume artifacts: no training with these options was begun")
     assert not Path("artifacts").exists()
     first = run("train", *TINY)[1]
-    assert run("train", *TINY, "--resume")[:2] == (0, first)
+    assert run("train", *TINY, "--resume")[:2] == (0, first.replace("\n", ", trained before\n"))
     assert run("train", *TINY, "--rounds", "3", "--resume")[0] == 2
 
 
@@ -231,10 +231,12 @@ def test_distribution(run: Run) -> None:
     assert all(Path(path[0]).stat().st_size > 100 for path in (table, svg, png))
 
 
-def test_the_latest_federation_is_the_one_that_was_finished_last(run: Run) -> None:
+def test_the_latest_federation_is_the_one_that_was_asked_for_last(run: Run) -> None:
     folders = [run("train", *TINY, *more)[1].split()[0] for more in ([], ["--lr", "0.3"])]
     assert run("show", "latest")[1].startswith(folders[1])
-    os.utime(Path(folders[0]) / "manifest.json")
+    again = run("train", *TINY)[1]
+    assert again.startswith(folders[0])
+    assert "trained before" in again
     assert run("show", "latest")[1].startswith(folders[0])
     assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
 

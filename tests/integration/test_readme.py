@@ -86,7 +86,7 @@ def by_method(folder: str, metric: str, stage: str = "total") -> pd.DataFrame:
 
 
 def test_what_was_found_is_in_the_rows() -> None:
-    folder, said = "results/small/table2", " ".join(README.split())
+    folder, said = "results/reference/small/table2", " ".join(README.split())
     r_set = 100 * by_method(folder, "r_set_accuracy")
     gap = r_set.sub(r_set["retrain-or"], axis=0).mean()
     assert (100 * by_method(folder, "f_set_accuracy").mean().drop("original", errors="ignore") < 1).all()
@@ -122,17 +122,17 @@ def test_what_to_take_is_in_the_rows() -> None:
 
 
 def test_what_was_found_at_the_papers_scale_is_in_the_rows() -> None:
-    rows = pd.read_json(ROOT / "results/paper/table2/rows.jsonl", lines=True)
+    rows = pd.read_json(ROOT / "results/reference/paper/table2/rows.jsonl", lines=True)
     rows = rows[(rows.stage == "total") & (rows.metric == "r_set_accuracy") & (rows.protocol == "preset")]
     found = [100 * rows[rows.method == method].value.iloc[0] for method in ("quickdrop", "random-subset")]
-    assert "recovered to {:.1f}% with distilled images, to {:.1f}% with untouched ones".format(*found) in " ".join(
+    assert "recovered to {:.1f}% with distilled images, to {:.1f}% with real ones".format(*found) in " ".join(
         README.split()
     )
 
 
 def test_the_picture_is_of_the_rows() -> None:
     readme = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "readme.py")))
-    rows = pd.read_json(ROOT / "results/small/table2/rows.jsonl", lines=True)
+    rows = pd.read_json(ROOT / "results/reference/small/table2/rows.jsonl", lines=True)
     total = rows[rows.stage == "total"].pivot_table(index="seed", columns=["method", "metric"], values="value")
     gap = 100 * (total["quickdrop"].r_set_accuracy - total["retrain-or"].r_set_accuracy)
     half = 2.776 * gap.std() / 5**0.5  # Student's t with four degrees of freedom

@@ -42,8 +42,8 @@ def write(folder: Path, *parts: Iterator[common.Row]) -> None:
 def test_those_that_forget_stand_first_and_then_the_nearest_to_the_oracle(
     leaderboard: SimpleNamespace, tmp_path: Path
 ) -> None:
-    write(tmp_path / "a/table7", rows("none"), rows("quickdrop", seeds=1), rows("pga"), rows("retrain-or"))
-    write(tmp_path / "a/table2", rows("quickdrop", artefact="table2"))
+    write(tmp_path / "reference/a/table7", rows("none"), rows("quickdrop", seeds=1), rows("pga"), rows("retrain-or"))
+    write(tmp_path / "reference/a/table2", rows("quickdrop", artefact="table2"))
     write(tmp_path / "quick/table7", rows("retrain-or", day=3), rows("pga", r_set=0.1, day=3))  # not committed
     (setting,) = leaderboard.measured(tmp_path)
     assert leaderboard.ranking(setting) == [("", "retrain-or"), ("1", "pga"), ("2", "quickdrop"), ("–", "none")]
@@ -63,7 +63,7 @@ def test_a_backdoor_counts_in_the_place_of_the_f_set(leaderboard: SimpleNamespac
             if row["metric"] == "f_set_accuracy":
                 yield {**row, "metric": "attack_success", "value": attack[method]}
 
-    write(tmp_path / "a", *map(table_10, ("none", "quickdrop", "pga", "retrain-or")))
+    write(tmp_path / "reference/a", *map(table_10, ("none", "quickdrop", "pga", "retrain-or")))
     (setting,) = leaderboard.measured(tmp_path)
     order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("–", "none")]  # R-Set would have "none" first
     assert leaderboard.ranking(setting) == order
@@ -75,15 +75,15 @@ def test_a_backdoor_counts_in_the_place_of_the_f_set(leaderboard: SimpleNamespac
 def test_the_newest_rows_of_a_method_count_with_the_oracle_beside_them(
     leaderboard: SimpleNamespace, tmp_path: Path
 ) -> None:
-    write(tmp_path / "a", rows("retrain-or"), rows("quickdrop"), rows("pga"))
-    write(tmp_path / "b", rows("retrain-or", r_set=0.1, day=2), rows("quickdrop", r_set=0.14, day=2))
+    write(tmp_path / "reference/a", rows("retrain-or"), rows("quickdrop"), rows("pga"))
+    write(tmp_path / "reference/b", rows("retrain-or", r_set=0.1, day=2), rows("quickdrop", r_set=0.14, day=2))
     (setting,) = leaderboard.measured(tmp_path)
     gaps = {method: setting.cell(method, "total", "r_set_gap").mean for method in ("quickdrop", "pga")}
     assert gaps == pytest.approx({"quickdrop": -0.01, "pga": -0.02})
 
 
 def test_one_point_and_a_standard_error_are_near(leaderboard: SimpleNamespace, tmp_path: Path) -> None:
-    write(tmp_path / "a", rows("retrain-or"), rows("quickdrop"), rows("none"))
+    write(tmp_path / "reference/a", rows("retrain-or"), rows("quickdrop"), rows("none"))
     (setting,) = leaderboard.measured(tmp_path)
     assert [forgets(setting, method) for method in ("retrain-or", "quickdrop", "none", "pga")] == [
         True,
