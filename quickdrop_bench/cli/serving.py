@@ -255,8 +255,8 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{run.folder.name} · {entry.action} {_named(run, entry)} with {entry.method}: "
-        f"version {entry.parent} → {entry.version} · {_forgotten(run, entry.version)}"
+        f"{entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
+        f"{_forgotten(run, entry.version)}"
     )
     if entry.before is None or entry.after is None:
         console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}")
