@@ -54,7 +54,7 @@ _SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 """How refusals call values."""
 
-_PRESETS = "Defaults are the paper's. A preset changes many of them: --print_config prints what counts."
+_PRESETS = "Defaults are the paper's. The preset (quick without a GPU) changes many: --print_config shows what counts."
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 

@@ -275,7 +275,7 @@ def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
     assert len(found.rows) == before
     assert found.problem.startswith(f"3 of {before + 3} lines are torn or of an earlier version")
     page = Page(page_of(tmp_path))
-    assert "Some lines in 1 folder are not shown." in page.text
+    assert "Some lines in 1 folder are not shown: why." in page.text
     assert page.table("Lines that are not shown")[1] == ["quick/table2", f"rows.jsonl: {found.problem}"]
 
 
