@@ -20,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.machine import make_fabric
 from quickdrop_bench.cli.resolve import options_of, parse
 from quickdrop_bench.core.errors import BadInput, positive
-from quickdrop_bench.core.files import open_tensors, write_atomically, write_text
+from quickdrop_bench.core.files import open_tensors, write_text
 from quickdrop_bench.core.processes import die_with_parent, run_processes
 from quickdrop_bench.functional.klom import FEWEST_GAUSSIAN, gaussian_klom, mean_and_p95
 from quickdrop_bench.functional.likelihood_ratio import attack
@@ -35,6 +34,7 @@ from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.shadows import SEED, SETS, Shadows
 from quickdrop_bench.harness.training import build_federation
 from quickdrop_bench.reporting.names import method_title
+from quickdrop_bench.store.states import write_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "shadows"
@@ -111,17 +111,12 @@ def measure(options: Options, numbers: Sequence[int]) -> None:
             deployment = shadows.train(number, federation, Path(folder))
             for method, path in paths.items():
                 if not path.exists():
-                    save(path, shadows.serve(number, method, deployment), about)
+                    write_tensors(path, shadows.serve(number, method, deployment), about)
         print(f"federation {number}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def save(path: Path, tensors: Tensors, about: dict[str, str]) -> None:
-    """Write tensors atomically."""
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, about))
-
-
 def load(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Read what :func:`save` wrote."""
+    """Read tensors and where they are from."""
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
@@ -242,7 +237,7 @@ def run(options: Options) -> None:
     calls = [(options, share) for job in range(options.jobs) if (share := missing[job :: options.jobs])]
     if max((abs(code) for _, code in run_processes(measure, calls, options.jobs)), default=0):
         sys.exit("some federations are missing; the same command tries them again")
-    save(options.results_dir / MARGINS, *collect(shadows, methods, options.federations))
+    write_tensors(options.results_dir / MARGINS, *collect(shadows, methods, options.federations))
     write(options.results_dir)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.client_accuracy import accuracies_of, client_accuracy
-from quickdrop_bench.evaluation.client_fairness import client_fairness, fairness_angle
 from quickdrop_bench.evaluation.layer_distance import cosine, layer_distance, layer_distances, total_distance
 from quickdrop_bench.evaluation.membership_auc import class_weights, membership_auc, weighted_auc
 from quickdrop_bench.evaluation.metric import METRICS, Evaluated
@@ -234,25 +233,6 @@ def test_worst_client_by_hand() -> None:
     assert found == {"worst_client_accuracy": 0, "client_accuracy_std": 0.5, "worst_client_drop": 1}
     left = client_accuracy.measure(asked(answers(0, 0, 0, 0, 0, 1, 0, 0), None, CLIENT_1), "total")
     assert left == {"worst_client_accuracy": 0.75, "client_accuracy_std": 0}
-
-
-def test_fairness_by_hand() -> None:
-    """One client is always right, the other never: half a right angle, and a tenth of the way from 0 to 1."""
-    found = client_fairness.measure(asked(answers(0, 0, 0, 0, 0, 0, 0, 0), None), "total")
-    assert found == {
-        "client_accuracy_mean": 0.5,
-        "client_accuracy_p10": pytest.approx(0.1),
-        "client_accuracy_angle": pytest.approx(math.pi / 4),
-    }
-
-
-def test_the_angle_to_equal_accuracies() -> None:
-    a = [0.9, 0.4, 0.7, 0.1]
-    by_definition = math.acos(sum(a) / (math.hypot(*a) * math.sqrt(len(a))))
-    assert fairness_angle(a) == pytest.approx(by_definition)
-    assert fairness_angle([x / 7 for x in reversed(a)]) == pytest.approx(by_definition)  # order and scale do not count
-    assert fairness_angle([0.3] * 3) == pytest.approx(0, abs=1e-15)
-    assert math.isnan(fairness_angle([0.0, 0.0]))
 
 
 # Relearning ---------------------------------------------------------------------------------------------------
