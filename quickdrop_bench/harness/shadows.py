@@ -24,9 +24,10 @@ from quickdrop_bench.evaluation.outputs import outputs
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.margins import margins
 from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.request import UNLEARN, Deployment, stages
+from quickdrop_bench.harness.outcome import checked_stages
+from quickdrop_bench.harness.request import UNLEARN, Deployment
 from quickdrop_bench.harness.sources import digest, metric_digest
-from quickdrop_bench.harness.training import _train, client_rows
+from quickdrop_bench.harness.training import client_rows, train_on
 
 __all__ = ["SETS", "Shadows"]
 
@@ -105,8 +106,7 @@ class Shadows:
             ArithmeticError: training diverged.
         """
         e, data = self.experiment, self.data.to(federation.fabric.device)
-        # train_federation without its own partition.
-        trained = _train(e.federation, federation, data, number, folder, e.preset, self.parts(number))
+        trained = train_on(e.federation, federation, data, number, folder, e.preset, self.parts(number))
         return Deployment(federation, e.federation, trained, folder, data)
 
     def serve(self, number: int, method: str, deployment: Deployment) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class Shadows:
             ArithmeticError: the method diverged.
         """
         request = self.request(number)
-        *_, (stage, last) = stages(UNLEARN, deployment.context(request), self.experiment.methods[method])
+        *_, (stage, last) = checked_stages(UNLEARN, deployment.context(request), self.experiment.methods[method])
         if last.diverged:
             raise ArithmeticError(f"federation {number}: {method} diverged in {stage}")
         judged = deployment.judged(last.state, (request,), (request,))

@@ -55,6 +55,7 @@ __all__ = [
     "planted",
     "save_finished",
     "train_federation",
+    "train_on",
     "training_phase",
 ]
 
@@ -247,19 +248,20 @@ def train_federation(
             data = backdoor.data
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return _train(spec, federation, data, seed, folder, preset, parts)
+                return train_on(spec, federation, data, seed, folder, preset, parts)
     return load_trained(spec, federation, data, seed, folder)
 
 
-def _train(
+def train_on(
     spec: FederationSpec,
     federation: Federation,
     data: ImageData,
     seed: int,
     folder: Path,
     preset: str,
-    parts: list[np.ndarray],
+    parts: Sequence[np.ndarray],
 ) -> TrainedFederation:
+    """What :func:`train_federation` does, in a folder that nobody else uses; ``parts`` are each client's rows."""
     fabric = federation.fabric
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
     rows = {i: torch.from_numpy(part).to(fabric.device) for i, part in enumerate(parts)}
