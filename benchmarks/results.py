@@ -39,6 +39,9 @@ ALWAYS = {
 MARKS = ("collapsed", "diverged", "failed", "shared_cores", "relearn_capped")
 """What a table says of a run, or of a number, where it is so."""
 
+TIMED = ("seconds", "shared_cores")
+"""What only a table with seconds says."""
+
 
 def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
     """Whether a row is committed: of a table what it shows or is made from, of a figure all that it may draw."""
@@ -47,11 +50,11 @@ def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
         return ("mia" not in metric or shown.name == "figure3") and (
             not metric.startswith("class_") or shown.each_round
         )
+    columns = {(column.stage, column.metric) for column in shown.columns}
+    if metric in TIMED and not columns & {("total", "seconds"), ("total", "speedup")}:
+        return False
     if metric in MARKS or stage == SEARCH:
         return bool(row["value"])
-    columns = {(column.stage, column.metric) for column in shown.columns}
-    if metric == "seconds" and not columns & {("total", "seconds"), ("total", "speedup")}:
-        return False
     return (stage, metric) in columns or (metric in ALWAYS and (stage == "total" or row["method"] == ORIGINAL))
 
 
