@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +11,13 @@ from torch import tensor
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.methods.conda import ConDa
 from quickdrop_bench.methods.context import Context
 from tests.asked import asked, recorded
 from tests.by_hand import equal
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.conftest import Clients, Make
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +29,8 @@ from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.s2u import S2U
 from quickdrop_bench.store import artifacts
 from tests.by_hand import assert_close, equal, minus, plus_weighted
-from tests.conftest import TINY, Guarded, Run, read_rows
+from tests.conftest import TINY, Clients, Guarded, Make, Run, read_rows
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=8, local_steps=3, batch_size=8, lr=0.1)
 ONE = replace(TRAIN, rounds=1)
 SOME = Faults(0.3, 0.2, 0.2)

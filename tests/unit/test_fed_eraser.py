@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest, retain_part
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
@@ -24,9 +22,8 @@ from quickdrop_bench.functional.calibration import calibrate, largest_growth
 from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from tests.by_hand import assert_close, descended, equal, minus, plus_weighted, shares
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=3, local_steps=4, batch_size=8, lr=0.1)
 FULL_BATCH = replace(TRAIN, rounds=2, batch_size=100)
 CLIENT = UnlearningRequest("client", (1,))

@@ -11,16 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.passes import full_gradients, logits
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.projection import without_span
 from quickdrop_bench.methods.fed_osd import FedOsd, orthogonal_step, unlearning_loss
 from tests.asked import asked
 from tests.by_hand import assert_close, descended, equal, network
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.conftest import Clients, Make
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,15 +10,11 @@ import torch.nn.functional as F
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
 from tests.asked import asked
 from tests.by_hand import assert_close, equal, network
-from tests.conftest import Guarded
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.conftest import Clients, Guarded, Make
 
 
 def test_the_teacher_denies_the_label_and_keeps_the_rest() -> None:

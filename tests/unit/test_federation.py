@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,10 +25,8 @@ from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from tests.by_hand import assert_close, descended, equal, minus, network, plus_weighted, shares
-from tests.conftest import toy_images
+from tests.conftest import Clients, Make, toy_images
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=3, local_steps=4, batch_size=8, lr=0.1)
 
 

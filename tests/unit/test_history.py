@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder, retained_rounds
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from tests.by_hand import assert_close, equal, plus_weighted
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=5, local_steps=3, batch_size=8, lr=0.2, participation=0.67)
 CPU = torch.device("cpu")
 ZERO, ONES = {"w": torch.zeros(1)}, {"w": torch.ones(1)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -23,9 +22,7 @@ from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import Search
 from quickdrop_bench.models.convnet import ConvNet
-from tests.conftest import Guarded
-
-Make = Callable[..., Federation]
+from tests.conftest import Guarded, Make
 
 
 def context_of(federation: Federation, clients: dict[int, LabelledSet], request: UnlearningRequest) -> Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,14 @@ import torch.nn.functional as F
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.pga import Pga
 from quickdrop_bench.methods.sga import Sga
 from tests.asked import asked, recorded
 from tests.by_hand import assert_close, equal, minus, network
-from tests.conftest import Guarded
+from tests.conftest import Clients, Guarded, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 FREE = {"clip": None, "ball": None, "unlearn_stop_loss": None}
 NO_STEP = {"unlearn_stop_loss": 1e-9}
 

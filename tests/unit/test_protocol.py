@@ -14,7 +14,6 @@ from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
@@ -24,8 +23,8 @@ from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.trials import write_trials
+from tests.conftest import Make
 
-Make = Callable[..., Federation]
 OUTCOMES = {
     # unlearning steps: (excess on forgotten images, accuracy on retained ones)
     1: Judgement(0.40, 0.95),

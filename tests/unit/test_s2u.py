@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,15 +9,12 @@ import pytest
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.methods.context import ClientData, Context
 from quickdrop_bench.methods.s2u import S2U
 from tests.by_hand import assert_close, descended, equal, minus, plus_weighted
-from tests.conftest import Guarded
+from tests.conftest import Clients, Guarded, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=2, local_steps=3, batch_size=8, lr=0.2)
 SCALED = Phase("unlearning", rounds=1, local_steps=3, batch_size=8, lr=0.1)
 LEAVER = UnlearningRequest("client", (1,))

@@ -10,15 +10,15 @@ import torch
 
 from quickdrop_bench.cli.lists import samples_of
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet, concatenate
+from quickdrop_bench.data.labelled import concatenate
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.harness.judging import Judge, _expected
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, still_forgotten
 from tests.asked import asked
+from tests.conftest import Clients
 
-Clients = dict[int, LabelledSet]
 CLASS_1, CLIENT_0 = UnlearningRequest("class", (1,)), UnlearningRequest("client", (0,))
 
 
