@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.aggregation import State
@@ -38,6 +38,22 @@ def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter -= lr * gradient
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def class_gradients(model: nn.Module, images: Tensor, label: int, *, create_graph: bool = False) -> list[Tensor]:
+    """Of the loss on images of one class, by the weights that are matched."""
+    loss = F.cross_entropy(model(images), torch.full((len(images),), label))
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    return list(torch.autograd.grad(loss, weights, create_graph=create_graph))
+
+
+def row_by_row(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
+    """The matching distance of one class as its definition reads."""
+    total = torch.zeros((), dtype=torch.float64)
+    for a_rows, b_rows in zip(real, synthetic, strict=True):
+        for a, b in zip(a_rows, b_rows, strict=True):
+            total = total + 1 - (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt() + 1e-6)
+    return total
 
 
 def minus(a: State, b: State) -> State:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
-from tests.asked import asked
+from tests.asked import asked, guarded
 from tests.by_hand import assert_close, equal, network
-from tests.conftest import Clients, Guarded, Make
+from tests.conftest import Clients, Make
 
 
 def test_the_teacher_denies_the_label_and_keeps_the_rest() -> None:
@@ -41,8 +38,7 @@ def test_full_batches_by_hand(level: str, make_federation: Make, toy_clients: Cl
     context = asked(make_federation(), toy_clients, level)
     forget = {i: z for i, z in context.forget_data().items() if len(z)}
     others = set(range(45)) - {row for z in forget.values() for row in z.rows.tolist()}
-    locked = {i: ClientData(*[Guarded(d, others)] * 3) for i, d in toy_clients.items()}
-    result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(replace(context, clients=locked))
+    result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(guarded(context, others))
     total = {name: torch.zeros_like(value) for name, value in context.state.items()}
     for z in forget.values():
         model = network()

@@ -11,7 +11,6 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
-from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
@@ -19,18 +18,17 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
 from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import Search
 from quickdrop_bench.models.convnet import ConvNet
-from tests.conftest import Guarded, Make
+from tests.asked import asked, guarded
+from tests.conftest import Clients, Make
 
 
-def context_of(federation: Federation, clients: dict[int, LabelledSet], request: UnlearningRequest) -> Context:
+def context_of(federation: Federation, clients: Clients, level: str) -> Context:
     """A federation trained until it knows its images."""
     training = Phase("fl-training", rounds=30, local_steps=4, batch_size=32, lr=0.3)
-    state = federation.run(federation.fresh_state(1, "init"), clients, training, 1).state
-    own = {i: ClientData(d, d, d) for i, d in clients.items()}
-    return Context(federation, training, own, state, request, (request,), seed=1)
+    context = asked(federation, clients, level, training=training)
+    return replace(context, state=federation.run(context.state, clients, training, 1).state)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def by_heart() -> Context:
         Fabric(accelerator="cpu", devices=1), ConvNet(width=16, depth=2).build(1, 8, 3), Distillation(1, 0.1, 0.5, 256)
     )
     with torch.random.fork_rng(devices=[]):
-        return context_of(federation, clients, UnlearningRequest("client", (1,)))
+        return context_of(federation, clients, "client")
 
 
 def test_an_untouched_model_that_learnt_by_heart_has_not_forgotten(by_heart: Context) -> None:
@@ -73,10 +71,10 @@ def test_a_search_does_not_take_what_leaves_the_model_as_it_was(by_heart: Contex
 
 
 def test_a_class_that_nobody_keeps_has_a_baseline_of_zero_at_no_cost(
-    make_federation: Make, toy_clients: dict[int, LabelledSet]
+    make_federation: Make, toy_clients: Clients
 ) -> None:
     """Excess and retained accuracy then equal a plain recomputation on the clients' images."""
-    context = context_of(make_federation(), toy_clients, UnlearningRequest("class", (1,)))
+    context = context_of(make_federation(), toy_clients, "class")
     initial = context.federation.fresh_state(2, "init")
     judge = Judge(context, 3)
     judgement, cost = judge(initial)
@@ -92,9 +90,7 @@ def test_a_class_that_nobody_keeps_has_a_baseline_of_zero_at_no_cost(
 
 def test_the_baseline_never_reads_the_forgotten_and_costs_a_training(by_heart: Context) -> None:
     """It is judged on a fifth of each class of the retained images."""
-    own = by_heart.clients[1].original
-    guarded = replace(by_heart.clients[1], original=Guarded(own, set(own.rows.tolist())))
-    baseline = Judge(replace(by_heart, clients={**by_heart.clients, 1: guarded}), 3).baseline
+    baseline = Judge(guarded(by_heart, range(40, 80)), 3).baseline
     labels = pool(by_heart.clients[0].original, by_heart.clients[2].original).own_labels()
     held_out = sum(-int(-HELD_OUT * int((labels == c).sum()) // 1) for c in (0, 1))
     assert baseline.cost.sample_forwards == held_out

@@ -13,16 +13,14 @@ import torch
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
-from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.trials import write_trials
+from tests.asked import FULL_BATCHES, asked
 from tests.conftest import Make
 
 OUTCOMES = {
@@ -89,11 +87,7 @@ class ScriptedJudge(Judge):
 
 @pytest.fixture
 def context(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> Context:
-    federation = make_federation()
-    clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
-    request = UnlearningRequest("class", (1,))
-    training = Phase("fl-training", rounds=1, local_steps=8, batch_size=8, lr=0.1)
-    return Context(federation, training, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
+    return asked(make_federation(), toy_clients, "class", training=replace(FULL_BATCHES, local_steps=8))
 
 
 def test_search_takes_the_cheapest_of_those_that_forget_and_keep(context: Context) -> None:
@@ -189,8 +183,10 @@ def test_judging_is_part_of_what_the_search_costs(context: Context) -> None:
         def recover(self, context: Context, state: State) -> StageResult | None:
             return StageResult(original, Cost(sample_gradients=self.recover_local_steps or 0))
 
-    tuned = tune(context, Idle(), Judge(context, 3))
+    judge = Judge(context, 3)
+    tuned = tune(context, Idle(), judge)
     assert len(tuned.trials) == 17
+    assert tune(context, METHODS["retrain-or"](), judge).trials == ()
     assert tuned.cost.sample_forwards == 17 * 45
     assert tuned.cost.seconds > 0
 
@@ -216,22 +212,6 @@ def test_reflection_is_searched_without_a_bound(context: Context) -> None:
     firsts = [[t for t in trials if t["stage"] == "unlearning"] for trials in tried]
     assert [len(first) for first in firsts] == [4 * 3 * 2, 4 * 3]  # steps capped at 8, rates, bounds
     assert not any("unlearn_stop_loss" in t for t in firsts[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
-def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make, toy_clients: Any) -> None:
-    from tests.contract.tiny import accuracies, make_context, serve
-
-    federation = make_federation()
-    context = make_context(federation, toy_clients)
-    judge = Judge(context, 3)
-    tuned = tune(context, METHODS[name](unlearn_rounds=6), judge)
-    forget, retain = accuracies(federation, serve(tuned.method, context))
-    assert forget <= 0.1
-    assert retain >= 0.75
-    assert tuned.cost.sample_gradients > 0
-    assert tune(context, METHODS["retrain-or"](), judge).trials == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b'"'])
