@@ -21,14 +21,12 @@ from quickdrop_bench.methods import METHODS, small_sets
 from quickdrop_bench.methods.registry import check_support
 from tests.asked import guarded
 from tests.by_hand import equal
-from tests.conftest import toy_images
+from tests.conftest import Clients, Make, toy_images
 from tests.contract.tiny import (
     CASES,
     CONTROLS,
     TRAIN,
     Asked,
-    Clients,
-    Make,
     accuracies,
     forget_rows,
     make_context,
