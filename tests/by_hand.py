@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,16 @@ def assert_close(a: State, b: State, atol: float = 2e-6) -> None:
         torch.testing.assert_close(value, b[name], atol=atol, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def descended(start: State, data: LabelledSet, steps: int, lr: float) -> State:
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def descended(start: State, data: LabelledSet, steps: int, lr: float, loss: Loss = F.cross_entropy) -> State:
     """Some steps θ − η∇L on all images; a negative η ascends."""
     model = network()
     model.load_state_dict(start)
     images, labels = data.take(torch.arange(len(data)))
     for _ in range(steps):
-        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+        gradients = torch.autograd.grad(loss(model(images), labels), list(model.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter -= lr * gradient

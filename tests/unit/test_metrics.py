@@ -36,7 +36,10 @@ CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client"
 SAMPLES = UnlearningRequest("sample", (0, 1, 3))
 
 
-def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningRequest, ...] = ()) -> Evaluated:
+Requests = tuple[UnlearningRequest, ...]
+
+
+def evaluated(about: Requests, forgotten: Requests = ()) -> Evaluated:
     """A model that always answers class 0; six test images, two of each class, and clients with three images each.
 
     The retrained one always answers class 2.
@@ -64,37 +67,32 @@ def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningR
     )
 
 
-@pytest.mark.parametrize(
-    ("about", "forgotten", "stage", "expected"),
-    [
-        ((CLASS_2,), (), "total", {"f_set_accuracy": 0, "r_set_accuracy": 2 / 4}),
-        ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
-        ((CLIENT_1,), (), "recovery", {"others_training_accuracy": 1 / 3}),
-        ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
-        (
-            (SAMPLES,),
-            (),
-            "total",
-            {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6, "others_training_accuracy": 1 / 3},
-        ),
-        ((SAMPLES, CLIENT_1), (), "total", {"f_set_accuracy": 3 / 5, "others_training_accuracy": 0}),
-        ((SAMPLES,), (CLASS_2, SAMPLES), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 4}),
-        ((CLASS_2, CLIENT_1), (), SERVED, {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6}),
-        ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
-    ],
-    ids=[
-        "class",
-        "client",
-        "the other clients",
-        "client after class",
-        "samples",
-        "samples and a client",
-        "samples after class",
-        "both",
-        "nothing forgotten",
-    ],
-)
-def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expected: dict[str, float]) -> None:
+OTHERS = "others_training_accuracy"
+BY_HAND: dict[str, tuple[Requests, Requests, str, dict[str, float]]] = {
+    "class": ((CLASS_2,), (), "total", {"f_set_accuracy": 0, "r_set_accuracy": 2 / 4}),
+    "client": ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
+    "the other clients": ((CLIENT_1,), (), "recovery", {OTHERS: 1 / 3}),
+    "client after class": ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
+    "samples": ((SAMPLES,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6, OTHERS: 1 / 3}),
+    "samples and a client": ((SAMPLES, CLIENT_1), (), "total", {"f_set_accuracy": 3 / 5, OTHERS: 0}),
+    "samples after class": (
+        (SAMPLES,),
+        (CLASS_2, SAMPLES),
+        "total",
+        {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 4},
+    ),
+    "both": (
+        (CLASS_2, CLIENT_1),
+        (),
+        SERVED,
+        {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6},
+    ),
+    "nothing forgotten": ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
+}
+
+
+@pytest.mark.parametrize(("about", "forgotten", "stage", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_f_set_and_r_set_by_hand(about: Requests, forgotten: Requests, stage: str, expected: dict[str, float]) -> None:
     found = measured(evaluated(about, forgotten), stage, ["accuracy"])["accuracy"]
     assert expected.items() <= found.items()
     assert ("f_set_accuracy" in found) == bool(about)

@@ -56,13 +56,6 @@ def test_our_engine_and_the_shared_client_do_the_same_work(contenders: ModuleTyp
         assert sizes[0] == min(work.batch, len(data))
 
 
-def test_numbers(contenders: ModuleType, peers: ModuleType, work: Any) -> None:
-    state = contenders.new_model(work).state_dict()
-    measured = peers.numbers({"launched": 1.0, "began": 3.0, "ends": [7.0, 8.5], "state": state}, work)
-    assert 0 <= measured.pop("accuracy") < 0.5
-    assert measured == {"start_up_seconds": 2.0, "first_round_seconds": 4.0, "seconds_per_round": 1.5}
-
-
 def frame(seconds: float, accuracy: float) -> pd.DataFrame:
     """Ours takes a second for everything, a peer that much."""
     rows = []
@@ -84,10 +77,3 @@ def test_the_page_says_where_ours_loses_or_does_other_work(peers: ModuleType) ->
     assert "`WeightByDatapoints`" in won
     assert peers.disagreement(frame(1.0, 0.85)) > peers.TOLERANCE
     assert peers.disagreement(frame(1.0, 0.9)) == 0
-
-
-def test_processes_of_one_contender_find_each_other(peers: ModuleType) -> None:
-    assert [e["OMP_NUM_THREADS"] for e in peers.environments("quickdrop-bench", 2)] == ["2"]
-    first, second = peers.environments("pfl, a process a core", 2)
-    assert (first["PFL_WORKER_RANK"], second["PFL_WORKER_RANK"]) == ("0", "1")
-    assert first["PFL_WORKER_ADDRESSES"] == second["PFL_WORKER_ADDRESSES"]
