@@ -67,27 +67,17 @@ def evaluated(about: Requests, forgotten: Requests = ()) -> Evaluated:
     )
 
 
-OTHERS = "others_training_accuracy"
+F_SET, R_SET, OTHERS = "f_set_accuracy", "r_set_accuracy", "others_training_accuracy"
 BY_HAND: dict[str, tuple[Requests, Requests, str, dict[str, float]]] = {
-    "class": ((CLASS_2,), (), "total", {"f_set_accuracy": 0, "r_set_accuracy": 2 / 4}),
-    "client": ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
+    "class": ((CLASS_2,), (), "total", {F_SET: 0, R_SET: 2 / 4}),
+    "client": ((CLIENT_1,), (), "total", {F_SET: 2 / 3, R_SET: 2 / 6}),
     "the other clients": ((CLIENT_1,), (), "recovery", {OTHERS: 1 / 3}),
-    "client after class": ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
-    "samples": ((SAMPLES,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6, OTHERS: 1 / 3}),
-    "samples and a client": ((SAMPLES, CLIENT_1), (), "total", {"f_set_accuracy": 3 / 5, OTHERS: 0}),
-    "samples after class": (
-        (SAMPLES,),
-        (CLASS_2, SAMPLES),
-        "total",
-        {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 4},
-    ),
-    "both": (
-        (CLASS_2, CLIENT_1),
-        (),
-        SERVED,
-        {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6},
-    ),
-    "nothing forgotten": ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
+    "client after class": ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {R_SET: 2 / 4}),
+    "samples": ((SAMPLES,), (), "total", {F_SET: 2 / 3, R_SET: 2 / 6, OTHERS: 1 / 3}),
+    "samples and a client": ((SAMPLES, CLIENT_1), (), "total", {F_SET: 3 / 5, OTHERS: 0}),
+    "samples after class": ((SAMPLES,), (CLASS_2, SAMPLES), "total", {F_SET: 2 / 3, R_SET: 2 / 4}),
+    "both": ((CLASS_2, CLIENT_1), (), SERVED, {F_SET: 2 / 5, R_SET: 2 / 4, "test_accuracy": 2 / 6}),
+    "nothing forgotten": ((), (), SERVED, {R_SET: 2 / 6}),
 }
 
 
