@@ -346,9 +346,3 @@ def test_a_table_under_faults_has_the_counters(run: Run) -> None:
     code, again, err = run("table", "2", *TINY, *RATES)
     assert (code, again) == (0, out)
     assert "round" not in err
-    _, _, err = run("table", "2", *TINY, *RATES, "--methods", "retrain-or", "--patience", "2")
-    assert "fl-training · round" not in err  # it was read from its files
-    assert run("table", "2", *TINY, "--methods", "retrain-or", "--results-dir", "plain")[0] == 0
-    assert not any(name in Path("plain/quick/table2/rows.jsonl").read_text() for name in COUNTERS)
-    (plain,) = (path for path in Path("artifacts").iterdir() if path != folder)
-    assert not {"dropped", "late", "rejected"} & set(pd.read_csv(plain / "history.csv").columns)

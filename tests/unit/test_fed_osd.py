@@ -96,26 +96,6 @@ def test_batches_of_a_pass_change_nothing(
             torch.testing.assert_close(outputs[i], federation.model(z.images[z.rows]).detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_small_steps_unlearn_and_keep(make_federation: Make, toy_clients: Clients) -> None:
-    """UCE falls in proportion to η; the retained losses change with its square: a quarter for half a step."""
-    context = asked(make_federation(), toy_clients)
-    leaver, staying = toy_clients[1], [toy_clients[0], toy_clients[2]]
-
-    def changes(lr: float) -> tuple[float, float]:
-        state = FedOsd(unlearn_rounds=1, unlearn_lr=lr).unlearn(context).state
-        away, kept = (
-            sum(loss_and_gradient(s, z, loss)[0] for z in data)
-            for s, data, loss in ((state, [leaver], unlearning_loss), (state, staying, F.cross_entropy))
-        )
-        away -= loss_and_gradient(context.state, leaver, unlearning_loss)[0]
-        kept -= sum(loss_and_gradient(context.state, z, F.cross_entropy)[0] for z in staying)
-        return away, kept
-
-    whole, half = changes(0.4), changes(0.2)
-    assert whole[0] < half[0] < 0
-    assert whole[1] / half[1] == pytest.approx(4, rel=0.3)
-
-
 def test_recovery_leads_nowhere_back(make_federation: Make, toy_clients: Clients) -> None:
     """The update of the only client that stays keeps its length and is orthogonal to θ − θ_request."""
     context = asked(make_federation(), {i: toy_clients[i] for i in (0, 1)})

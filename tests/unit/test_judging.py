@@ -117,7 +117,17 @@ def test_what_is_held_out_is_a_share_of_every_class_and_is_not_trained_on() -> N
     assert not torch.equal(_divided(retain, seed=4)[1].rows, held_out.rows)
 
 
-def test_expected_accuracy_is_weighted_by_the_forgotten_classes() -> None:
-    """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8."""
-    held_out = ClassAccuracy(((80, 20, 0), (90, 10, 0), (0, 0, 0)))
+def test_expected_accuracy_is_weighted_by_the_forgotten_classes(
+    by_heart: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8.
+
+    So it is with samples: of ten, those of class 0 count with 0.8 and those of class 1 with 0.9.
+    """
+    held_out = ClassAccuracy(((80, 20, 0), (10, 90, 0), (0, 0, 0)))
     assert _expected(torch.tensor([0] * 30 + [2] * 10), held_out) == pytest.approx(0.6)
+    samples = UnlearningRequest("sample", tuple(range(10)))
+    zeros = int((by_heart.clients[0].original.labels[:10] == 0).sum())
+    judge = Judge(replace(by_heart, request=samples, forgotten=(samples,)), 3)
+    monkeypatch.setattr(judge, "_accuracies", lambda *args: ([held_out], Cost()))
+    assert judge.baseline.accuracy == pytest.approx((0.8 * zeros + 0.9 * (10 - zeros)) / 10)

@@ -111,37 +111,25 @@ def test_the_front_is_what_no_other_setting_beats(context: Context) -> None:
     assert front == [(2, 1), (2, 2), (2, 4), (1, 1), (1, 2), (1, 4)]
 
 
-def test_where_nothing_forgets_the_closest_is_taken(context: Context) -> None:
-    judge = ScriptedJudge(lambda state: replace(outcome(state), excess=1 / (1 + float(state["s"][0]))))
-    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == 8
+EXCESS = {1: 0.03, 2: -0.01, 4: -0.10, 8: -0.80}
+WRECKED = {1: Judgement(0.2, 0.9), 2: Judgement(0.1, 0.9), 4: Judgement(-0.02, 0.9), 8: Judgement(0.0, 0.4)}
+CHOSEN: dict[str, tuple[Callable[[int, int], Judgement], int]] = {
+    "the closest, where nothing forgets": (lambda first, then: Judgement(1 / (1 + first), 0.9), 8),
+    "doing worse than a model that never saw the data is no better than retaining less": (
+        lambda first, then: Judgement(EXCESS[first], 0.96 + 0.001 * first), 2
+    ),
+    "no wreck that happens to guess as well": (lambda first, then: WRECKED[first], 4),
+    "not the closest before recovery, where recovery does the forgetting": (
+        lambda first, then: Judgement(0.0 if then else 1 / first, 0.97 - 0.05 * first), 1
+    ),
+}  # fmt: skip
+"""How models do after so many steps of unlearning and recovery, and the steps of unlearning that are best."""
 
 
-def test_doing_worse_than_a_model_that_never_saw_the_data_is_no_better_than_retaining_less(context: Context) -> None:
-    """One step leaves an excess of 3 points, two forget, four fall 10 points below, eight wreck; all retain alike."""
-    excess = {1: 0.03, 2: -0.01, 4: -0.10, 8: -0.80}
-
-    def judgement(state: State) -> Judgement:
-        return Judgement(excess[int(state["s"][0])], 0.96 + 0.001 * float(state["s"][0]))
-
-    assert tune(context, Scripted(), ScriptedJudge(judgement)).chosen["unlearn_local_steps"] == 2
-
-
-def test_a_wreck_that_happens_to_guess_as_well_is_not_taken(context: Context) -> None:
-    """Four steps come within 2 points of the baseline and retain; eight meet it, and have lost half."""
-    found = {1: Judgement(0.2, 0.9), 2: Judgement(0.1, 0.9), 4: Judgement(-0.02, 0.9), 8: Judgement(0.0, 0.4)}
-    judge = ScriptedJudge(lambda state: found[int(state["s"][0])])
-    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == 4
-
-
-def test_recovery_may_do_the_forgetting(context: Context) -> None:
-    """No setting forgets at once, all do after recovery: the hardest one is not taken for being closest before it."""
-
-    def judgement(state: State) -> Judgement:
-        unlearned, recovered = state["s"].tolist()
-        return Judgement(0.0 if recovered else 1 / unlearned, 0.97 - 0.05 * unlearned)
-
-    chosen = tune(context, Scripted(), ScriptedJudge(judgement)).chosen
-    assert chosen == {"unlearn_local_steps": 1, "recover_local_steps": 1}
+@pytest.mark.parametrize(("judgement", "steps"), CHOSEN.values(), ids=CHOSEN)
+def test_which_setting_is_chosen(judgement: Callable[[int, int], Judgement], steps: int, context: Context) -> None:
+    judge = ScriptedJudge(lambda state: judgement(*map(int, state["s"].tolist())))
+    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == steps
 
 
 def test_without_recovery_every_setting_may_be_chosen(context: Context) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from quickdrop_bench.cli.lists import samples_of
-from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import concatenate
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
-from quickdrop_bench.evaluation.accuracy import ClassAccuracy
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.harness.judging import Judge
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, still_forgotten
-from tests.asked import asked
 from tests.conftest import Clients
 
 CLASS_1, CLIENT_0 = UnlearningRequest("class", (1,)), UnlearningRequest("client", (0,))
@@ -124,17 +118,3 @@ def test_copies_know_which_rows_they_are(toy_clients: Clients) -> None:
     assert copy.dataset_rows().tolist() == [44, 36, 27]
     assert copy.with_rows({36, 3, 0}, keep=True).dataset_rows().tolist() == [36]
     assert copy.with_rows({36}, keep=False).subset(torch.tensor([1])).dataset_rows().tolist() == [27]
-
-
-def test_the_tuned_protocol_weights_held_out_images_by_the_samples_classes(
-    make_federation: Callable[..., Federation], toy_clients: Clients, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three samples of class 0 and one of class 2: no more of the stand-in's accuracy counts."""
-    context = asked(make_federation(), toy_clients, "class")
-    labels = toy_clients[0].labels
-    zeros, twos = ((labels == c).nonzero().flatten().tolist() for c in (0, 2))
-    request = sample(*zeros[:3], twos[0])
-    held_out = ClassAccuracy(((80, 20, 0), (50, 0, 50), (0, 60, 40)))
-    monkeypatch.setattr(Judge, "_accuracies", lambda self, state, *sets: ([held_out], Cost()))
-    judge = Judge(context.then(context.state, request), 3)
-    assert judge.baseline.accuracy == pytest.approx((3 * 0.8 + 0.4) / 4)
