@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import LabelledSet, pool
+from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import Distillation
 from quickdrop_bench.evaluation.accuracy import ClassAccuracy
 from quickdrop_bench.federation.federation import Federation
