@@ -13,8 +13,8 @@ import torch
 
 from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.experiment import changes
 from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.reporting.figures.points import panels
 from quickdrop_bench.reporting.frame import Cell, derive, latest, named
 from quickdrop_bench.reporting.published import read_published
