@@ -108,13 +108,8 @@ class Session:
         """:meth:`context`, and the callbacks hear of it."""
         run = self.info(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
-        context, folder = self.context(seed), self.folder(seed)
-        ready = {
-            "context": context,
-            "trained": self.deployment(seed).trained,
-            "data": self.held(seed),
-            "folder": folder,
-        }
+        context, deployed = self.context(seed), self.deployment(seed)
+        ready = {"context": context, "trained": deployed.trained, "data": self.held(seed), "folder": deployed.folder}
         self.fabric.call("on_federation_ready", run=run, **ready)
         return context
 
