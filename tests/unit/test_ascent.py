@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.resolve import methods_of, options_of, parse
+from quickdrop_bench.cli.resolve import methods_of, options_of
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS, Context
 from tests.asked import FULL_BATCHES, asked
@@ -56,15 +55,6 @@ def test_patience_does_not_end_a_reflection(name: str, context: Context) -> None
     """Its training loss rises from round to round, as that of gradient ascent does."""
     method = METHODS[name](unlearn_rounds=3, ascent="reflection")
     assert method.unlearn(replace(context, patience=1)).cost.rounds == 3
-
-
-def test_both_forms_have_rows_of_their_own() -> None:
-    hashes = set()
-    for form in ("gradient", "reflection"):
-        line = ["table", "2", "--preset", "quick", "--sga-or.ascent", form]
-        ((experiment, _),) = cells("table2", parse(line))
-        hashes.add(experiment.run_spec("sga-or", 1).hash)
-    assert len(hashes) == 2
 
 
 def settings(*argv: str) -> Any:
