@@ -25,6 +25,8 @@ from quickdrop_bench.models.convnet import ConvNet
 
 os.environ["WANDB_MODE"] = "disabled"
 Run = Callable[..., tuple[int, str, str]]
+Clients = dict[int, LabelledSet]
+Make = Callable[..., Federation]
 TINY = ["--preset", "quick", "--rounds", "2", "--local-steps", "2", "--clients", "3", "--width", "4", "--seeds", "1"]
 """Options of a federation that trains in a moment."""
 
@@ -113,7 +115,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def toy_clients() -> dict[int, LabelledSet]:
+def toy_clients() -> Clients:
     """Three clients with 24, 12 and 9 images of three classes."""
     images, labels = toy_images(45)
     parts = {0: range(24), 1: range(24, 36), 2: range(36, 45)}
@@ -121,7 +123,7 @@ def toy_clients() -> dict[int, LabelledSet]:
 
 
 @pytest.fixture
-def make_federation() -> Callable[..., Federation]:
+def make_federation() -> Make:
     """Build a federation on one CPU."""
 
     def make(

@@ -20,24 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from quickdrop_bench.store.rows import KEY
 
-__all__ = [
-    "ARTIFACT_KINDS",
-    "JUNK",
-    "PICTURE_KINDS",
-    "RESULT_KINDS",
-    "TREES",
-    "Damage",
-    "Drawn",
-    "artifact_damage",
-    "artifact_damages",
-    "largest_file",
-    "picture_damage",
-    "picture_damages",
-    "result_damage",
-    "result_damages",
-    "seal",
-]
-
 JUNK = (
     "nan", "inf", "-inf", "-1", "0", "1e400", "-5.5", "", " ", "abc", "ü☃", "[1,2]", "{a: 1}", "null", "true", "[/x]",
     "1,2", "1,,2", ",", "--", "\x1b[2J", "$x^", "*a", "&a b", "1_0", "0x10", "!!python/name:os.system", "a/../b",

@@ -81,7 +81,7 @@ def _train(session: Session, display: ProgressDisplay) -> None:
             os.utime(folder / MANIFEST)  # the latest is the one that was asked for last
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
-        cost = session.trained(seed).cost
+        cost = session.deployment(seed).trained.cost
         share = cost.distillation_seconds / cost.seconds
         spent = f"{cost.seconds:.1f} s, {share:.0%} of it distillation{', trained before' * known}"
         print(f"{folder}  accuracy {found.without(()):.4f}  {spent}")

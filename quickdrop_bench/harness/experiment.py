@@ -13,12 +13,11 @@ from quickdrop_bench.data.datasets import class_names, dataset_label, fingerprin
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.harness.federation_spec import FederationSpec, kept
 from quickdrop_bench.harness.run_spec import Rules, RunSpec, as_numbers
-from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.harness.sources import digest
 from quickdrop_bench.methods import Method
 from quickdrop_bench.methods.registry import check_support
 
-__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row"]
+__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "changes"]
 
 ORACLE = "retrain-or"
 """The method that every other one is compared with: retraining without what is to be forgotten."""
@@ -144,3 +143,23 @@ class Experiment:
 def _rounding(precision: str) -> str:
     """The precision whatever the device, which rows name beside it."""
     return precision.replace(" on CUDA", "").replace(" on MPS", "")
+
+
+def changes(own: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """What differs from the preset, for headings.
+
+    Args:
+        own: values by name.
+        usual: the preset's; at least those names.
+
+    Example:
+        >>> changes({"rounds": 2, "lr": 0.1, "distill": False}, {"rounds": 30, "lr": 0.1, "distill": True})
+        'rounds 2, distill false'
+    """
+    return ", ".join(f"{name} {_text(value)}" for name, value in own.items() if value != usual[name])
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -279,7 +279,7 @@ def _search_values(tuned: Tuned) -> Iterable[Value]:
 
 def _original(session: Session, info: RequestInfo, context: Context, missing: Missing) -> Iterator[Value]:
     """The trained model before the request, and what its training cost."""
-    trained, spec = session.trained(context.seed), session.experiment.federation
+    trained, spec = session.deployment(context.seed).trained, session.experiment.federation
     cost, device = trained.cost, {"device": trained.device}
     images = session.data.train.images[0].numel()
     yield Value("fl-training", "data_bytes", images * sum(len(c.original) for c in context.clients.values()))

@@ -27,7 +27,6 @@ from quickdrop_bench.harness.training import build_federation
 from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.store import states
-from quickdrop_bench.store.artifacts import TrainedFederation
 
 __all__ = ["Session"]
 
@@ -109,14 +108,10 @@ class Session:
         """:meth:`context`, and the callbacks hear of it."""
         run = self.info(ORIGINAL, seed, kind=TRAINING)
         self.fabric.call("on_run_start", run=run)
-        context, folder = self.context(seed), self.folder(seed)
-        ready = {"context": context, "trained": self.trained(seed), "data": self.held(seed), "folder": folder}
+        context, deployed = self.context(seed), self.deployment(seed)
+        ready = {"context": context, "trained": deployed.trained, "data": self.held(seed), "folder": deployed.folder}
         self.fabric.call("on_federation_ready", run=run, **ready)
         return context
-
-    def trained(self, seed: int) -> TrainedFederation:
-        """The seed's federation, trained now if it was not."""
-        return self.deployment(seed).trained
 
     def oracle_path(self, seed: int, step: int) -> Path:
         """Where the model lies that the oracle made of a request, beside the federation."""
@@ -152,7 +147,7 @@ class Session:
         path = self.oracle_path(seed, step)
         if path in self._oracles or not path.exists():
             return self._oracles.get(path)
-        return states.load(path, self.trained(seed).state, self.artifacts_dir)
+        return states.load(path, self.deployment(seed).trained.state, self.artifacts_dir)
 
     def info(self, method: str, seed: int, step: int = 0, *, kind: str | None = None) -> RequestInfo:
         """What callbacks are told about a run.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from quickdrop_bench.methods import Context
-from tests.contract.tiny import Asked, Clients, Make, make_context
+from tests.conftest import Clients, Make
+from tests.contract.tiny import Asked, make_context
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,15 +9,13 @@ import torch
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.faults import Faults
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Method
 from quickdrop_bench.methods.context import Context
 from quickdrop_bench.methods.registry import StageResult
+from tests.conftest import Make
 from tests.contract.tiny import CASES, make_context, tiny
 from tests.small_models import SMALL
-
-Make = Callable[..., Federation]
 
 
 def stages(method: Method, context: Context) -> list[StageResult]:

@@ -23,11 +23,11 @@ from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
 from quickdrop_bench.serving.export import FORMATS
 from tests.by_hand import equal
+from tests.conftest import Make
 from tests.contract.tiny import TRAIN, make_context
 from tests.small_models import SMALL
 
 TOY = replace(TRAIN, rounds=1, local_steps=2)
-Make = Callable[..., Federation]
 OTHERS = [name for name in SMALL if name != "convnet"]
 """The contract of methods is tested on the ConvNet."""
 

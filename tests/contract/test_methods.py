@@ -17,17 +17,16 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State, is_finite
-from quickdrop_bench.methods import METHODS, Context, small_sets
+from quickdrop_bench.methods import METHODS, small_sets
 from quickdrop_bench.methods.registry import check_support
+from tests.asked import guarded
 from tests.by_hand import equal
-from tests.conftest import Guarded, toy_images
+from tests.conftest import Clients, Make, toy_images
 from tests.contract.tiny import (
     CASES,
     CONTROLS,
     TRAIN,
     Asked,
-    Clients,
-    Make,
     accuracies,
     forget_rows,
     make_context,
@@ -47,11 +46,6 @@ def separate_clients() -> Clients:
     images, labels = toy_images(45)
     ones, rest = torch.nonzero(labels == 1).flatten(), torch.nonzero(labels != 1).flatten()
     return {i: LabelledSet(images, labels, rows) for i, rows in enumerate((rest[:16], ones, rest[16:]))}
-
-
-def guard(context: Context, forbidden: set[int]) -> Context:
-    clients = {i: replace(c, original=Guarded(c.original, forbidden)) for i, c in context.clients.items()}
-    return replace(context, clients=clients)
 
 
 @pytest.mark.parametrize(("name", "level"), CASES)
@@ -83,8 +77,8 @@ def test_only_declared_data_are_read(name: str, level: str, faults: Faults | Non
     forbidden = {"forget-data": forget, "retain-data": everything - forget}
     undeclared = set().union(*(rows for kind, rows in forbidden.items() if kind not in method.needs))
     withheld = {} if "update-history" in method.needs else {"history": None}
-    unlearned = method.unlearn(replace(guard(context, undeclared), **withheld))
-    method.recover(guard(context, undeclared | forget), unlearned.state)
+    unlearned = method.unlearn(replace(guarded(context, undeclared), **withheld))
+    method.recover(guarded(context, undeclared | forget), unlearned.state)
 
 
 @pytest.mark.slow
@@ -156,9 +150,9 @@ def test_small_sets_that_samples_touch_are_ascended_on_and_learnt_from_no_more(n
 def test_the_guard_notices(name: str, asked: Asked) -> None:
     context = asked()
     with pytest.raises(AssertionError, match="forbidden"):
-        tiny(name).unlearn(guard(context, forget_rows(context)))
+        tiny(name).unlearn(guarded(context, forget_rows(context)))
     if name == "sga-or":  # its ascent reads nothing else, though its recovery does
-        tiny(name).unlearn(guard(context, set(range(45)) - forget_rows(context)))
+        tiny(name).unlearn(guarded(context, set(range(45)) - forget_rows(context)))
 
 
 @pytest.mark.parametrize(("name", "level"), [case for case in CASES if case.values[0] not in CONTROLS])
@@ -192,7 +186,7 @@ def test_two_requests_in_a_row(name: str, make_federation: Make, toy_clients: Cl
     federation = make_federation(width=8)
     context = make_context(federation, toy_clients)
     method = tiny(name)
-    second = guard(context.then(serve(method, context), UnlearningRequest("class", (2,))), forget_rows(context))
+    second = guarded(context.then(serve(method, context), UnlearningRequest("class", (2,))), forget_rows(context))
     assert [str(r) for r in second.forgotten] == ["class-1", "class-2"]
     federation.load(serve(method, second))
     result = class_accuracy(federation.model, LabelledSet.of(*toy_images(90, seed=5)), 3)

@@ -21,11 +21,9 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.context import ClientData
-from tests.conftest import toy_images
+from tests.conftest import Clients, toy_images
 
-Make = Callable[..., Federation]
 Asked = Callable[..., Context]
-Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=4, local_steps=6, batch_size=8, lr=0.2)
 RELEARN = {"relearn_lr": 0.2}
 STEPS = {"unlearn_local_steps": 20, "unlearn_stop_loss": 4.0, "unlearn_lr": 0.1, "recover_local_steps": 3, **RELEARN}
@@ -69,7 +67,7 @@ _trained: dict[str, tuple[State, Sets, dict[Path, bytes]]] = {}
 
 
 def trained_once(
-    federation: Federation, clients: dict[int, LabelledSet], scale: float, starts: Sets, train: Phase
+    federation: Federation, clients: Clients, scale: float, starts: Sets, train: Phase
 ) -> tuple[State, Sets]:
     """Train, or take over what was trained before; either way the updates are recorded here."""
     rows = {i: d.rows.tolist() for i, d in clients.items()}  # of the same 45 images
@@ -90,7 +88,7 @@ def trained_once(
 
 def make_context(
     federation: Federation,
-    clients: dict[int, LabelledSet],
+    clients: Clients,
     level: str = "class",
     scale: float = 4.0,
     train: Phase = TRAIN,

@@ -50,10 +50,6 @@ def cost(seconds: float, gradients: int, **more: float) -> dict[str, float]:
     return {"seconds": seconds, "sample_gradients": gradients, "second_order_sample_gradients": 0, **more}
 
 
-def storage(server: int, clients: int) -> dict[str, float]:
-    return {"storage_server_bytes": server, "storage_client_bytes": clients}
-
-
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows as the reader gives them; none may be left out."""
     known = list(rows)
@@ -90,10 +86,7 @@ def shown(number: int, width: int = 80, *, details: bool = False) -> str:
     return text
 
 
-def write(number: int, rows: Iterable[Row]) -> None:
-    """The rows and what they make."""
-    folder = HERE / f"table{number}"
-    folder.mkdir(exist_ok=True)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write(number: int) -> None:
+    """What the rows make."""
     for name, text in tables(number).items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (HERE / f"table{number}" / name).write_text(text, encoding="utf-8")

@@ -1,12 +1,7 @@
-"""Rows → exact tables.
-
-After a wanted change, ``PYTHONPATH=. python -m tests.golden.test_rendered`` writes the files anew; read them before
-committing.
-"""
+"""Rows → exact tables, see README.md."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pandas as pd
@@ -190,132 +185,6 @@ def test_thresholds(speedup: float, mark: str) -> None:
     assert computation(speedup) == mark
 
 
-def rows_1() -> Iterator[common.Row]:
-    """A class and a client request; training images take 2 MB.
-
-    QuickDrop 40× and 50× with 1.5 MB on clients, FedEraser 4× with 3 MB on the server and out of memory for the
-    client request, S2U 2× for the client request alone, FU-MP 8×; the control and ``noise`` were not run.
-    """
-    by_class, by_client = common.setting(1), common.setting(1, request="client-0")
-    for identity in (by_class, by_client):
-        yield from common.run(
-            identity, "original", 1, {"fl-training": {"data_bytes": 2_000_000, **common.accuracy(1, 1)}}
-        )
-        yield from able(identity, "retrain-or", 200, 1000, 0, 0)
-    yield from able(by_class, "quickdrop", 5, 10, 0, 1_500_000)
-    yield from able(by_client, "quickdrop", 4, 10, 0, 1_600_000)
-    yield from able(by_class, "federaser", 50, 500, 3_000_000, 0)
-    yield from common.failed(by_client, "federaser", 1)
-    yield from able(by_client, "s2u", 100, 500, 0, 40_000)
-    yield from able(by_class, "fu-mp", 25, 100, 0, 0)
-
-
-def able(
-    identity: common.Row, method: str, seconds: float, passes: int, server: int, clients: int
-) -> Iterator[common.Row]:
-    total = common.cost(seconds, passes) | common.accuracy(0, 0.9) | common.storage(server, clients)
-    return common.run(identity, method, 1, {"total": total})
-
-
-def rows_2() -> Iterator[common.Row]:
-    """Two data sets and, on the first, two protocols; SGA-Or diverged once, FedEraser failed once, FU-MP twice.
-
-    In the second protocol, SGA-Or's ascent left a collapsed model.
-
-    On the pictures QuickDrop was not run, though training paid for its distillation.
-    """
-    digits, pictures = common.setting(2), common.setting(2, dataset="imagefolder:my_pics")
-    for seed in (1, 2):
-        yield from measured(digits, seed, ("original", "retrain-or", "sga-or", "quickdrop"), diverged=seed == 2)
-        yield from common.failed(digits, "fu-mp", seed)
-    yield from measured(digits, 1, ("federaser",))
-    yield from common.failed(digits, "federaser", 2, "OutOfMemoryError: tried to allocate 20 GiB")
-    yield from measured(pictures, 1, ("original", "retrain-or", "sga-or"))
-    yield from common.run(pictures, "quickdrop", 1, {"fl-training": {"overhead_percent": 50.0}})
-    tuned = common.setting(2, protocol="tuned")
-    yield from measured(tuned, 1, ("original", "retrain-or", "sga-or"))
-    yield from common.run(tuned, "sga-or", 1, {"unlearning": {"collapsed": 1.0}, "total": {"collapsed": 0.0}})
-    yield from common.run(tuned, "sga-or", 7, {"search": {"seconds": 12.3, "sample_gradients": 45678}})
-
-
-ORDER = ("original", "retrain-or", "sga-or", "quickdrop", "federaser")
-
-
-def measured(identity: common.Row, seed: int, methods: tuple[str, ...], diverged: bool = False) -> Iterator[common.Row]:
-    for method in methods:
-        k = ORDER.index(method)
-        passes = {"upload_bytes": 10 ** (7 - k), "rounds": 30 // (2 * k + 1), "data_size": 45000 // 10**k}
-        own = common.cost(1000 / 10**k + seed, 1_000_000 // 10**k, **passes)
-        own |= common.accuracy(0.9 if method == "original" else 0.01 * seed, 0.8 + 0.02 * seed - 0.01 * k)
-        own["diverged"] = float(diverged and method == "sga-or")
-        names = {"original": ["fl-training"], "retrain-or": ["unlearning", "total"]}
-        stages = {name: dict(own) for name in names.get(method, ["unlearning", "recovery", "total"])}
-        if "total" in stages:
-            stages["total"] |= common.storage(1000 * k, 1_500_000)
-        yield from common.run(identity, method, seed, stages)
-
-
-def rows_3() -> Iterator[common.Row]:
-    """QuickDrop takes 1/100 of the oracle's time and, with 600 forward-only passes, 1/50 of its work."""
-    svhn = common.setting(3, dataset="svhn", clients=100)
-    yield from common.run(svhn, "original", 1, {"fl-training": common.accuracy(0.9, 0.91)})
-    oracle = common.cost(5000, 20_000, upload_bytes=2_500_000_000) | common.storage(0, 0)
-    yield from common.run(svhn, "retrain-or", 1, {"total": common.accuracy(0.0, 0.9) | oracle})
-    own = common.cost(50, 100, second_order_sample_gradients=100, sample_forwards=600, upload_bytes=750)
-    kept = common.storage(0, 12_340_000)
-    yield from common.run(svhn, "quickdrop", 1, {"total": common.accuracy(0.01, 0.85) | own | kept})
-
-
-def rows_4() -> Iterator[common.Row]:
-    """CIFAR-10 in both distributions, IID measured first; digits only non-IID, with another α than the paper's.
-
-    SGA-Or diverged on IID data; QuickDrop was measured on non-IID data alone.
-    """
-    common_part = {"clients": 20, "request": "client-0"}
-    iid = common.setting(4, dataset="cifar10", distribution="iid", **common_part)
-    skewed = common.setting(4, dataset="cifar10", **common_part)
-    digits = common.setting(4, distribution="dirichlet-0.5", **common_part)
-    for seed in (1, 2):
-        for identity, f_set in ((iid, 0.7), (skewed, 0.1)):
-            yield from client(identity, "original", seed, f_set + 0.2, 0.75)
-            yield from client(identity, "retrain-or", seed, f_set, 0.72)
-            yield from client(
-                identity, "sga-or", seed, f_set + 0.01 * seed, 0.71, diverged=identity is iid and seed == 2
-            )
-        yield from client(skewed, "quickdrop", seed, 0.12, 0.7)
-    yield from client(digits, "retrain-or", 1, 0.5, 0.95)
-    yield from client(digits, "random-subset", 1, 0.45, 0.93)
-
-
-def client(
-    identity: common.Row, method: str, seed: int, f_set: float, r_set: float, diverged: bool = False
-) -> Iterator[common.Row]:
-    stage = "fl-training" if method == "original" else "total"
-    values = common.accuracy(f_set, r_set) | common.cost(10, 10) | {"diverged": float(diverged)}
-    return common.run(identity, method, seed, {stage: values})
-
-
-def rows_5() -> Iterator[common.Row]:
-    """Digits beside an image folder of CIFAR-10; FU-MP cannot relearn."""
-    digits, pictures = (common.setting(5, clients=20, dataset=d) for d in ("digits", "imagefolder:cifar10-jpeg"))
-    for identity, lost in ((digits, 0.0), (pictures, 0.2)):
-        yield from common.run(identity, "original", 1, {"fl-training": common.accuracy(0.95, 0.95 - lost)})
-        for k, method in enumerate(("retrain-or", "fu-mp", "quickdrop")):
-            stages = {"total": common.accuracy(0.01 * k, 0.95 - lost - 0.01 * k) | common.cost(10, 10)}
-            if method != "fu-mp":
-                stages["relearning"] = common.accuracy(0.9 - 0.01 * k, 0.94 - lost)
-            yield from common.run(identity, method, 1, stages)
-
-
-def rows_6() -> Iterator[common.Row]:
-    """Digits over two seeds, SVHN over one."""
-    digits, svhn = common.setting(6), common.setting(6, dataset="svhn", clients=100)
-    for identity, seed, share in ((digits, 1, 49.0), (digits, 2, 51.0), (svhn, 1, 45.0)):
-        values = {"total_seconds": 200.0, "distillation_seconds": 2 * share, "overhead_percent": share}
-        yield from common.run(identity, "original", seed, {"fl-training": common.accuracy(0.9, 0.9)})
-        yield from common.run(identity, "quickdrop", seed, {"fl-training": values})
-
-
 if __name__ == "__main__":
-    for number, rows in zip(NUMBERS, (rows_1, rows_2, rows_3, rows_4, rows_5, rows_6), strict=True):
-        common.write(number, rows())
+    for number in NUMBERS:
+        common.write(number)

@@ -17,8 +17,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from quickdrop_bench import __main__ as program
 
-__all__ = ["WARMED", "Forked", "fork", "is_warm", "start_command", "start_script"]
-
 WARMED = "tests.integration.warmed"
 """What the first process imports."""
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -35,24 +33,14 @@ from tests.integration.judging import (
 
 pytestmark = pytest.mark.long
 
-Property = Callable[..., None]
 
-
-def examples(count: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Property], Callable[[], None]]:
-    """Turn the body of a test into a property with the same examples in every run."""
-    own = settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+def examples(few: int, many: int) -> settings:
+    """As many examples, the same in every run; many where the environment asks for ``MANY_EXAMPLES``."""
+    count = many if os.environ.get("MANY_EXAMPLES") else few
+    phases = [Phase.explicit, Phase.generate, Phase.shrink]
+    return settings(
+        max_examples=count, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=phases
     )
-    return lambda body: own(given(**strategies)(body))
-
-
-def sizes(few: int, many: int) -> pytest.MarkDecorator:
-    """Run a property on few examples, or on many where the environment asks for ``MANY_EXAMPLES``."""
-    return pytest.mark.parametrize("count", [many if os.environ.get("MANY_EXAMPLES") else few])
 
 
 @st.composite
@@ -69,71 +57,55 @@ def any_options(draw: st.DrawFn) -> tuple[str, list[str], list[str]]:
     return command, argv, named
 
 
-@sizes(100, 1500)
-def test_any_values_end_in_a_sentence_or_are_valid(idle: Path, count: int) -> None:
-    @examples(count, drawn=any_options())
-    def holds(drawn: tuple[str, list[str], list[str]]) -> None:
-        command, argv, named = drawn
-        check([*base(command), *argv], [*named, "unrecognized", "expected", "RUN"], codes=(0, 2))
-
-    holds()
+@examples(100, 1500)
+@given(drawn=any_options())
+def test_any_values_end_in_a_sentence_or_are_valid(idle: Path, drawn: tuple[str, list[str], list[str]]) -> None:
+    command, argv, named = drawn
+    check([*base(command), *argv], [*named, "unrecognized", "expected", "RUN"], codes=(0, 2))
 
 
-@sizes(110, 1500)
-def test_damaged_artifacts_are_refused_by_file_or_still_valid(at_home: Path, count: int) -> None:
-    @examples(
-        count,
-        command=st.sampled_from([*SERVED * 4, "train", "table"]),
-        several=st.lists(artifact_damages(), min_size=1, max_size=2),
-    )
-    def holds(command: str, several: list[Damage]) -> None:
-        argv = base(command)
-        with kept(federation()) as folder, kept(Path("results")):
-            for damage in several:
-                damage(folder)
-            ended = call(argv)
-        judge(ended, [*argv, *(d.__name__ for d in several)], CULPRITS, codes=(0, 2))
-
-    holds()
+@examples(110, 1500)
+@given(
+    command=st.sampled_from([*SERVED * 4, "train", "table"]),
+    several=st.lists(artifact_damages(), min_size=1, max_size=2),
+)
+def test_damaged_artifacts_are_refused_by_file_or_still_valid(
+    at_home: Path, command: str, several: list[Damage]
+) -> None:
+    argv = base(command)
+    with kept(federation()) as folder, kept(Path("results")):
+        for damage in several:
+            damage(folder)
+        ended = call(argv)
+    judge(ended, [*argv, *(d.__name__ for d in several)], CULPRITS, codes=(0, 2))
 
 
-@sizes(90, 1500)
-def test_damaged_image_folders_are_refused_or_still_valid(at_home: Path, count: int) -> None:
-    @examples(
-        count,
-        several=st.lists(picture_damages(), min_size=1, max_size=2),
-        size=st.sampled_from([[], ["--image-size", "8"]]),
-    )
-    def holds(several: list[Damage], size: list[str]) -> None:
-        shutil.copytree("pics", "damaged")
-        try:
-            for damage in several:
-                damage(Path("damaged"))
-            ended = call(["distribution", *PARTITION, *PICTURES, *size, "--results-dir", "drawn"])
-        finally:
-            remove(Path("damaged"))
-            shutil.rmtree("drawn", ignore_errors=True)
-        judge(
-            ended, [d.__name__ for d in several], ["--data-dir", "--image-size", "--clients", "--alpha"], codes=(0, 2)
-        )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
-        holds()
+@examples(90, 1500)
+@given(several=st.lists(picture_damages(), min_size=1, max_size=2), size=st.sampled_from([[], ["--image-size", "8"]]))
+def test_damaged_image_folders_are_refused_or_still_valid(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, several: list[Damage], size: list[str]
+) -> None:
+    monkeypatch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
+    shutil.copytree("pics", "damaged")
+    try:
+        for damage in several:
+            damage(Path("damaged"))
+        ended = call(["distribution", *PARTITION, *PICTURES, *size, "--results-dir", "drawn"])
+    finally:
+        remove(Path("damaged"))
+        shutil.rmtree("drawn", ignore_errors=True)
+    culprits = ["--data-dir", "--image-size", "--clients", "--alpha"]
+    judge(ended, [d.__name__ for d in several], culprits, codes=(0, 2))
 
 
-@sizes(30, 600)
-def test_any_rows_are_read_or_refused(idle: Path, count: int) -> None:
+@examples(30, 600)
+@given(command=st.sampled_from([*["table"] * 8, "sweep", "sweep", "report"]), damage=result_damages())
+def test_any_rows_are_read_or_refused(idle: Path, command: str, damage: Damage) -> None:
     rows = Path("results/quick/table2/rows.jsonl")
     original = rows.read_bytes()
-
-    @examples(count, command=st.sampled_from([*["table"] * 8, "sweep", "sweep", "report"]), damage=result_damages())
-    def holds(command: str, damage: Damage) -> None:
-        damage(rows)
-        try:
-            check(base(command), ["--results-dir"], codes=(0, 2))
-        finally:
-            remove(rows)
-            rows.write_bytes(original)
-
-    holds()
+    damage(rows)
+    try:
+        check(base(command), ["--results-dir"], codes=(0, 2))
+    finally:
+        remove(rows)
+        rows.write_bytes(original)

@@ -228,20 +228,6 @@ def test_a_failing_method_leaves_the_others_and_a_mark(
     assert "failed" not in set(rows_of("table2")["metric"])
 
 
-@pytest.mark.slow
-def test_an_interrupted_table_continues(run: Run, federation_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(METHODS["fu-mp"], "unlearn", Broken(KeyboardInterrupt))  # type: ignore[arg-type]
-        code, _, err = run("table", "2", *TINY)
-    assert code == 130
-    done = rows_of("table2")
-    assert set(done["method"]) == {"original", "quickdrop", "retrain-or", "federaser", "sga-or"}
-    code, _, err = run("table", "2", *TINY)
-    assert code == 0
-    assert "sga-or" not in err
-    assert rows_of("table2")["value"].tolist()[: len(done)] == done["value"].tolist()
-
-
 def test_a_diverged_training_is_marked_and_the_table_rendered(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     code, out, err = run("table", "2", *TINY, "--lr", "1e30")
     assert code == 1

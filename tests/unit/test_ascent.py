@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from quickdrop_bench.cli.grid import cells
-from quickdrop_bench.cli.resolve import methods_of, options_of, parse
+from quickdrop_bench.cli.resolve import methods_of, options_of
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.context import ClientData
+from tests.asked import FULL_BATCHES, asked
 from tests.by_hand import assert_close, descended
-from tests.conftest import Run
+from tests.conftest import Clients, Make, Run
 
-TRAINING = Phase("fl-training", rounds=1, local_steps=3, batch_size=100, lr=0.1)
 LR = 0.1
 
 
 @pytest.fixture
-def context(make_federation: Callable[..., Federation], toy_clients: dict[int, LabelledSet]) -> Context:
+def context(make_federation: Make, toy_clients: Clients) -> Context:
     """Class 1 is to be forgotten; 8, 4 and 3 images of three clients, each one batch."""
-    federation = make_federation()
-    clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
-    request = UnlearningRequest("class", (1,))
-    return Context(federation, TRAINING, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
+    return asked(make_federation(), toy_clients, "class", training=replace(FULL_BATCHES, local_steps=3))
 
 
 def unlearned(context: Context, **settings: Any) -> Any:
@@ -65,15 +55,6 @@ def test_patience_does_not_end_a_reflection(name: str, context: Context) -> None
     """Its training loss rises from round to round, as that of gradient ascent does."""
     method = METHODS[name](unlearn_rounds=3, ascent="reflection")
     assert method.unlearn(replace(context, patience=1)).cost.rounds == 3
-
-
-def test_both_forms_have_rows_of_their_own() -> None:
-    hashes = set()
-    for form in ("gradient", "reflection"):
-        line = ["table", "2", "--preset", "quick", "--sga-or.ascent", form]
-        ((experiment, _),) = cells("table2", parse(line))
-        hashes.add(experiment.run_spec("sga-or", 1).hash)
-    assert len(hashes) == 2
 
 
 def settings(*argv: str) -> Any:

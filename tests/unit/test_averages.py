@@ -13,8 +13,8 @@ import torch
 
 from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.harness.exhibits import exhibit
+from quickdrop_bench.harness.experiment import changes
 from quickdrop_bench.harness.presets import paper_values
-from quickdrop_bench.harness.setting import changes
 from quickdrop_bench.reporting.figures.points import panels
 from quickdrop_bench.reporting.frame import Cell, derive, latest, named
 from quickdrop_bench.reporting.published import read_published
@@ -52,17 +52,13 @@ def test_settings_are_blocks_of_their_own() -> None:
     short = runs({"retrain-or": [0.1], "quickdrop": [0.2]}, **SHORT)
     first, second = tables_of(*usual, *short)
     assert first.heading == "digits, 10 clients, dirichlet-0.1, request class-9"
+    assert "‡" not in str(first.table())
     assert second.heading == f"{first.heading}, with rounds 2"
     gap = "Total: R-Set − oracle"
     assert texts(first.table())["QuickDrop"][gap] == "+0.00 ± 0.00"
     assert texts(second.table())["QuickDrop"][gap] == "+10.00"
     assert "over 3 seeds (1, 2, 3)" in first.table().footnote
     assert "over 1 seed (1)" in second.table().footnote
-
-
-def test_newer_rows_of_another_setting_supersede_nothing() -> None:
-    rows = common.frame([*runs({"quickdrop": [0.9, 0.8]}), *runs({"quickdrop": [0.1]}, **SHORT)])
-    assert len(latest(rows)) == len(rows)
 
 
 def test_settings_that_bear_one_name_show_their_hash() -> None:
@@ -132,11 +128,6 @@ def test_seconds_of_shared_cores_are_marked() -> None:
     assert r"$\ddagger$" in table["table.tex"]
 
 
-def test_without_shared_cores_nothing_is_said() -> None:
-    (section,) = tables_of(*timed(1, 600, 10, shared_cores=0.0))
-    assert "‡" not in str(section.table())
-
-
 def test_interval_of_student() -> None:
     """Of 1, 2, 3 and 6: mean 3, deviation √(14/3), and t = 3.182 for three degrees of freedom."""
     low, high = Cell.of(pd.Series([1.0, 2.0, 3.0, 6.0])).interval()
@@ -180,13 +171,6 @@ def test_differences_stand_in_the_csv_file() -> None:
     assert pd.isna(line["total_r_set_gap_control_mean"])
 
 
-def test_gaps_to_the_control_are_derived() -> None:
-    frame = derive(common.frame(runs({"random-subset": [0.5], "quickdrop": [0.75]})))
-    found = frame[frame["metric"] == "r_set_gap_control"].set_index("method")["value"]
-    assert found.to_dict() == {"random-subset": 0.0, "quickdrop": 0.25}
-    assert "speedup" not in set(frame["metric"])
-
-
 def test_a_clock_knows_work_from_waiting() -> None:
     clock = Clock(torch.device("cpu"))
     with clock.running():
@@ -204,6 +188,7 @@ def test_a_clock_knows_work_from_waiting() -> None:
 
 
 def test_shared_cores_are_told_by_the_waiting_of_all_clients() -> None:
+    assert not Cost(seconds=10, cpu_seconds=10, waiting_seconds=0).shared_cores  # one thread of two works
     quiet = Cost(seconds=10, cpu_seconds=9, waiting_seconds=1)
     assert not quiet.shared_cores
     both = quiet + Cost(seconds=10, cpu_seconds=7, waiting_seconds=3)
@@ -212,11 +197,6 @@ def test_shared_cores_are_told_by_the_waiting_of_all_clients() -> None:
     assert both.metrics()["shared_cores"] == 1.0
     assert "waiting_seconds" not in both.metrics()
     assert {"cpu_seconds", "shared_cores"}.isdisjoint(Cost(seconds=1).metrics())  # as measured on a GPU
-
-
-def test_idle_helpers_are_no_sign_of_shared_cores() -> None:
-    """One thread of two works all the time: that is how it goes where tensors are too small to be shared out."""
-    assert not Cost(seconds=10, cpu_seconds=10, waiting_seconds=0).shared_cores
 
 
 def test_figures_keep_settings_apart() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickdrop_bench.core.cost import Clock, Cost
+from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.core.seeding import derive_seed, generator
@@ -70,16 +70,6 @@ def test_costs_add_up() -> None:
     rare = Cost(second_order_sample_gradients=2, sample_forwards=3, sample_gradients=4)
     assert rare.metrics()["sample_forwards"] == 3
     assert rare.gradient_equivalents == 7
-
-
-def test_clock_counts_only_what_runs_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([10.0, 12.5, 100.0, 101.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    clock = Clock(torch.device("cpu"))
-    for _ in range(2):
-        with clock.running():
-            pass
-    assert clock.seconds == 3.5
 
 
 def row(value: float, **changes: object) -> dict[str, object]:

@@ -1,8 +1,7 @@
-"""ConDa on a training by hand, and on a real one."""
+"""ConDa on a training by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +11,13 @@ from torch import tensor
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.methods.conda import ConDa
 from quickdrop_bench.methods.context import Context
 from tests.asked import asked, recorded
 from tests.by_hand import equal
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.conftest import Clients, Make
 
 
 @pytest.fixture
@@ -72,25 +67,6 @@ def test_clients_that_left_before_are_no_others(by_hand: Context) -> None:
         replace(by_hand, request=stranger, forgotten=(stranger,)),
     ):
         assert equal(ConDa(alpha=9.0).unlearn(context).state, context.state)
-
-
-def test_a_real_training(make_federation: Make, toy_clients: Clients) -> None:
-    """Three rounds of three clients, from the local models themselves."""
-    start = asked(make_federation(), toy_clients)
-    context, models = recorded(start)
-    phi = {
-        i: {n: sum((models[k, i][n] - v).abs() for k in range(3)) for n, v in start.state.items()} for i in toy_clients
-    }
-    result = ConDa(alpha=0.9, factor=0.8, cap=0.6).unlearn(context).state
-    for name, value in context.state.items():
-        ratio = (phi[0][name] + phi[2][name]) / 2 / phi[1][name]
-        expected = torch.where(ratio < 0.9, value * (0.8 * ratio).clamp(max=0.6), value)
-        clear = (phi[1][name] > 1e-5) & ((ratio - 0.9).abs() > 1e-3)  # biases behind a normalisation do not move
-        torch.testing.assert_close(result[name][clear], expected[clear], atol=1e-6, rtol=1e-3)
-    changed = [float((result[n] != v).float().mean()) for n, v in context.state.items()]
-    assert max(changed) > 0
-    assert min(changed) < 1
-    assert all((result[n].abs() <= v.abs()).all() for n, v in context.state.items())
 
 
 def test_sums_from_the_start_need_every_round(make_federation: Make, toy_clients: Clients) -> None:

@@ -6,8 +6,6 @@ import logging
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -24,13 +22,12 @@ from quickdrop_bench.data.datasets import DATASETS, dataset_label, fingerprint, 
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.data.sources.imagefolder import cache_dir, load_folder
-from quickdrop_bench.harness.federation_spec import FederationSpec
 from tests.pictures import make_pictures
 
 READER = "quickdrop_bench.data.sources.imagefolder"
 
 
-def write_mnist(root: Path, split: str, images: np.ndarray, classes: int = 10) -> None:
+def write_mnist(root: Path, split: str, images: np.ndarray, classes: int) -> None:
     """The format of the original files."""
     for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(len(images)) % classes)):
         path = root / "raw" / f"{split}-{kind}-ubyte"
@@ -52,34 +49,29 @@ def test_digits_are_real_and_split_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "mean", "std"),
-    [("mnist", "MNIST", 0.1307, 0.3081), ("fashion-mnist", "FashionMNIST", 0.2860, 0.3530)],
+    ("name", "folder", "files", "classes", "mean", "std"),
+    [
+        ("mnist", "MNIST", ("train", "t10k"), 10, 0.1307, 0.3081),
+        ("fashion-mnist", "FashionMNIST", ("train", "t10k"), 10, 0.2860, 0.3530),
+        ("emnist", "EMNIST", ("emnist-balanced-train", "emnist-balanced-test"), 47, 0.1751, 0.3332),
+    ],
 )
-def test_mnist_files_are_read_without_download(tmp_path: Path, name: str, folder: str, mean: float, std: float) -> None:
-    """Training and test images are normalised alike."""
-    raw = np.random.default_rng(0).integers(0, 256, (40, 28, 28))
-    for split, images in (("train", raw), ("t10k", raw[:20])):
-        write_mnist(tmp_path / folder, split, images)
+def test_mnist_files_are_read_without_download(
+    tmp_path: Path, name: str, folder: str, files: tuple[str, str], classes: int, mean: float, std: float
+) -> None:
+    """Training and test images are normalised alike; in EMNIST's files rows and columns are exchanged."""
+    raw = np.random.default_rng(0).integers(0, 256, (2 * classes, 28, 28))
+    for split, images in zip(files, (raw, raw[:classes]), strict=True):
+        write_mnist(tmp_path / folder, split, images, classes)
     data = load_dataset(name, tmp_path)
     assert data.image_shape == (1, 28, 28)
-    assert (len(data.train), len(data.test), len(data.class_names)) == (40, 20, 10)
-    np.testing.assert_allclose(data.train.images[:, 0].numpy(), (raw / 255 - mean) / std, rtol=1e-5, atol=1e-5)
-    assert torch.equal(data.test.images, data.train.images[:20])
-    (tmp_path / folder / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08")
+    assert (len(data.train), len(data.test), len(data.class_names)) == (2 * classes, classes, classes)
+    upright = raw.transpose(0, 2, 1) if name == "emnist" else raw
+    np.testing.assert_allclose(data.train.images[:, 0].numpy(), (upright / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert torch.equal(data.test.images, data.train.images[:classes])
+    (tmp_path / folder / "raw" / f"{files[0]}-images-idx3-ubyte").write_bytes(b"\0\0\x08")
     with pytest.raises(BadInput, match="--data-dir"):
         load_dataset(name, tmp_path)
-
-
-def test_emnist_stands_upright(tmp_path: Path) -> None:
-    """Its files are MNIST's with rows and columns exchanged."""
-    raw = np.random.default_rng(0).integers(0, 256, (94, 28, 28))
-    for split, images in (("train", raw), ("test", raw[:47])):
-        write_mnist(tmp_path / "EMNIST", f"emnist-balanced-{split}", images, classes=47)
-    data = load_dataset("emnist", tmp_path)
-    assert (len(data.train), len(data.test), len(data.class_names)) == (94, 47, 47)
-    upright = (raw.transpose(0, 2, 1) / 255 - 0.1751) / 0.3332
-    np.testing.assert_allclose(data.train.images[:, 0].numpy(), upright, rtol=1e-5, atol=1e-5)
-    assert torch.equal(data.test.images, data.train.images[:47])
 
 
 def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,38 +104,6 @@ def test_unknown_data_set_and_needless_size(tmp_path: Path) -> None:
         _ = DATASETS["mnits"]
     with pytest.raises(BadInput, match=r"--image-size 16: digits images keep their size; only imagefolder"):
         fingerprint("digits", tmp_path, 16)
-
-
-def test_names_are_known_without_torch() -> None:
-    code = (
-        "import sys; from quickdrop_bench.data.datasets import DATASETS, class_names; from pathlib import Path\n"
-        "assert all(DATASETS[name].summary for name in DATASETS) and class_names('cifar100', Path())\n"
-        "assert not {'torch', 'torchvision', 'numpy', 'PIL'} & {*sys.modules}"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_data_set_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A federation's hash changes with it."""
-    module = tmp_path / "stripes.py"
-    module.write_text(
-        "import torch\nfrom quickdrop_bench.data.datasets import DATASETS, DataSource, RawData\n\n"
-        "@DATASETS.register('stripes')\nclass Stripes(DataSource):\n"
-        "    summary, classes = 'stripes, made up', ('one', 'two')\n\n"
-        "    def load(self, data_dir, image_size, download):\n"
-        "        images, labels = torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.arange(6) % 2\n"
-        "        return RawData(images, labels, images, labels, self.classes, (0.0,), (1.0,))\n"
-    )
-    monkeypatch.setattr(DATASETS, "_items", {name: DATASETS[name] for name in DATASETS})
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__("stripes")
-    assert len(load_dataset("stripes", tmp_path).train) == 6
-    hashes = {FederationSpec(dataset=name).hash("f", 1, "p") for name in ("stripes", "digits")}
-    module.write_text(module.read_text() + "# changed\n")
-    for cached in ("source_digest", "_imported"):
-        getattr(sys.modules["quickdrop_bench.harness.sources"], cached).cache_clear()
-    hashes |= {FederationSpec(dataset=name).hash("f", 1, "p") for name in ("stripes", "digits")}
-    assert len(hashes) == 3
 
 
 # Image folders ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,24 +15,20 @@ import torch
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.distillation.in_situ import SyntheticSet, initial_synthetic_set
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
 from quickdrop_bench.federation.federation import Federation, RoundInfo
-from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.harness.federation_spec import FederationSpec
-from quickdrop_bench.methods.context import ClientData, Context
+from quickdrop_bench.methods.context import Context
 from quickdrop_bench.methods.fed_eraser import FedEraser
 from quickdrop_bench.methods.fu_mp import FuMp, measurable_data
 from quickdrop_bench.methods.s2u import S2U
 from quickdrop_bench.store import artifacts
+from tests.asked import asked, recorded, synthetic_sets
 from tests.by_hand import assert_close, equal, minus, plus_weighted
-from tests.conftest import TINY, Guarded, Run, read_rows
+from tests.conftest import TINY, Clients, Guarded, Make, Run, read_rows
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=8, local_steps=3, batch_size=8, lr=0.1)
 ONE = replace(TRAIN, rounds=1)
 SOME = Faults(0.3, 0.2, 0.2)
@@ -54,10 +50,6 @@ class Scripted(Faults):
 
 def without_seconds(cost: Cost) -> Cost:
     return replace(cost, seconds=0, distillation_seconds=0)
-
-
-def synthetic_sets(clients: Clients) -> dict[int, SyntheticSet]:
-    return {i: initial_synthetic_set(d, 4, generator(1, "synthetic", i)) for i, d in clients.items()}
 
 
 def train(
@@ -237,19 +229,16 @@ def test_continuing_under_faults_equals_running_through(make_federation: Make, t
 # Methods.
 
 
-def context_of(federation: Federation, clients: Clients, request: UnlearningRequest, folder: Path) -> Context:
-    recorder = UpdateRecorder(folder, TRAIN.rounds, every=1)
-    state = train(federation, clients, record=recorder)[0].state
-    data = {i: ClientData(d, d, d) for i, d in clients.items()}
-    history = UpdateHistory(folder, torch.device("cpu"))
-    return Context(federation, TRAIN, data, state, request, (request,), seed=1, history=history)
+def on_trained(make: Make, clients: Clients, level: str) -> Context:
+    """A request on a model that was trained without faults."""
+    return recorded(asked(make(), clients, level, training=TRAIN))[0]
 
 
-def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_clients: Clients) -> None:
     """FedEraser replays rounds with whoever was recorded then, and has faults of its own."""
     federation = make_federation(faults=SOME)
     _, seen = train(federation, toy_clients)
-    context = context_of(federation, toy_clients, UnlearningRequest("class", (1,)), tmp_path)
+    context = recorded(asked(federation, toy_clients, "class", training=TRAIN))[0]
     assert context.history is not None
     assert context.history.participants == {i.round: list(i.participants) for i in seen}
     assert any(len(i.participants) < 3 for i in seen)
@@ -274,20 +263,20 @@ def test_the_update_history_has_what_was_averaged(make_federation: Make, toy_cli
     ],
 )
 def test_s2u_scales_by_the_shares_of_those_who_return(
-    script: dict[int, Fate], weights: dict[int, float], make_federation: Make, toy_clients: Clients, tmp_path: Path
+    script: dict[int, Fate], weights: dict[int, float], make_federation: Make, toy_clients: Clients
 ) -> None:
     """Without the leaver, the others are as in FedAvg; without client 0, p_ℓ = 12/21 and α = (1 − 1.2/21)/(9/21); with
     none but the leaver, a small step."""
-    request, method = UnlearningRequest("client", (1,)), S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
-    context = context_of(make_federation(), toy_clients, request, tmp_path)
+    method = S2U(beta=0.1, recover_rounds=0, unlearn_lr=0.1)
+    context = on_trained(make_federation, toy_clients, "client")
     updates = updates_of(context.federation, toy_clients, context.state, method.scaling(TRAIN))
     federation = make_federation(faults=Scripted(0.1, 0.1, 0.1, script=script))
     result = method.unlearn(replace(context, federation=federation))
     assert_close(result.state, plus_weighted(context.state, updates, weights))
 
 
-def test_fu_mp_scores_with_those_who_return(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
-    context = context_of(make_federation(), toy_clients, UnlearningRequest("class", (1,)), tmp_path)
+def test_fu_mp_scores_with_those_who_return(make_federation: Make, toy_clients: Clients) -> None:
+    context = on_trained(make_federation, toy_clients, "class")
     script = {0: Fate.LATE, 1: Fate.CORRUPT}
     faulty = replace(context, federation=make_federation(faults=Scripted(0.1, 0.1, 0.1, script=script)))
     result = FuMp(prune_ratio=0.5).unlearn(faulty)
@@ -298,10 +287,10 @@ def test_fu_mp_scores_with_those_who_return(make_federation: Make, toy_clients: 
     assert cost.upload_bytes == 2 * alone.cost.upload_bytes
 
 
-def test_fu_mp_hears_a_client_that_holds_the_class(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
+def test_fu_mp_hears_a_client_that_holds_the_class(make_federation: Make, toy_clients: Clients) -> None:
     """Only client 2 has class 1, and most clients drop out."""
     clients = {i: d if i == 2 else d.with_classes({1}, keep=False) for i, d in toy_clients.items()}
-    context = context_of(make_federation(), clients, UnlearningRequest("class", (1,)), tmp_path)
+    context = on_trained(make_federation, clients, "class")
     context = replace(context, federation=make_federation(faults=Faults(dropout_rate=0.9)))
     assert 1 in measurable_data(context)[2].own_labels()
     for seed in range(5):
@@ -357,9 +346,3 @@ def test_a_table_under_faults_has_the_counters(run: Run) -> None:
     code, again, err = run("table", "2", *TINY, *RATES)
     assert (code, again) == (0, out)
     assert "round" not in err
-    _, _, err = run("table", "2", *TINY, *RATES, "--methods", "retrain-or", "--patience", "2")
-    assert "fl-training · round" not in err  # it was read from its files
-    assert run("table", "2", *TINY, "--methods", "retrain-or", "--results-dir", "plain")[0] == 0
-    assert not any(name in Path("plain/quick/table2/rows.jsonl").read_text() for name in COUNTERS)
-    (plain,) = (path for path in Path("artifacts").iterdir() if path != folder)
-    assert not {"dropped", "late", "rejected"} & set(pd.read_csv(plain / "history.csv").columns)

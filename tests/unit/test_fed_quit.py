@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.fed_quit import FedQuit, lowered, soft_labelled
-from tests.asked import asked
-from tests.by_hand import assert_close, equal, network
-from tests.conftest import Guarded
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.asked import asked, guarded
+from tests.by_hand import Loss, assert_close, descended, equal, minus, network, plus_weighted, shares
+from tests.conftest import Clients, Make
 
 
 def test_the_teacher_denies_the_label_and_keeps_the_rest() -> None:
@@ -40,30 +33,27 @@ def test_the_teacher_denies_the_label_and_keeps_the_rest() -> None:
     assert F.cross_entropy(z, q) > entropy + 1e-3
 
 
+def divergence_from_teacher(state: State, data: LabelledSet) -> Loss:
+    """KL(teacher ‖ student): the teacher's logits are the model's, the true class's as low as the least."""
+    model = network()
+    model.load_state_dict(state)
+    images, labels = data.take(torch.arange(len(data)))
+    teacher = model(images).detach()
+    teacher[torch.arange(len(data)), labels] = teacher.min(1).values
+    return lambda outputs, _: F.kl_div(outputs.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+
+
 @pytest.mark.parametrize("level", ["client", "class"])
 def test_full_batches_by_hand(level: str, make_federation: Make, toy_clients: Clients) -> None:
     """Holders take three steps of KL descent from θ, weighted by their forget samples; nothing else is read."""
     context = asked(make_federation(), toy_clients, level)
     forget = {i: z for i, z in context.forget_data().items() if len(z)}
     others = set(range(45)) - {row for z in forget.values() for row in z.rows.tolist()}
-    locked = {i: ClientData(*[Guarded(d, others)] * 3) for i, d in toy_clients.items()}
-    result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(replace(context, clients=locked))
-    total = {name: torch.zeros_like(value) for name, value in context.state.items()}
-    for z in forget.values():
-        model = network()
-        model.load_state_dict(context.state)
-        images, labels = z.take(torch.arange(len(z)))
-        teacher = model(images).detach()
-        teacher[torch.arange(len(z)), labels] = teacher.min(1).values
-        for _ in range(3):
-            loss = F.kl_div(model(images).log_softmax(1), teacher.softmax(1), reduction="batchmean")
-            gradients = torch.autograd.grad(loss, list(model.parameters()))
-            with torch.no_grad():
-                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                    parameter -= 0.1 * gradient
-        for name, parameter in model.named_parameters():
-            total[name] += parameter.detach() * len(z) / sum(map(len, forget.values()))
-    assert_close(result.state, total, atol=1e-6)
+    result = FedQuit(unlearn_local_steps=3, unlearn_lr=0.1).unlearn(guarded(context, others))
+    start = context.state
+    ends = {i: descended(start, z, 3, 0.1, divergence_from_teacher(start, z)) for i, z in forget.items()}
+    updates = {i: minus(end, start) for i, end in ends.items()}
+    assert_close(result.state, plus_weighted(start, updates, shares(forget)), atol=1e-6)
     assert result.cost.sample_forwards == result.cost.data_size == sum(map(len, forget.values()))
 
 

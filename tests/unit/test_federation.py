@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import (
     Distillation,
-    SyntheticSet,
     augmentation_positions,
     initial_synthetic_set,
     match,
@@ -25,11 +22,10 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
+from tests.asked import synthetic_sets
 from tests.by_hand import assert_close, descended, equal, minus, network, plus_weighted, shares
-from tests.conftest import toy_images
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=3, local_steps=4, batch_size=8, lr=0.1)
 
 
@@ -48,10 +44,6 @@ def federation(make_federation: Make) -> Federation:
 @pytest.fixture
 def state(federation: Federation) -> State:
     return federation.fresh_state(1, "init")
-
-
-def synthetic_sets(clients: Clients, scale: float = 4) -> dict[int, SyntheticSet]:
-    return {i: initial_synthetic_set(d, scale, generator(1, "synthetic", i)) for i, d in clients.items()}
 
 
 def test_batches_walk_without_replacement() -> None:
@@ -131,29 +123,6 @@ def test_distillation_does_not_change_the_global_model(
     assert 0 < with_it.cost.distillation_seconds < with_it.cost.seconds
     assert with_it.cost.second_order_sample_gradients > 0
     assert any(not torch.equal(s.images, toy_clients[i].take(torch.arange(1))[0]) for i, s in synthetic.items())
-
-
-def test_bf16_trains_too(make_federation: Make, toy_clients: Clients) -> None:
-    whole = LabelledSet.of(*toy_images(45))
-    phase = Phase("fl-training", rounds=4, local_steps=5, batch_size=8, lr=0.1)
-    losses = {}
-    for precision in ("32-true", "bf16-mixed"):
-        federation = make_federation(precision=precision)
-        state = federation.fresh_state(1, "init")
-        result = federation.run(state, toy_clients, phase, 1, synthetic=synthetic_sets(toy_clients))
-        assert all(v.dtype == torch.float32 for v in result.state.values())
-        losses[precision] = loss_of(federation, result.state, whole)
-    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
-    assert losses["32-true"] < 0.8
-
-
-def test_callbacks_are_called_by_fabric(make_federation: Make, toy_clients: Clients) -> None:
-    rounds: list[int] = []
-    federation = make_federation(
-        callbacks=[SimpleNamespace(on_round_end=lambda federation, info: rounds.append(info.round))]
-    )
-    federation.run(federation.fresh_state(1, "init"), toy_clients, TRAIN, 1)
-    assert rounds == [0, 1, 2]
 
 
 def test_fresh_states_depend_on_seed_and_purpose_only(federation: Federation) -> None:

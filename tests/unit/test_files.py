@@ -54,26 +54,14 @@ def test_pipes_and_devices_are_not_to_be_replaced(tmp_path: Path) -> None:
 
 def test_what_this_program_keeps_is_not_to_be_replaced(tmp_path: Path) -> None:
     """Neither rows and what lies beside them, nor anything of a federation but exported models; by any way there."""
-    for name in (
-        "run/manifest.json",
-        "run/clients/0000.safetensors",
-        "run/model-0001.pt",
-        "t/rows.jsonl",
-        "t/table.md",
-    ):
+    for name in ("run/manifest.json", "run/clients/0000.safetensors", "run/model-1.pt", "t/rows.jsonl", "t/table.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("run")
     federation = ("manifest.json", "global.safetensors", "requests.jsonl", "new.html", "versions/0001.safetensors")
     inside = [f"run/{name}" for name in (*federation, "clients/0000.safetensors", "updates/0000/0001.safetensors")]
-    for name in (
-        *inside,
-        "t/../run/config.yaml",
-        "link/global.safetensors",
-        "t/rows.jsonl",
-        "t/table.md",
-        "u/rows.jsonl",
-    ):
+    ways = ("t/../run/config.yaml", "link/global.safetensors", "t/rows.jsonl", "t/table.md", "u/rows.jsonl")
+    for name in (*inside, *ways):
         with pytest.raises(OSError, match="keeps its own files there"):
             check_replaceable(tmp_path / name)
     for name in ("run/model-1.pt", "run/model-2.onnx", "t/page.html", "model.pt"):

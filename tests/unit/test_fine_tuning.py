@@ -16,16 +16,12 @@ from quickdrop_bench.distillation.fine_tuning import FineTuningResult, fine_tune
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
 from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.functional.initial import draw_parameters
-from quickdrop_bench.models.convnet import ConvNet
+from tests.by_hand import class_gradients, network, row_by_row
 from tests.conftest import Guarded, toy_images
 
 IMAGES = Distillation(image_steps=1, image_lr=0.1, image_momentum=0.5, batch_size=256)
 SHORT = FineTuning(steps=3, epochs=2, batch_size=5, lr=0.1)
 SEED, CLIENT = 1, 7
-
-
-def scratch() -> torch.nn.Module:
-    return ConvNet(width=4, depth=2).build(1, 8, 3)
 
 
 @pytest.fixture
@@ -51,26 +47,11 @@ def tune(
     images: Distillation = IMAGES,
     model: nn.Module | None = None,
 ) -> list[FineTuningResult]:
-    model = model or scratch()
+    model = model or network()
     return [fine_tune(model, data, synthetic, settings, images, SEED, CLIENT, k) for k in initialisations]
 
 
 # The algorithm ----------------------------------------------------------------------------------------------
-
-
-def class_gradient(model: nn.Module, images: Tensor, label: int, *, create_graph: bool) -> list[Tensor]:
-    loss = F.cross_entropy(model(images), torch.full((len(images),), label))
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    return list(torch.autograd.grad(loss, weights, create_graph=create_graph))
-
-
-def row_by_row(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
-    """The distance of one class as its definition reads."""
-    total = torch.zeros((), dtype=torch.float64)
-    for a_rows, b_rows in zip(real, synthetic, strict=True):
-        for a, b in zip(a_rows, b_rows, strict=True):
-            total = total + 1 - (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt() + 1e-6)
-    return total
 
 
 def slow_fine_tuning(
@@ -85,7 +66,7 @@ def slow_fine_tuning(
     for k in range(count):
         streams = {p: generator(SEED, "fine-tuning", p, CLIENT, k) for p in ("batches", "matching", "training")}
         torch.manual_seed(derive_seed(SEED, "fine-tuning", "init", CLIENT, k))
-        model = scratch().double()
+        model = network().double()
         distances = []
         for step in range(settings.steps):
             batches, chosen = {}, {}
@@ -99,8 +80,8 @@ def slow_fine_tuning(
                 chosen[c] = own
             distance = torch.zeros((), dtype=torch.float64)
             for c in classes:
-                real = class_gradient(model, batches[c], c, create_graph=False)
-                fake = class_gradient(model, synthetic[chosen[c]], c, create_graph=True)
+                real = class_gradients(model, batches[c], c)
+                fake = class_gradients(model, synthetic[chosen[c]], c, create_graph=True)
                 distance = distance + row_by_row(real, fake)
             (synthetic.grad,) = torch.autograd.grad(distance, [synthetic])
             image_optimizer.step()
@@ -147,15 +128,6 @@ def test_initialisations_may_be_spread_over_calls(data: LabelledSet) -> None:
     assert torch.equal(parts.velocity, whole.velocity)
 
 
-def test_streams_differ_by_seed_client_and_initialisation(data: LabelledSet) -> None:
-    ends = []
-    for seed, client, k in [(1, 7, 0), (2, 7, 0), (1, 8, 0), (1, 7, 1)]:
-        synthetic = synthetic_of(data)
-        fine_tune(scratch(), data, synthetic, SHORT, IMAGES, seed, client, k)
-        ends.append(synthetic.images)
-    assert all(not torch.equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
-
-
 # What it leaves alone ---------------------------------------------------------------------------------------
 
 
@@ -179,7 +151,7 @@ def test_classes_without_synthetic_or_without_real_images_are_left_out(data: Lab
 
 
 def test_nothing_to_fine_tune_is_nothing_done(data: LabelledSet) -> None:
-    nothing, model = FineTuningResult(0, 0, 0.0, 0), scratch()
+    nothing, model = FineTuningResult(0, 0, 0.0, 0), network()
     before = [p.detach().clone() for p in model.parameters()]
     guarded = Guarded(data, set(data.rows.tolist()))
     empty = synthetic_of(data.with_classes(set(), keep=True))
@@ -194,7 +166,7 @@ def test_nothing_to_fine_tune_is_nothing_done(data: LabelledSet) -> None:
 
 
 def test_leaves_no_trace_and_the_scratch_models_past_does_not_matter(data: LabelledSet) -> None:
-    ours, theirs, model = synthetic_of(data), synthetic_of(data), scratch()
+    ours, theirs, model = synthetic_of(data), synthetic_of(data), network()
     before = torch.get_rng_state()
     tune(data, synthetic_of(data), range(3), model=model)
     assert torch.equal(torch.get_rng_state(), before)
@@ -245,8 +217,8 @@ def test_bad_settings_are_named(name: str, value: float, option: str) -> None:
 
 def test_drawn_parameters_are_those_of_a_newly_built_model() -> None:
     torch.manual_seed(5)
-    built = scratch()
-    drawn = scratch()
+    built = network()
+    drawn = network()
     with torch.no_grad():
         for parameter in drawn.parameters():
             parameter.fill_(9.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.groups import CLASSES, parts_of, random_groups
-from quickdrop_bench.data.labelled import LabelledSet, concatenate
+from quickdrop_bench.data.labelled import concatenate
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.distillation.in_situ import SyntheticSet, augmentation_positions, initial_synthetic_set
 from quickdrop_bench.federation.federation import Federation
@@ -22,10 +21,8 @@ from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.methods import METHODS, Context, small_sets
 from quickdrop_bench.methods.context import ClientData
 from tests.by_hand import equal
-from tests.conftest import TINY, Run
+from tests.conftest import TINY, Clients, Make, Run
 
-Make = Callable[..., Federation]
-Clients = dict[int, LabelledSet]
 TRAIN = Phase("fl-training", rounds=2, local_steps=4, batch_size=8, lr=0.1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder, retained_rounds
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.functional.aggregation import State
 from tests.by_hand import assert_close, equal, plus_weighted
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 TRAIN = Phase("fl-training", rounds=5, local_steps=3, batch_size=8, lr=0.2, participation=0.67)
 CPU = torch.device("cpu")
 ZERO, ONES = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
@@ -44,10 +41,7 @@ def payload_bytes(path: Path) -> int:
 def test_retained_rounds_by_hand(rounds: int, every: int, expected: list[int]) -> None:
     """1-based: t_1 = 1, t_2 = 1 + Δt, …; J = ⌊K/Δt⌋ of them."""
     assert list(retained_rounds(rounds, every)) == expected
-
-
-def test_retained_rounds_of_a_training_without_end_take_no_memory() -> None:
-    assert 3 * 10**20 in retained_rounds(10**21, 3)
+    assert 3 * 10**20 in retained_rounds(10**21, 3)  # without taking memory
 
 
 def test_updates_add_up_to_the_training(make_federation: Make, toy_clients: Clients, tmp_path: Path) -> None:
@@ -92,17 +86,6 @@ def test_what_lies_on_disk(make_federation: Make, toy_clients: Clients, tmp_path
     assert recorded.cost.upload_bytes == plain.cost.upload_bytes
 
 
-def test_recorder_writes_at_once_and_keeps_nothing(tmp_path: Path) -> None:
-    recorder = UpdateRecorder(tmp_path, rounds=2, every=1)
-    before, after = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
-    for client in range(3):
-        recorder(0, client, 1, before, after)
-        assert UpdateHistory(tmp_path, CPU).participants == {0: list(range(client + 1))}
-    assert vars(recorder) == {"folder": tmp_path, "rounds": 2, "every": 1}
-    after["w"].fill_(9)  # what is on disk is a copy
-    assert torch.equal(UpdateHistory(tmp_path, CPU).update(0, 0)[0]["w"], torch.ones(3))
-
-
 def test_ids_are_ordered_as_numbers_and_stray_files_ignored(tmp_path: Path) -> None:
     for client in (10_000, 9_999, 2):
         UpdateRecorder(tmp_path, rounds=1, every=1)(0, client, 1, ZERO, ONES)
@@ -110,18 +93,13 @@ def test_ids_are_ordered_as_numbers_and_stray_files_ignored(tmp_path: Path) -> N
     assert UpdateHistory(tmp_path, CPU).participants == {0: [2, 9_999, 10_000]}
 
 
-def test_an_update_without_its_count_is_refused(tmp_path: Path) -> None:
+def test_an_update_without_its_count_and_a_damaged_initial_model_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "updates"
     UpdateRecorder(folder, rounds=1, every=1)(0, 3, 1, ZERO, ONES)
     save_file(ONES, folder / "0000" / "0003.safetensors")
     with pytest.raises(BadInput, match=r"^--artifacts-dir .*: updates/0000/0003\.safetensors is missing or damaged"):
         UpdateHistory(folder, CPU).update(0, 3)
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"\x02" + bytes(7) + b"{}x"])
-def test_an_initial_model_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "updates" / "initial.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"updates/initial\.safetensors is missing or damaged"):
-        UpdateHistory(path.parent, CPU).initial()
+    for content in (b"", b"\xff" * 50, b"\x02" + bytes(7) + b"{}x"):
+        (folder / "initial.safetensors").write_bytes(content)
+        with pytest.raises(BadInput, match=r"updates/initial\.safetensors is missing or damaged"):
+            UpdateHistory(folder, CPU).initial()

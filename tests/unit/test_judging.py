@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,20 +19,17 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.judging import HELD_OUT, Baseline, Judge, _divided, _expected
 from quickdrop_bench.harness.tuning import tune
 from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import Search
 from quickdrop_bench.models.convnet import ConvNet
-from tests.conftest import Guarded
+from tests.asked import asked, guarded
+from tests.conftest import Clients, Make
 
-Make = Callable[..., Federation]
 
-
-def context_of(federation: Federation, clients: dict[int, LabelledSet], request: UnlearningRequest) -> Context:
+def context_of(federation: Federation, clients: Clients, level: str) -> Context:
     """A federation trained until it knows its images."""
     training = Phase("fl-training", rounds=30, local_steps=4, batch_size=32, lr=0.3)
-    state = federation.run(federation.fresh_state(1, "init"), clients, training, 1).state
-    own = {i: ClientData(d, d, d) for i, d in clients.items()}
-    return Context(federation, training, own, state, request, (request,), seed=1)
+    context = asked(federation, clients, level, training=training)
+    return replace(context, state=federation.run(context.state, clients, training, 1).state)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,7 @@ def by_heart() -> Context:
         Fabric(accelerator="cpu", devices=1), ConvNet(width=16, depth=2).build(1, 8, 3), Distillation(1, 0.1, 0.5, 256)
     )
     with torch.random.fork_rng(devices=[]):
-        return context_of(federation, clients, UnlearningRequest("client", (1,)))
+        return context_of(federation, clients, "client")
 
 
 def test_an_untouched_model_that_learnt_by_heart_has_not_forgotten(by_heart: Context) -> None:
@@ -76,10 +72,10 @@ def test_a_search_does_not_take_what_leaves_the_model_as_it_was(by_heart: Contex
 
 
 def test_a_class_that_nobody_keeps_has_a_baseline_of_zero_at_no_cost(
-    make_federation: Make, toy_clients: dict[int, LabelledSet]
+    make_federation: Make, toy_clients: Clients
 ) -> None:
     """Excess and retained accuracy then equal a plain recomputation on the clients' images."""
-    context = context_of(make_federation(), toy_clients, UnlearningRequest("class", (1,)))
+    context = context_of(make_federation(), toy_clients, "class")
     initial = context.federation.fresh_state(2, "init")
     judge = Judge(context, 3)
     judgement, cost = judge(initial)
@@ -95,9 +91,7 @@ def test_a_class_that_nobody_keeps_has_a_baseline_of_zero_at_no_cost(
 
 def test_the_baseline_never_reads_the_forgotten_and_costs_a_training(by_heart: Context) -> None:
     """It is judged on a fifth of each class of the retained images."""
-    own = by_heart.clients[1].original
-    guarded = replace(by_heart.clients[1], original=Guarded(own, set(own.rows.tolist())))
-    baseline = Judge(replace(by_heart, clients={**by_heart.clients, 1: guarded}), 3).baseline
+    baseline = Judge(guarded(by_heart, range(40, 80)), 3).baseline
     labels = pool(by_heart.clients[0].original, by_heart.clients[2].original).own_labels()
     held_out = sum(-int(-HELD_OUT * int((labels == c).sum()) // 1) for c in (0, 1))
     assert baseline.cost.sample_forwards == held_out
@@ -124,7 +118,17 @@ def test_what_is_held_out_is_a_share_of_every_class_and_is_not_trained_on() -> N
     assert not torch.equal(_divided(retain, seed=4)[1].rows, held_out.rows)
 
 
-def test_expected_accuracy_is_weighted_by_the_forgotten_classes() -> None:
-    """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8."""
-    held_out = ClassAccuracy(((80, 20, 0), (90, 10, 0), (0, 0, 0)))
+def test_expected_accuracy_is_weighted_by_the_forgotten_classes(
+    by_heart: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 forgotten images of class 0 and 10 of class 2, which nobody retains: 30/40 of class 0's 0.8.
+
+    So it is with samples: of ten, those of class 0 count with 0.8 and those of class 1 with 0.9.
+    """
+    held_out = ClassAccuracy(((80, 20, 0), (10, 90, 0), (0, 0, 0)))
     assert _expected(torch.tensor([0] * 30 + [2] * 10), held_out) == pytest.approx(0.6)
+    samples = UnlearningRequest("sample", tuple(range(10)))
+    zeros = int((by_heart.clients[0].original.labels[:10] == 0).sum())
+    judge = Judge(replace(by_heart, request=samples, forgotten=(samples,)), 3)
+    monkeypatch.setattr(judge, "_accuracies", lambda *args: ([held_out], Cost()))
+    assert judge.baseline.accuracy == pytest.approx((0.8 * zeros + 0.9 * (10 - zeros)) / 10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ import pytest
 
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.resolve import parse
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness.tuning import by_the_letter
-from quickdrop_bench.methods import METHODS, Context
-from quickdrop_bench.methods.context import ClientData
+from quickdrop_bench.methods import METHODS
+from tests.asked import asked
+from tests.conftest import Clients, Make
 
 TRAINING = Phase("fl-training", rounds=7, local_steps=10, batch_size=8, lr=0.2, participation=0.5)
 LETTERS = ("letter-steps", "letter-passes")
@@ -68,6 +65,7 @@ def test_the_fields_of_the_methods_are_the_papers_by_default() -> None:
     assert {m[n].recover_lr for n in m if n not in ("retrain-or", "retrain-again", "none")} == {0.01}
     assert {m[n].relearn_lr for n in m if n not in ("fu-mp", "none")} == {0.01}
     assert {m[n].unlearn_stop_loss for n in ("sga-or", "quickdrop", "random-subset")} == {None}
+    assert (m["fu-mp"].prune_ratio, m["fu-mp"].score_samples) == (0.5, None)
 
 
 @pytest.mark.parametrize(("protocol", "work"), [("letter-steps", (50, None)), ("letter-passes", (10, 50))])
@@ -101,13 +99,9 @@ def test_other_protocols_leave_the_training_alone(protocol: str) -> None:
     assert by_the_letter(TRAINING, protocol) == TRAINING
 
 
-def test_what_the_oracle_costs_in_both_letters(
-    make_federation: Callable[..., Federation], toy_clients: dict[int, LabelledSet]
-) -> None:
+def test_what_the_oracle_costs_in_both_letters(make_federation: Make, toy_clients: Clients) -> None:
     """One round on the 30 images that are not of class 1: 50 batches of 8 for each client, or 50 passes."""
-    federation, request = make_federation(), UnlearningRequest("class", (1,))
-    clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
-    context = Context(federation, TRAINING, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
+    context = asked(make_federation(), toy_clients, "class", training=TRAINING)
     costs = {}
     for protocol in LETTERS:
         training = replace(by_the_letter(TRAINING, protocol), participation=1.0)

@@ -71,12 +71,10 @@ def test_a_target_is_not_its_own_shadow() -> None:
     assert after[4, others] != pytest.approx(before[4, others])
 
 
-def test_equal_sides_say_nothing() -> None:
-    members = np.array([[True], [True], [True], [False], [False]])
-    assert scores(np.array([[7.0], [1], [-1], [1], [-1]]), members)[0] == pytest.approx(0)
-    everyone = np.stack([np.random.default_rng(k).permutation(20) < 10 for k in range(12)])
+def test_constant_margins_say_nothing() -> None:
+    _, members = made(12, 20)
     constant = np.tile(np.random.default_rng(0).normal(size=20), (12, 1))
-    assert scores(constant, everyone) == pytest.approx(np.zeros((12, 20)))
+    assert scores(constant, members) == pytest.approx(np.zeros((12, 20)))
 
 
 def test_order_shift_and_scale_are_void() -> None:
@@ -113,10 +111,7 @@ def test_rates_by_hand() -> None:
     assert (area, found) == pytest.approx((0.75, 0.5))
     area, _ = rates(np.array([3.0, 2, 1, 0, np.nan]), np.array([True, False, True, False, True]))
     assert area == pytest.approx(0.75)
-
-
-def test_constant_scores_are_a_guess() -> None:
-    assert rates(np.zeros(40), np.arange(40) < 20) == pytest.approx((0.5, 0.01))
+    assert rates(np.zeros(40), np.arange(40) < 20) == pytest.approx((0.5, 0.01))  # a guess
 
 
 def test_weights_are_repetitions() -> None:
@@ -146,20 +141,8 @@ def test_a_planted_shift_is_found(shift: float) -> None:
     assert found.tpr == pytest.approx(rate, rel=0.3)
 
 
-def test_what_a_sample_is_like_does_not_matter() -> None:
-    """One margin for all samples would be useless; each has its own shadows."""
-    phi, members = made(64, 200, 1.0)
-    easy = 30 * (np.arange(200) < 100)
-    assert attack(phi + easy, members, 1, 2).auc == pytest.approx(attack(phi, members, 1, 2).auc)
-
-
 def test_standard_errors_are_as_large_as_the_spread_over_repetitions() -> None:
     """As all targets share their shadows, drawing targets alone gives 0.6 of it."""
     found = [attack(*made(16, 60, seed=k), 1, 20) for k in range(40)]
     spread = np.std([one.auc for one in found], ddof=1)
     assert 0.9 * spread < fmean(one.auc_error for one in found) < 1.6 * spread
-
-
-def test_the_same_seed_gives_the_same_errors() -> None:
-    assert attack(*made(12, 30), 1, 5) == attack(*made(12, 30), 1, 5)
-    assert attack(*made(12, 30), 1, 5) != attack(*made(12, 30), 2, 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from quickdrop_bench.data.backdoor import Backdoor, Planted
@@ -21,14 +19,15 @@ from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, measured
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.harness import sources
-from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.federation_spec import TRAINING, FederationSpec
+from quickdrop_bench.harness.federation_spec import TRAINING
 from quickdrop_bench.harness.lacking import is_measured
 from quickdrop_bench.harness.measure import measure
-from quickdrop_bench.harness.run_spec import REQUEST, Rules
+from quickdrop_bench.harness.run_spec import REQUEST
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.store.rows import RowFile, is_last
+from tests.conftest import json_lines
+from tests.unit.conftest import session_of, small_experiment
 
 PAGE = sources.PACKAGE / "evaluation/README.md"
 (PLUGIN,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -37,7 +36,10 @@ CLASS_2, CLIENT_1 = UnlearningRequest("class", (2,)), UnlearningRequest("client"
 SAMPLES = UnlearningRequest("sample", (0, 1, 3))
 
 
-def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningRequest, ...] = ()) -> Evaluated:
+Requests = tuple[UnlearningRequest, ...]
+
+
+def evaluated(about: Requests, forgotten: Requests = ()) -> Evaluated:
     """A model that always answers class 0; six test images, two of each class, and clients with three images each.
 
     The retrained one always answers class 2.
@@ -65,37 +67,22 @@ def evaluated(about: tuple[UnlearningRequest, ...], forgotten: tuple[UnlearningR
     )
 
 
-@pytest.mark.parametrize(
-    ("about", "forgotten", "stage", "expected"),
-    [
-        ((CLASS_2,), (), "total", {"f_set_accuracy": 0, "r_set_accuracy": 2 / 4}),
-        ((CLIENT_1,), (), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6}),
-        ((CLIENT_1,), (), "recovery", {"others_training_accuracy": 1 / 3}),
-        ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {"r_set_accuracy": 2 / 4}),
-        (
-            (SAMPLES,),
-            (),
-            "total",
-            {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 6, "others_training_accuracy": 1 / 3},
-        ),
-        ((SAMPLES, CLIENT_1), (), "total", {"f_set_accuracy": 3 / 5, "others_training_accuracy": 0}),
-        ((SAMPLES,), (CLASS_2, SAMPLES), "total", {"f_set_accuracy": 2 / 3, "r_set_accuracy": 2 / 4}),
-        ((CLASS_2, CLIENT_1), (), SERVED, {"f_set_accuracy": 2 / 5, "r_set_accuracy": 2 / 4, "test_accuracy": 2 / 6}),
-        ((), (), SERVED, {"r_set_accuracy": 2 / 6}),
-    ],
-    ids=[
-        "class",
-        "client",
-        "the other clients",
-        "client after class",
-        "samples",
-        "samples and a client",
-        "samples after class",
-        "both",
-        "nothing forgotten",
-    ],
-)
-def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expected: dict[str, float]) -> None:
+F_SET, R_SET, OTHERS = "f_set_accuracy", "r_set_accuracy", "others_training_accuracy"
+BY_HAND: dict[str, tuple[Requests, Requests, str, dict[str, float]]] = {
+    "class": ((CLASS_2,), (), "total", {F_SET: 0, R_SET: 2 / 4}),
+    "client": ((CLIENT_1,), (), "total", {F_SET: 2 / 3, R_SET: 2 / 6}),
+    "the other clients": ((CLIENT_1,), (), "recovery", {OTHERS: 1 / 3}),
+    "client after class": ((CLIENT_1,), (CLASS_2, CLIENT_1), "unlearning", {R_SET: 2 / 4}),
+    "samples": ((SAMPLES,), (), "total", {F_SET: 2 / 3, R_SET: 2 / 6, OTHERS: 1 / 3}),
+    "samples and a client": ((SAMPLES, CLIENT_1), (), "total", {F_SET: 3 / 5, OTHERS: 0}),
+    "samples after class": ((SAMPLES,), (CLASS_2, SAMPLES), "total", {F_SET: 2 / 3, R_SET: 2 / 4}),
+    "both": ((CLASS_2, CLIENT_1), (), SERVED, {F_SET: 2 / 5, R_SET: 2 / 4, "test_accuracy": 2 / 6}),
+    "nothing forgotten": ((), (), SERVED, {R_SET: 2 / 6}),
+}
+
+
+@pytest.mark.parametrize(("about", "forgotten", "stage", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_f_set_and_r_set_by_hand(about: Requests, forgotten: Requests, stage: str, expected: dict[str, float]) -> None:
     found = measured(evaluated(about, forgotten), stage, ["accuracy"])["accuracy"]
     assert expected.items() <= found.items()
     assert ("f_set_accuracy" in found) == bool(about)
@@ -103,8 +90,7 @@ def test_f_set_and_r_set_by_hand(about: Any, forgotten: Any, stage: str, expecte
 
 def test_training_images_of_a_request_leave_out_what_others_forgot() -> None:
     model = evaluated((CLIENT_1,), (CLASS_2, CLIENT_1))
-    assert model.forget_data().rows.tolist() == [1, 2]
-    assert model.retain_data().rows.tolist() == [0, 3]
+    assert (model.forget_data().rows.tolist(), model.retain_data().rows.tolist()) == ([1, 2], [0, 3])
 
 
 def test_samples_are_compared_with_test_images_of_their_classes_in_the_same_shares() -> None:
@@ -171,34 +157,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return put
 
 
-def experiment(names: tuple[str, ...] = ("retrain-or", "sga-or")) -> Experiment:
-    spec = FederationSpec("digits", clients=3, iid=True, width=4, rounds=1, local_steps=1, distill=False)
-    requests = (UnlearningRequest("class", (9,)), UnlearningRequest("class", (3,)))
-    methods = {name: METHODS[name]() for name in names}
-    return Experiment("table2", "quick", spec, requests, methods, (1,), Path("data"), "32-true", Rules())
-
-
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return Session(experiment(), Fabric(accelerator="cpu", devices=1), tmp_path / "artifacts")
-
-
-def lines(rows: RowFile) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in rows.path.read_text().splitlines()]
+    return session_of(small_experiment("table2", "retrain-or", "sga-or"), tmp_path)
 
 
 def others(rows: RowFile) -> list[str]:
     """The lines of all other metrics and costs as they stand; the last line of a run lists its metrics."""
-    texts = rows.path.read_text().splitlines()
-    return [
-        text
-        for text, row in zip(texts, lines(rows), strict=True)
-        if row["metric"] != "weight_norm" and not is_last(row)
-    ]
+    pairs = zip(rows.path.read_text().splitlines(), json_lines(rows.path), strict=True)
+    return [text for text, row in pairs if row["metric"] != "weight_norm" and not is_last(row)]
 
 
 def norms(rows: RowFile) -> list[float]:
-    return [row["value"] for row in lines(rows) if row["metric"] == "weight_norm"]
+    return [row["value"] for row in json_lines(rows.path) if row["metric"] == "weight_norm"]
 
 
 def test_a_new_metric_measures_itself_and_a_changed_one_again_and_nothing_else(
@@ -251,7 +222,7 @@ def test_a_failure_does_not_take_the_place_of_good_rows(
 ) -> None:
     rows = RowFile(tmp_path / "rows.jsonl")
     assert measure(session, rows, ["sga-or"])
-    before = [row for row in lines(rows) if row["method"] == "sga-or"]
+    before = [row for row in json_lines(rows.path) if row["method"] == "sga-or"]
 
     def starve(*args: object) -> None:
         raise MemoryError("no memory is left")
@@ -260,7 +231,7 @@ def test_a_failure_does_not_take_the_place_of_good_rows(
         with monkeypatch.context() as patched:
             patched.setattr(target, name, starve)
             assert not measure(session, rows, ["sga-or"], force=True)
-        assert [row for row in lines(rows) if row["method"] == "sga-or"] == before
-        assert not any(row["metric"] == "failed" for row in lines(rows))
+        assert [row for row in json_lines(rows.path) if row["method"] == "sga-or"] == before
+        assert not any(row["metric"] == "failed" for row in json_lines(rows.path))
     assert "those rows stay" in caplog.text
     assert measure(session, rows, ["sga-or"])

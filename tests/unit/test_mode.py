@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet, pool
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods.mode import MoDe
 from tests.asked import asked
 from tests.by_hand import assert_close, descended, equal, network
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 STILL = {"unlearn_lr": 1e-30}
 """Guidance that moves nothing."""
 

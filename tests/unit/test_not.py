@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import nn
 
 from quickdrop_bench.core.errors import Unsupported
-from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.methods.negation import Not
 from quickdrop_bench.methods.recovery_only import RecoveryOnly
 from tests.asked import asked
 from tests.by_hand import equal
-
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
+from tests.conftest import Clients, Make
 
 
 def federation_of(*layers: nn.Module) -> Federation:

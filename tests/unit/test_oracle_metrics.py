@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from quickdrop_bench.evaluation.oracle_outputs import (
     oracle_outputs,
     tug_of_war,
 )
-from quickdrop_bench.evaluation.relearn_cost import CAP, gradients_until, relearn_cost
+from quickdrop_bench.evaluation.relearn_cost import relearn_cost
 from quickdrop_bench.federation.phase import Phase
 
 CLASS_1 = UnlearningRequest("class", (1,))
@@ -158,16 +157,9 @@ def test_layer_distances_by_hand() -> None:
     assert found == {"a": 3, "b": 0}
     assert total_distance(found) == 3
     assert cosine(own, other) == pytest.approx(1 / math.sqrt(10))
-    assert cosine(own, own) == pytest.approx(1)
-
-
-def test_layer_distance_is_zero_of_itself_and_obeys_the_triangle() -> None:
-    a, b, c = ({"rows": logits(8, 3, seed).float()} for seed in (1, 2, 3))
-    distance: Callable[[Any, Any], float] = lambda x, y: total_distance(layer_distances(x, y))  # noqa: E731
-    assert distance(a, c) <= distance(a, b) + distance(b, c)
-    own = answers(0, 0, 2, 2, 0, 0, 0, 0)
-    assert layer_distance.measure(asked(own, own), "total")["layer_distance"] == 0
-    negated = layer_distance.measure(asked(-own, own), "total")
+    mine = answers(0, 0, 2, 2, 0, 0, 0, 0)
+    assert layer_distance.measure(asked(mine, mine), "total")["layer_distance"] == 0
+    negated = layer_distance.measure(asked(-mine, mine), "total")
     assert negated == pytest.approx({"layer_distance": 2, "layer_distance_mean": 2, "weight_cosine": -1})
 
 
@@ -208,16 +200,6 @@ def test_auc_tells_a_model_that_knows_its_training_images_by_heart() -> None:
     assert all(math.isnan(value) for value in membership_auc.measure(lacking, "total").values())
 
 
-def test_auc_of_held_out_images_is_one_half() -> None:
-    """Means of 4 draws within three standard errors."""
-    count, found = 400, []
-    for seed in range(4):
-        scores = logits(2 * count, 1, seed).flatten()
-        found.append(weighted_auc(scores[:count], scores[count:], torch.ones(count, dtype=torch.float64)))
-    error = math.sqrt((2 * count + 1) / (12 * count * count)) / 2
-    assert abs(sum(found) / 4 - 0.5) < 3 * error
-
-
 # Clients ------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +226,8 @@ def test_relearning_counts_gradients_until_the_target(monkeypatch: pytest.Monkey
     capped = relearn_cost.measure(far, "total")
     assert math.isnan(capped["relearn_gradients"])
     assert capped["relearn_capped"] == 1
+    monkeypatch.setattr("quickdrop_bench.evaluation.relearn_cost.LR", math.nan)
+    assert relearn_cost.measure(far, "total")["relearn_capped"] == 1
     monkeypatch.setattr("quickdrop_bench.evaluation.relearn_cost.LR", 25.0)
     found = relearn_cost.measure(far, "total")
     assert found["relearn_capped"] == 0
@@ -251,18 +235,3 @@ def test_relearning_counts_gradients_until_the_target(monkeypatch: pytest.Monkey
     knowing = answers(0, 1, 1, 2, 0, 1, 1, 2)
     assert relearn_cost.measure(replace(far, state={"rows": knowing}), "total")["relearn_gradients"] == 0
     assert relearn_cost.measure(replace(far, oracle={"rows": knowing}), "total") == {}
-
-
-def test_a_higher_target_costs_no_less_and_the_cap_holds() -> None:
-    data = LabelledSet.of(torch.arange(10.0).view(10, 1, 1, 1), torch.zeros(10, dtype=torch.int64))
-    start = torch.tensor([0.0, 1, 0]).expand(10, 3) * torch.arange(1.0, 11)[:, None]
-
-    def used(target: float, lr: float) -> int | None:
-        return gradients_until(Table(start), data, data, 3, target, Phase("fl-training", 1, 1, 4, lr), seed=1)
-
-    costs = [used(share, 4.0) for share in (0.0, 0.3, 0.6, 1.0)]
-    assert costs[0] == 0
-    assert costs == sorted(costs)  # type: ignore[type-var]
-    assert all(cost is not None and cost <= CAP * 10 for cost in costs)
-    assert used(0.5, math.nan) is None
-    assert used(1.0, 1e-9) is None

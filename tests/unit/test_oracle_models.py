@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.exhibits import exhibit
-from quickdrop_bench.harness.experiment import Experiment
-from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.lacking import identities, is_measured
 from quickdrop_bench.harness.measure import measure
-from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.render import render
 from quickdrop_bench.store import states
 from quickdrop_bench.store.rows import RowFile
+from tests.conftest import json_lines
 from tests.golden import common
+from tests.unit.conftest import session_of, small_experiment
 
 NAMES = ("retrain-or", "retrain-again", "none")
 
 
-def experiment(artefact: str) -> Experiment:
-    spec = FederationSpec("digits", clients=3, iid=True, width=4, rounds=1, local_steps=1, distill=False)
-    requests = (UnlearningRequest("class", (9,)), UnlearningRequest("class", (3,)))
-    methods = {name: METHODS[name]() for name in NAMES}
-    methods |= {name: METHODS[name](rounds=2) for name in NAMES[:2]}  # type: ignore[call-arg]
-    return Experiment(artefact, "quick", spec, requests, methods, (1,), Path("data"), "32-true", Rules())
-
-
 def values(rows: RowFile, metric: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for line in rows.path.read_text().splitlines():
-        row = json.loads(line)
+    for row in json_lines(rows.path):
         if row["metric"] == metric:
             found.setdefault(row["method"], []).append(row["value"])
     return found
@@ -46,7 +33,7 @@ def values(rows: RowFile, metric: str) -> dict[str, list[float]]:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return Session(experiment("table7"), Fabric(accelerator="cpu", devices=1), tmp_path / "artifacts")
+    return session_of(small_experiment("table7", *NAMES), tmp_path)
 
 
 def test_another_retraining_is_near_the_oracle_and_none_is_itself(session: Session, tmp_path: Path) -> None:
@@ -119,12 +106,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_what_takes_long_is_measured_where_a_table_shows_it(session: Session, tmp_path: Path) -> None:
-    assert "relearn-cost" in identities(experiment("table7"))
+    assert "relearn-cost" in identities(session.experiment)
     for artefact in ("table2", "figure4", "sweep", "train"):
-        assert "relearn-cost" not in identities(experiment(artefact))
+        assert "relearn-cost" not in identities(replace(session.experiment, artefact=artefact))
     rows, other = RowFile(tmp_path / "7.jsonl"), RowFile(tmp_path / "2.jsonl")
     assert measure(session, rows, NAMES[:1])
-    shorter = Session(experiment("table2"), session.fabric, tmp_path / "artifacts")
+    shorter = session_of(small_experiment("table2", *NAMES), tmp_path)
     shorter.prepare = None  # type: ignore[method-assign, assignment]  # it is taken over
     assert measure(shorter, other, NAMES[:1], [rows])
     assert is_measured(shorter.experiment, [other], "retrain-or", 1)
@@ -133,14 +120,9 @@ def test_what_takes_long_is_measured_where_a_table_shows_it(session: Session, tm
 
 def test_a_table_says_how_often_relearning_was_capped() -> None:
     rows = []
-    for seed, relearnt in enumerate(
-        ({"relearn_gradients": 40.0}, {"relearn_capped": 1.0}, {"relearn_gradients": 60.0})
-    ):
+    outcomes = {"relearn_gradients": 40.0}, {"relearn_capped": 1.0}, {"relearn_gradients": 60.0}
+    for seed, relearnt in enumerate(outcomes):
         total = {"f_set_accuracy": 0.1, "r_set_accuracy": 0.9, **relearnt}
         rows += [*common.run(common.setting(7), "sga-or", seed, {"total": total})]
-    lines = [
-        line
-        for line in render(exhibit("table7"), common.frame(rows))["table.md"].splitlines()
-        if line.startswith("| SGA-Or")
-    ]
-    assert "| 50 (1 of 3 not in 20 passes) |" in " ".join(lines[0].split())
+    text = " ".join(render(exhibit("table7"), common.frame(rows))["table.md"].split())
+    assert "| 50 (1 of 3 not in 20 passes) |" in text

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
@@ -18,11 +17,6 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "performance"
 def contenders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("contenders")
-
-
-@pytest.fixture
-def peers(contenders: ModuleType) -> ModuleType:
-    return importlib.import_module("peers")
 
 
 @pytest.fixture
@@ -54,40 +48,3 @@ def test_our_engine_and_the_shared_client_do_the_same_work(contenders: ModuleTyp
         sizes = [len(labels) for _, labels in contenders.drawn(data, work, 0, client)]
         assert len(sizes) == work.steps
         assert sizes[0] == min(work.batch, len(data))
-
-
-def test_numbers(contenders: ModuleType, peers: ModuleType, work: Any) -> None:
-    state = contenders.new_model(work).state_dict()
-    measured = peers.numbers({"launched": 1.0, "began": 3.0, "ends": [7.0, 8.5], "state": state}, work)
-    assert 0 <= measured.pop("accuracy") < 0.5
-    assert measured == {"start_up_seconds": 2.0, "first_round_seconds": 4.0, "seconds_per_round": 1.5}
-
-
-def frame(seconds: float, accuracy: float) -> pd.DataFrame:
-    """Ours takes a second for everything, a peer that much."""
-    rows = []
-    for case, value, share in (("quickdrop-bench", 1.0, 0.9), ("pfl, one process", seconds, accuracy)):
-        metrics = dict.fromkeys(("start_up_seconds", "first_round_seconds", "seconds_per_round"), value)
-        rows += [("digits", case, 1, m, v, f"{case} 1.0") for m, v in {**metrics, "accuracy": share}.items()]
-    columns = ["section", "case", "repeat", "metric", "value", "versions"]
-    return pd.DataFrame(rows, columns=columns).assign(commit="abc")
-
-
-def test_the_page_says_where_ours_loses_or_does_other_work(peers: ModuleType) -> None:
-    lost = peers.markdown(frame(0.5, 0.91), peers.WORKLOADS, 2)
-    assert "Runs that took turns: 1; commit abc." in lost
-    assert "Rounds: ours loses to pfl, one process (2.00×)." in lost
-    assert "| pfl, one process | 0.5 (0.5 to 0.5) | 2.00× |" in lost
-    assert "Accuracies differ from ours by at most 1.00%." in lost
-    won = peers.markdown(frame(4.0, 0.9), peers.WORKLOADS, 2)
-    assert "Rounds: none is faster than ours." in won
-    assert "`WeightByDatapoints`" in won
-    assert peers.disagreement(frame(1.0, 0.85)) > peers.TOLERANCE
-    assert peers.disagreement(frame(1.0, 0.9)) == 0
-
-
-def test_processes_of_one_contender_find_each_other(peers: ModuleType) -> None:
-    assert [e["OMP_NUM_THREADS"] for e in peers.environments("quickdrop-bench", 2)] == ["2"]
-    first, second = peers.environments("pfl, a process a core", 2)
-    assert (first["PFL_WORKER_RANK"], second["PFL_WORKER_RANK"]) == ("0", "1")
-    assert first["PFL_WORKER_ADDRESSES"] == second["PFL_WORKER_ADDRESSES"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,14 @@ import torch.nn.functional as F
 
 from quickdrop_bench.core.cost import Storage
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.methods.context import ClientData, Context
+from quickdrop_bench.methods.context import Context
 from quickdrop_bench.methods.pga import Pga
 from quickdrop_bench.methods.sga import Sga
-from tests.asked import asked, recorded
+from tests.asked import asked, guarded, recorded
 from tests.by_hand import assert_close, equal, minus, network
-from tests.conftest import Guarded
+from tests.conftest import Clients, Make
 
-Clients = dict[int, LabelledSet]
-Make = Callable[..., Federation]
 FREE = {"clip": None, "ball": None, "unlearn_stop_loss": None}
 NO_STEP = {"unlearn_stop_loss": 1e-9}
 
@@ -78,9 +73,8 @@ def test_without_its_bounds_it_is_plain_ascent(level: str, make_federation: Make
 
 def test_steps_by_hand(context: Context, toy_clients: Clients) -> None:
     """g ← clip(∇L, 0.5), v ← 0.9v + g, θ ← θ + 0.1v, three times on client 1's images, which alone are read."""
-    locked = {i: ClientData(*[Guarded(d, set(range(45)) - set(range(24, 36)))] * 3) for i, d in toy_clients.items()}
     method = Pga(unlearn_lr=0.1, unlearn_local_steps=3, clip=0.5, ball=None, unlearn_stop_loss=None)
-    result = method.unlearn(replace(context, clients=locked))
+    result = method.unlearn(guarded(context, [*range(24), *range(36, 45)]))
     model = network()
     model.load_state_dict(context.state)
     images, labels = toy_clients[1].take(torch.arange(12))

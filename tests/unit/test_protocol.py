@@ -13,19 +13,16 @@ import torch
 from quickdrop_bench.core.cost import Cost, Storage
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
-from quickdrop_bench.data.requests import UnlearningRequest
-from quickdrop_bench.federation.federation import Federation
-from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.judging import Baseline, Judge, Judgement
 from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
-from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.trials import write_trials
+from tests.asked import FULL_BATCHES, asked
+from tests.conftest import Make
 
-Make = Callable[..., Federation]
 OUTCOMES = {
     # unlearning steps: (excess on forgotten images, accuracy on retained ones)
     1: Judgement(0.40, 0.95),
@@ -90,11 +87,7 @@ class ScriptedJudge(Judge):
 
 @pytest.fixture
 def context(make_federation: Make, toy_clients: dict[int, LabelledSet]) -> Context:
-    federation = make_federation()
-    clients = {i: ClientData(d, d, d) for i, d in toy_clients.items()}
-    request = UnlearningRequest("class", (1,))
-    training = Phase("fl-training", rounds=1, local_steps=8, batch_size=8, lr=0.1)
-    return Context(federation, training, clients, federation.fresh_state(1, "init"), request, (request,), seed=1)
+    return asked(make_federation(), toy_clients, "class", training=replace(FULL_BATCHES, local_steps=8))
 
 
 def test_search_takes_the_cheapest_of_those_that_forget_and_keep(context: Context) -> None:
@@ -118,37 +111,25 @@ def test_the_front_is_what_no_other_setting_beats(context: Context) -> None:
     assert front == [(2, 1), (2, 2), (2, 4), (1, 1), (1, 2), (1, 4)]
 
 
-def test_where_nothing_forgets_the_closest_is_taken(context: Context) -> None:
-    judge = ScriptedJudge(lambda state: replace(outcome(state), excess=1 / (1 + float(state["s"][0]))))
-    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == 8
+EXCESS = {1: 0.03, 2: -0.01, 4: -0.10, 8: -0.80}
+WRECKED = {1: Judgement(0.2, 0.9), 2: Judgement(0.1, 0.9), 4: Judgement(-0.02, 0.9), 8: Judgement(0.0, 0.4)}
+CHOSEN: dict[str, tuple[Callable[[int, int], Judgement], int]] = {
+    "the closest, where nothing forgets": (lambda first, then: Judgement(1 / (1 + first), 0.9), 8),
+    "doing worse than a model that never saw the data is no better than retaining less": (
+        lambda first, then: Judgement(EXCESS[first], 0.96 + 0.001 * first), 2
+    ),
+    "no wreck that happens to guess as well": (lambda first, then: WRECKED[first], 4),
+    "not the closest before recovery, where recovery does the forgetting": (
+        lambda first, then: Judgement(0.0 if then else 1 / first, 0.97 - 0.05 * first), 1
+    ),
+}  # fmt: skip
+"""How models do after so many steps of unlearning and recovery, and the steps of unlearning that are best."""
 
 
-def test_doing_worse_than_a_model_that_never_saw_the_data_is_no_better_than_retaining_less(context: Context) -> None:
-    """One step leaves an excess of 3 points, two forget, four fall 10 points below, eight wreck; all retain alike."""
-    excess = {1: 0.03, 2: -0.01, 4: -0.10, 8: -0.80}
-
-    def judgement(state: State) -> Judgement:
-        return Judgement(excess[int(state["s"][0])], 0.96 + 0.001 * float(state["s"][0]))
-
-    assert tune(context, Scripted(), ScriptedJudge(judgement)).chosen["unlearn_local_steps"] == 2
-
-
-def test_a_wreck_that_happens_to_guess_as_well_is_not_taken(context: Context) -> None:
-    """Four steps come within 2 points of the baseline and retain; eight meet it, and have lost half."""
-    found = {1: Judgement(0.2, 0.9), 2: Judgement(0.1, 0.9), 4: Judgement(-0.02, 0.9), 8: Judgement(0.0, 0.4)}
-    judge = ScriptedJudge(lambda state: found[int(state["s"][0])])
-    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == 4
-
-
-def test_recovery_may_do_the_forgetting(context: Context) -> None:
-    """No setting forgets at once, all do after recovery: the hardest one is not taken for being closest before it."""
-
-    def judgement(state: State) -> Judgement:
-        unlearned, recovered = state["s"].tolist()
-        return Judgement(0.0 if recovered else 1 / unlearned, 0.97 - 0.05 * unlearned)
-
-    chosen = tune(context, Scripted(), ScriptedJudge(judgement)).chosen
-    assert chosen == {"unlearn_local_steps": 1, "recover_local_steps": 1}
+@pytest.mark.parametrize(("judgement", "steps"), CHOSEN.values(), ids=CHOSEN)
+def test_which_setting_is_chosen(judgement: Callable[[int, int], Judgement], steps: int, context: Context) -> None:
+    judge = ScriptedJudge(lambda state: judgement(*map(int, state["s"].tolist())))
+    assert tune(context, Scripted(), judge).chosen["unlearn_local_steps"] == steps
 
 
 def test_without_recovery_every_setting_may_be_chosen(context: Context) -> None:
@@ -190,8 +171,10 @@ def test_judging_is_part_of_what_the_search_costs(context: Context) -> None:
         def recover(self, context: Context, state: State) -> StageResult | None:
             return StageResult(original, Cost(sample_gradients=self.recover_local_steps or 0))
 
-    tuned = tune(context, Idle(), Judge(context, 3))
+    judge = Judge(context, 3)
+    tuned = tune(context, Idle(), judge)
     assert len(tuned.trials) == 17
+    assert tune(context, METHODS["retrain-or"](), judge).trials == ()
     assert tuned.cost.sample_forwards == 17 * 45
     assert tuned.cost.seconds > 0
 
@@ -217,22 +200,6 @@ def test_reflection_is_searched_without_a_bound(context: Context) -> None:
     firsts = [[t for t in trials if t["stage"] == "unlearning"] for trials in tried]
     assert [len(first) for first in firsts] == [4 * 3 * 2, 4 * 3]  # steps capped at 8, rates, bounds
     assert not any("unlearn_stop_loss" in t for t in firsts[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sga-or", "quickdrop"])
-def test_real_methods_forget_with_what_is_found(name: str, make_federation: Make, toy_clients: Any) -> None:
-    from tests.contract.tiny import accuracies, make_context, serve
-
-    federation = make_federation()
-    context = make_context(federation, toy_clients)
-    judge = Judge(context, 3)
-    tuned = tune(context, METHODS[name](unlearn_rounds=6), judge)
-    forget, retain = accuracies(federation, serve(tuned.method, context))
-    assert forget <= 0.1
-    assert retain >= 0.75
-    assert tuned.cost.sample_gradients > 0
-    assert tune(context, METHODS["retrain-or"](), judge).trials == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b'"'])

@@ -40,19 +40,6 @@ def test_activity_is_the_mean_of_what_is_positive() -> None:
     assert channel_activity(output.bfloat16()).dtype == torch.float32
 
 
-def test_class_sums_by_a_loop() -> None:
-    activity, labels = random_means(7, 3).float(), torch.tensor([4, 1, 4, 0, 1, 4, 9])
-    sums, counts = class_sums(activity, labels, torch.tensor([1, 4, 5]))
-    assert counts.tolist() == [2, 3, 0]  # classes 0 and 9 were not asked for
-    for row, positions in enumerate(([1, 4], [0, 2, 5], [])):
-        torch.testing.assert_close(sums[row], activity[positions].double().sum(0))
-
-
-def test_term_frequency_sums_to_one_in_each_layer() -> None:
-    parts = term_frequency(random_means(1, 9)[0], (2, 3, 4)).split((2, 3, 4))
-    torch.testing.assert_close(torch.stack([p.sum() for p in parts]), torch.ones(3, dtype=torch.float64))
-
-
 def test_a_silent_layer_has_no_term_frequency() -> None:
     """0/0 counts as 0, and says nothing about the layers beside it."""
     assert term_frequency(torch.tensor([0.0, 0.0, 1.0, 3.0]), (2, 2)).tolist() == [0, 0, 0.25, 0.75]
@@ -75,23 +62,6 @@ def test_a_uniform_channel_tells_nothing_whatever_the_rounding(classes: int) -> 
     values = torch.cat([random_means(1, 500)[0], torch.tensor([0.0, 0.1, 1 / 3, 1e-30])])
     for dtype in (torch.float32, torch.float64):
         assert not inverse_document_frequency(values.to(dtype).expand(classes, -1)).any()
-
-
-def test_idf_is_never_negative_and_at_most_that_of_one_class() -> None:
-    """Some class always reaches the mean, so 1 ≤ q ≤ U."""
-    idf = inverse_document_frequency(random_means(5, 200))
-    assert idf.min() >= 0
-    assert idf.max() <= math.log(6 / 2) + 1e-12
-
-
-def test_scaling_a_layer_leaves_the_scores() -> None:
-    """TF divides by the layer's sum and q compares with the channel's own mean: neither has a scale."""
-    means, widths = random_means(4, 9), (4, 5)
-    scaled = means.clone()
-    scaled[:, :4] *= 8.0
-    torch.testing.assert_close(tf_idf(scaled, 2, widths), tf_idf(means, 2, widths), rtol=1e-12, atol=0)
-    scaled[:, 4:] *= 0.37
-    torch.testing.assert_close(tf_idf(scaled, 2, widths), tf_idf(means, 2, widths), rtol=1e-12, atol=0)
 
 
 def test_pooled_means_are_those_of_the_union() -> None:
@@ -122,13 +92,6 @@ def test_counts_of_the_ratio_as_written() -> None:
     for hundredths in range(1, 100):
         for channels in (1, 8, 96, 100, 384):
             assert prune_count(hundredths / 100, channels) == hundredths * channels // 100
-
-
-def test_exactly_the_highest_are_chosen() -> None:
-    scores = random_means(1, 30)[0]
-    chosen = choose_channels(scores, (10, 20), 7, nothing_pruned(30))
-    assert int(chosen.sum()) == 7
-    assert scores[chosen].min() > scores[~chosen].max()
 
 
 def test_ties_go_to_the_first_channels() -> None:

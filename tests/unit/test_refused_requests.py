@@ -29,7 +29,8 @@ from tests.served import (
 )
 
 NINE_AND_THREE, NO_CLASS = UnlearningRequest("class", (9, 3)), UnlearningRequest("class", ())
-REFUSED: dict[str, tuple[tuple[UnlearningRequest, ...], str, UnlearningRequest, str, tuple[int, ...], str]] = {
+Requests, Absent = tuple[UnlearningRequest, ...], tuple[int, ...]
+REFUSED: dict[str, tuple[Requests, str, UnlearningRequest, str, Absent, str]] = {
     "a class twice": ((CLASS_9,), "unlearn", CLASS_9, "quickdrop", (), "--class 9: this is forgotten already"),
     "a client twice": ((CLIENT_0,), "unlearn", CLIENT_0, "quickdrop", (), "--client 0: this is forgotten already"),
     "as a part": ((CLASS_9,), "unlearn", NINE_AND_THREE, "quickdrop", (), "forgotten already"),
@@ -49,22 +50,8 @@ REFUSED: dict[str, tuple[tuple[UnlearningRequest, ...], str, UnlearningRequest, 
         for name in ("quickdrop", "retrain-or", "federaser")
     },
     "no such client is absent": ((), "unlearn", CLASS_9, "quickdrop", (3,), "--absent 3: between 0 and 2"),
-    "nobody holds it": (
-        (),
-        "unlearn",
-        CLASS_9,
-        "quickdrop",
-        (0, 1, 2),
-        "--class 9: all clients that hold it are absent",
-    ),
-    "nobody teaches it": (
-        (CLASS_9,),
-        "relearn",
-        CLASS_9,
-        "quickdrop",
-        (0, 1, 2),
-        "--class 9: all clients that hold it",
-    ),
+    "nobody holds it": ((), "unlearn", CLASS_9, "quickdrop", (0, 1, 2), "all clients that hold it are absent"),
+    "nobody teaches it": ((CLASS_9,), "relearn", CLASS_9, "quickdrop", (0, 1, 2), "all clients that hold it"),
     "nobody retrains": ((), "unlearn", CLASS_9, "retrain-or", (0, 1, 2), "absent"),
     "nobody calibrates": ((), "unlearn", CLASS_9, "federaser", (0, 1, 2), "absent"),
     "nobody else": ((), "unlearn", CLIENT_0, "s2u", (1, 2), "absent"),
@@ -73,13 +60,7 @@ REFUSED: dict[str, tuple[tuple[UnlearningRequest, ...], str, UnlearningRequest, 
 
 @pytest.mark.parametrize(("before", "action", "request_", "name", "absent", "match"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_served_is_refused(
-    folder: Path,
-    before: tuple[UnlearningRequest, ...],
-    action: str,
-    request_: UnlearningRequest,
-    name: str,
-    absent: tuple[int, ...],
-    match: str,
+    folder: Path, before: Requests, action: str, request_: UnlearningRequest, name: str, absent: Absent, match: str
 ) -> None:
     run = served(folder, *before)
     refused(folder, match, lambda: getattr(run, action)(request_, run.method(name, request_.level), absent))
