@@ -54,7 +54,7 @@ class Option:
         return self.type is bool and self.default is False
 
     def check(self, value: Any) -> None:
-        """Raise :class:`BadInput` for what the parser lets pass: no value, another for a flag, giant numbers."""
+        """Raise :class:`BadInput` for what the parser lets pass: no value, no flag, a giant number."""
         if value is None and self.default is not None and NoneType not in get_args(self.type):
             raise BadInput(self.name, "null", "a value is needed")
         if self.is_flag and not isinstance(value, bool):
