@@ -30,6 +30,7 @@ __all__ = [
     "Drawn",
     "artifact_damage",
     "artifact_damages",
+    "few_files",
     "largest_file",
     "picture_damage",
     "picture_damages",
@@ -108,6 +109,20 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def few_files(more: int) -> Iterator[None]:
+    """No more than so many files may be opened at a time, on top of those that this process has open."""
+    used, limit = set(map(int, os.listdir("/proc/self/fd"))), 0
+    while more >= 0:
+        limit, more = limit + 1, more - (limit not in used)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit - 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def seal(folder: Path) -> None:

@@ -179,7 +179,7 @@ def _left_of(folder: Path) -> dict[int, Entry]:
     with suppress(OSError):
         for line in read_bytes(folder / LOG, LARGEST).decode("utf-8", errors="replace").split("\n"):
             with suppress(*MISREAD):
-                entry = _entry(json.loads(line))
+                entry = _entry({"previous": "", **json.loads(line)})
                 found[entry.version] = entry
     return found
 
@@ -199,7 +199,7 @@ def _from_file(path: Path, logged: Entry | None) -> Entry | None:
 
 
 def _chained(lines: Sequence[dict[str, Any]]) -> list[Entry]:
-    """The entries of a log; one that was written before logs were chains, in which no entry has ``previous``, as one."""
+    """The entries of a log; one from before logs were chains, in which no entry has ``previous``, becomes a chain."""
     whole = any("previous" in line for line in lines)
     entries: list[Entry] = []
     for line in lines:

@@ -28,7 +28,7 @@ from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.serving.checks import check, check_stages, method_name
+from quickdrop_bench.serving.checks import check, check_form, check_stages, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
@@ -249,6 +249,7 @@ class TrainedRun:
         """Raise :class:`BadInput` unless requests can be served one after the other, the first from a version."""
         gone = self.forgotten(self._version(from_version, "--from-version"))
         for request, method in requests:
+            check_form(request)
             check(self.deployment, action, request, method, gone, absent, self.data_dir)
             gone = still_forgotten(action, request, gone)
 
@@ -314,6 +315,7 @@ class TrainedRun:
         absent: Collection[int],
         from_version: int | None,
     ) -> Entry:
+        check_form(request)
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
