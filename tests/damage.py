@@ -92,6 +92,20 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@contextlib.contextmanager
+def few_files(more: int) -> Iterator[None]:
+    """No more than so many files may be opened at a time, on top of those that this process has open."""
+    used, limit = set(map(int, os.listdir("/proc/self/fd"))), 0
+    while more >= 0:
+        limit, more = limit + 1, more - (limit not in used)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit - 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def seal(folder: Path) -> None:
     """Make the manifest fit whatever the files have become, as anybody can who writes into the folder."""
     try:

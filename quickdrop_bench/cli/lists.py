@@ -7,11 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import reason_of
+from quickdrop_bench.core.files import read_bytes, reason_of
 from quickdrop_bench.data.class_names import class_index
 from quickdrop_bench.data.requests import Samples
 
 __all__ = ["check_once", "classes_of", "numbers", "numbers_of", "samples_of", "split"]
+
+LARGEST = 2**24
+"""Bytes of a list of samples that is still read."""
 
 
 def split(option: str, text: object) -> list[str]:
@@ -82,7 +85,7 @@ def samples_of(text: object) -> list[Samples]:
             raise BadInput("--samples", text, "at least 1 is needed")
         return [Samples(count) for count in counts]
     try:
-        lines = Path(str(text)).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(Path(str(text)).expanduser(), LARGEST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError, RuntimeError) as error:
         reason = f"a number, or a file that lists client,row a line, is needed ({reason_of(error)})"
         raise BadInput("--samples", text, reason) from error

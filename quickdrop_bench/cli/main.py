@@ -17,7 +17,7 @@ from quickdrop_bench.cli.output import forgiving_output
 from quickdrop_bench.cli.parser import COMMANDS, PROGRAM
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.allocator import keep_freed_memory
-from quickdrop_bench.core.errors import BadInput, is_out_of_memory
+from quickdrop_bench.core.errors import BadInput, exhausted
 from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
 __all__ = ["main"]
@@ -63,13 +63,11 @@ def _answer(argv: Sequence[str]) -> int:
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    except (ArithmeticError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+        said = exhausted(error)
+        if not said and isinstance(error, RuntimeError):
             raise
-        print(f"{PROGRAM}: there is not enough memory; use a smaller model, batch or data set", file=sys.stderr)
+        print(f"{PROGRAM}: {said or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         kept = "what was finished is kept" if argv[0] in SERVES else "the same command continues from here"

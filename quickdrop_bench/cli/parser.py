@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.harness.federation_spec import FederationSpec
+from quickdrop_bench.harness.federation_spec import MOST, FederationSpec
 from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.harness.run_spec import PROTOCOLS
 from quickdrop_bench.methods import METHODS
@@ -54,11 +54,13 @@ class Option:
         return self.type is bool and self.default is False
 
     def check(self, value: Any) -> None:
-        """Raise :class:`BadInput` for what the parser lets pass: nothing for a value, another value for a flag."""
+        """Raise :class:`BadInput` for what the parser lets pass: no value, no flag, a giant number."""
         if value is None and self.default is not None and NoneType not in get_args(self.type):
             raise BadInput(self.name, "null", "a value is needed")
         if self.is_flag and not isinstance(value, bool):
             raise BadInput(self.name, value, "true or false is needed")
+        if type(value) is int and value > MOST:
+            raise BadInput(self.name, value, f"a whole number of at most {MOST} is needed")
 
 
 def spelled(key: str) -> str:

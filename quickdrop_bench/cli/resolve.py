@@ -246,9 +246,12 @@ def parse(argv: Sequence[str]) -> CommandLine:
     parser = _parser(command)
     typed = dict(vars(parser.parse_args(rest, defaults=False).as_flat()))
     paths, prints = typed.pop("config", ()), typed.pop("print_config", False)
+    known = declared(command)
+    for key, value in typed.items():
+        known[key].check(value)
     files: dict[str, Any] = {}
     for path in paths:
-        files |= _read(parser, declared(command), path)
+        files |= _read(parser, known, path)
     preset = None
     if COMMANDS[command].has_preset:
         preset = typed.get("preset") or files.get("preset") or _default_preset()

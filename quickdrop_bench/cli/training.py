@@ -91,6 +91,7 @@ def distribution(args: Namespace) -> int:
     """Show a partition without training: CSV and picture of the classes per client."""
     spec = federation_spec(args)
     data = load_dataset(spec.dataset, args.data_dir, spec.image_size)
+    spec.check_images(len(data.train))
     experiment = _without_methods("distribution", args, "")
     for seed in experiment.seeds:
         rows = client_rows(spec, data.train.labels, seed)

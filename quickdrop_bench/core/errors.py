@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "Missing", "Unsupported", "is_out_of_memory", "positive", "printable"]
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["BadInput", "Missing", "Unsupported", "exhausted", "others_code", "positive", "printable"]
+
+log = logging.getLogger(__name__)
+
+EXHAUSTED = {
+    "Too many open files": "too many files are open; allow more, as with ulimit -n 1024",
+    **dict.fromkeys(
+        ("allocate memory", "out of memory", "bad_alloc"),
+        "there is not enough memory; use a smaller model, batch or data set",
+    ),
+}
+"""What an error says, as the system, Python or torch put it on a CPU or a GPU → what to do."""
 
 
 class BadInput(ValueError):
@@ -46,7 +61,27 @@ def positive(option: str, value: float, *, at_least: float | None = None, at_mos
         raise BadInput(option, value, f"a number {bound}{limit} is needed")
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is used up, as Python or torch put it, on a CPU or a GPU."""
-    said = ("allocate memory", "out of memory", "bad_alloc")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+def exhausted(error: BaseException) -> str:
+    """What the machine has no more of, for a sentence; nothing if an error is about something else."""
+    if isinstance(error, MemoryError):
+        return EXHAUSTED["out of memory"]
+    told = str(error) if isinstance(error, RuntimeError | OSError) else ""
+    return next((sentence for text, sentence in EXHAUSTED.items() if text in told), "")
+
+
+@contextmanager
+def others_code(option: str, name: object) -> Iterator[None]:
+    """Raise :class:`BadInput`, which names it, for whatever fails in code that may come from another package.
+
+    What a sentence is said of already passes, and so does what the machine has no more of.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BadInput) or exhausted(error):
+            raise
+        log.debug("where it failed", exc_info=error)
+        said = BadInput(option, name, f"it failed ({type(error).__name__}: {error})")
+        for note in getattr(error, "__notes__", ()):
+            said.add_note(note)  # of an error that all of several processes have met
+        raise said from error

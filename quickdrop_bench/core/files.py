@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.errors import BadInput, exhausted
 
 __all__ = [
     "HEADER",
@@ -157,14 +157,28 @@ def read_bytes(path: Path, at_most: int) -> bytes:
     size = file_size(path)
     if size > at_most:
         raise OSError(errno.EFBIG, f"it is larger than {at_most} bytes", str(path))
-    with path.open("rb") as file:
+    with _not_its_fault(), path.open("rb") as file:
         return file.read(size)  # memory for as many bytes is taken at once
 
 
 def sha256(path: Path) -> str:
     """Checksum of a file, read piece by piece."""
-    with path.open("rb") as file:
+    with _not_its_fault(), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _not_its_fault() -> Iterator[None]:
+    """Raise a :class:`RuntimeError`, as torch does, where the machine has nothing more to open or read a file with.
+
+    Whoever reads files takes an :class:`OSError` for damage, and may advise to delete them.
+    """
+    try:
+        yield
+    except OSError as error:
+        if exhausted(error):
+            raise RuntimeError(str(error)) from error
+        raise
 
 
 @contextmanager
@@ -178,7 +192,7 @@ def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
         safetensors.SafetensorError: it is no safetensors file, or of another length than its header says.
     """
     file_size(path)
-    with path.open("rb") as file:
+    with _not_its_fault(), path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > HEADER:
         raise OSError(errno.EFBIG, f"its header is larger than {HEADER} bytes", str(path))

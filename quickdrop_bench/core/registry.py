@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
-from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.errors import BadInput, others_code
 
 __all__ = ["Registry"]
 
@@ -56,7 +56,8 @@ class Registry(Generic[T]):
         for module in iter_modules(import_module(self._package).__path__):
             import_module(f"{self._package}.{module.name}")
         for plugin in entry_points(group=self._group):
-            plugin.load()
+            with others_code("entry point", f"{self._group} {getattr(plugin, 'value', '')}"):
+                plugin.load()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that stores an object under ``name``.

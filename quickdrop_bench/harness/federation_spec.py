@@ -16,7 +16,7 @@ from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.harness.sources import digest, source_digest
 from quickdrop_bench.models import MODELS, Model
 
-__all__ = ["MODEL_OPTIONS", "ORIGINALS", "FederationSpec", "kept"]
+__all__ = ["MODEL_OPTIONS", "MOST", "ORIGINALS", "FederationSpec", "kept"]
 
 HARNESS = Path(__file__).parent
 
@@ -41,6 +41,9 @@ LEAST = {
     "fine_tune_batch_size": 1,
 }
 """Fields that count something."""
+
+MOST = 10**9
+"""What any of them, and any other whole number of an option, may be: products of two still are numbers to torch."""
 
 ORIGINALS = frozenset({"forget-data", "retain-data"})
 """What methods need of the data that the federation was trained on."""
@@ -113,7 +116,7 @@ class FederationSpec:
         if not self.iid:
             positive("--alpha", self.alpha)
         for name, least in LEAST.items():
-            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_least=least)
+            positive(f"--{name.replace('_', '-')}", getattr(self, name), at_least=least, at_most=MOST)
         if self.image_size is not None:
             positive("--image-size", self.image_size, at_least=1, at_most=1024)
         for name in ("lr", "fine_tune_lr"):
@@ -133,6 +136,12 @@ class FederationSpec:
             raise BadInput(
                 "--groups", self.groups, "synthetic sets of groups are not fine-tuned; leave out --fine-tune"
             )
+
+    def check_images(self, count: int) -> None:
+        """Raise :class:`BadInput` if not even one client could get its fewest images of so many."""
+        if self.min_client_size > count:
+            allowed = f"between 0 and {count // self.clients} for {self.clients} clients and {count} training images"
+            raise BadInput("--min-client-size", self.min_client_size, allowed)
 
     @property
     def distribution(self) -> str:

@@ -210,21 +210,21 @@ def _serve(session: Session, context: Context, name: str, missing: Sequence[Miss
             context = context.then(context.state, request)
         began = time.monotonic()
         info = session.info(name, context.seed, step)
-        if name == ORIGINAL:
-            session.fabric.call("on_run_start", run=info)
-            began = time.monotonic()
-            yield Served(info, began, list(_original(session, info, context, missing[step])))
-            continue
         try:
-            session.fabric.call("on_search_start", run=info)
-            method = session.configured(name)  # with the tuned protocol, this searches
-            info = info.using(asdict(method))  # type: ignore[call-overload]
+            if name != ORIGINAL:
+                session.fabric.call("on_search_start", run=info)
+                method = session.configured(name)  # with the tuned protocol, this searches
+                info = info.using(asdict(method))  # type: ignore[call-overload]
             session.fabric.call("on_run_start", run=info)
             began = time.monotonic()  # neither the search nor starting a W&B run counts
-            values, state = _run(session, info, context, method, missing[step])
+            if name == ORIGINAL:
+                values, state = list(_original(session, info, context, missing[step])), context.state
+            else:
+                values, state = _run(session, info, context, method, missing[step])
         except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
             _check_shared(session, error)
-            yield Served(info, began, [_failure("total", error, f"{name}, seed {context.seed},")])
+            stage = TRAINING if name == ORIGINAL else "total"
+            yield Served(info, began, [_failure(stage, error, f"{name}, seed {context.seed},")])
             return
         yield Served(info, began, values)
         context = replace(context, state=state)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import reason_of
+from quickdrop_bench.core.files import read_bytes, reason_of
 from quickdrop_bench.methods import METHODS
 
 __all__ = [
@@ -25,6 +25,9 @@ __all__ = [
     "presets",
     "read_options",
 ]
+
+LARGEST = 2**20
+"""Bytes of a file of options that is still read."""
 
 
 @cache
@@ -108,7 +111,7 @@ def read_options(path: Path) -> dict[str, Any]:
         ValueError: it is no mapping in UTF-8, or a key stands twice in it.
     """
     try:
-        content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+        content = _UniqueKeys(read_bytes(path, LARGEST).decode("utf-8")).get_single_data()
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"it is no YAML file ({error.problem}{where})") from error

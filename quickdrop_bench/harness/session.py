@@ -55,6 +55,7 @@ class Session:
         """The data set on the device."""
         e = self.experiment
         data = load_dataset(e.federation.dataset, e.data_dir, e.federation.image_size).to(self.fabric.device)
+        e.federation.check_images(len(data.train))
         for request in e.requests:
             if isinstance(request, UnlearningRequest):
                 request.check(len(data.class_names), e.federation.clients, len(data.train))

@@ -12,7 +12,7 @@ from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.methods.registry import SMALL_SETS, StageResult, check_support
 
-__all__ = ["check", "check_stages", "method_name"]
+__all__ = ["check", "check_form", "check_stages", "method_name"]
 
 MOST_ROWS = 40_000
 """Forgotten samples of a model version: its file says in its header which they are, and headers are bounded."""
@@ -27,6 +27,14 @@ def method_name(method: Method) -> str:
         if METHODS[name] is type(method):
             return name
     raise BadInput("method", repr(method), "a method is needed, as run.method('quickdrop') gives it")
+
+
+def check_form(request: UnlearningRequest) -> None:
+    """Raise :class:`BadInput` for what type checkers would find: no request, or targets that are no whole numbers."""
+    if not isinstance(request, UnlearningRequest):
+        raise BadInput("request", repr(request), "one is needed, as UnlearningRequest('class', (9,))")
+    if not (isinstance(request.targets, tuple) and all(type(target) is int for target in request.targets)):
+        raise BadInput(request.option, repr(request.targets), "a tuple of whole numbers is needed, as (9,)")
 
 
 def check(

@@ -122,7 +122,7 @@ def read_log(folder: Path) -> list[Entry]:
     path = folder / LOG
     try:
         content = read_bytes(path, LARGEST).decode("utf-8") if os.path.lexists(path) else ""
-        entries = [_entry(json.loads(line)) for line in content.split("\n") if line]
+        entries = _chained([json.loads(line) for line in content.split("\n") if line])
         _check_chain(entries)
     except MISREAD as error:
         allowed = f"{LOG} is damaged or cannot be read ({type(error).__name__}); {WAY_BACK}"
@@ -179,7 +179,7 @@ def _left_of(folder: Path) -> dict[int, Entry]:
     with suppress(OSError):
         for line in read_bytes(folder / LOG, LARGEST).decode("utf-8", errors="replace").split("\n"):
             with suppress(*MISREAD):
-                entry = _entry(json.loads(line))
+                entry = _entry({"previous": "", **json.loads(line)})
                 found[entry.version] = entry
     return found
 
@@ -196,6 +196,15 @@ def _from_file(path: Path, logged: Entry | None) -> Entry | None:
         return logged  # a damaged file: that is said where it is used
     # Its checksum counts even if the file has another one now, which is then damaged.
     return logged if logged is not None and logged.metadata == entry.metadata else entry
+
+
+def _chained(lines: Sequence[dict[str, Any]]) -> list[Entry]:
+    """The entries of a log; one from before logs were chains, in which no entry has ``previous``, becomes a chain."""
+    whole = any("previous" in line for line in lines)
+    entries: list[Entry] = []
+    for line in lines:
+        entries.append(_entry(line if whole else {**line, "previous": chained_to(entries)}))
+    return entries
 
 
 def _entry(values: object) -> Entry:

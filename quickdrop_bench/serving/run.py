@@ -13,12 +13,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from quickdrop_bench.core.errors import BadInput, Missing
+from quickdrop_bench.core.errors import BadInput, Missing, others_code
 from quickdrop_bench.core.files import writing
 from quickdrop_bench.data.datasets import DATASETS, load_dataset
 from quickdrop_bench.data.labelled import DataInfo, ImageData
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
-from quickdrop_bench.evaluation.metric import SERVED, measured
+from quickdrop_bench.evaluation.metric import METRICS, SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.outcome import checked_stages
@@ -28,7 +28,7 @@ from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.serving.checks import check, check_stages, method_name
+from quickdrop_bench.serving.checks import check, check_form, check_stages, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
@@ -191,8 +191,12 @@ class TrainedRun:
     ) -> dict[str, float]:
         if self.data is None:
             raise BadInput("--data-dir", self.data_dir, f"{self.info.name} is not there, so nothing can be evaluated")
-        found = measured(self.deployment.judged(state, about, gone), SERVED)
-        return {name: value for numbers in found.values() for name, value in numbers.items() if not math.isnan(value)}
+        judged, found = self.deployment.judged(state, about, gone), dict[str, float]()
+        for name in METRICS:
+            with others_code("--metric", name):
+                for numbers in measured(judged, SERVED, [name]).values():
+                    found |= {key: float(value) for key, value in numbers.items() if not math.isnan(value)}
+        return found
 
     @property
     def preset(self) -> str:
@@ -245,6 +249,7 @@ class TrainedRun:
         """Raise :class:`BadInput` unless requests can be served one after the other, the first from a version."""
         gone = self.forgotten(self._version(from_version, "--from-version"))
         for request, method in requests:
+            check_form(request)
             check(self.deployment, action, request, method, gone, absent, self.data_dir)
             gone = still_forgotten(action, request, gone)
 
@@ -260,7 +265,8 @@ class TrainedRun:
         gone, planned = self.forgotten(from_version), []
         for request, method in requests:
             context = self._context(action, request, gone, absent, from_version)
-            phases, results = planned_phases(action, context, method)
+            with others_code("--method", method_name(method)):
+                phases, results = planned_phases(action, context, method)
             check_stages(request, method, results, self.info.class_names, absent)
             planned.append((request, phases))
             gone = still_forgotten(action, request, gone)
@@ -309,6 +315,7 @@ class TrainedRun:
         absent: Collection[int],
         from_version: int | None,
     ) -> Entry:
+        check_form(request)
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
@@ -342,7 +349,9 @@ class TrainedRun:
 
     def _stages(self, action: str, context: Context, method: Method, absent: Collection[int]) -> dict[str, StageResult]:
         """What the engine makes of a request, if that is a model."""
-        request, results = context.request, dict(checked_stages(action, context, method))
+        request = context.request
+        with others_code("--method", method_name(method)):
+            results = dict(checked_stages(action, context, method))
         check_stages(request, method, results, self.info.class_names, absent)
         if any(result.diverged for result in results.values()):
             what = f"{method_name(method)} diverged on {request.named(self.info.class_names)}"
@@ -353,9 +362,8 @@ class TrainedRun:
         self, entry: Entry, state: State, sets: tuple[Sequence[UnlearningRequest], Sequence[UnlearningRequest]]
     ) -> Entry:
         """Make a model the current version: its file first, then the log that names it."""
-        entry = replace(entry, sha256=self.versions.save(entry.version, state, entry.metadata))
-        if self.data:
-            entry = replace(entry, after=self._evaluated(state, *sets))
+        after = self._evaluated(state, *sets) if self.data else None
+        entry = replace(entry, after=after, sha256=self.versions.save(entry.version, state, entry.metadata))
         try:
             with writing("RUN", self.folder):
                 write_log(self.folder, [*self.log, entry])

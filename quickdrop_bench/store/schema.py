@@ -38,7 +38,13 @@ __all__ = [
 ]
 
 FORMAT = 4
-"""Of the files that this version writes and reads."""
+"""Of the files that this version writes and reads. Within it, costs once had fewer counters, see :data:`ADDED`."""
+
+ADDED = ("dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_seconds")
+"""Counters of costs that the first writers of this format did not have; they are read as 0."""
+
+UNSIGNED = "quickdrop-bench 0.1.0 from before 28 November 2026"
+"""Who wrote a manifest that does not say who did."""
 
 LARGEST = 2**24
 """Bytes of a manifest, history or configuration that are still read."""
@@ -100,9 +106,13 @@ class Manifest:
 def parse_manifest(content: bytes) -> Manifest:
     """A manifest; some error of Python's if it is none."""
     values = json.loads(content)
-    form, by = typed(int, values["format"], "format"), values.setdefault("written_by", "another version")
+    form, by = typed(int, values["format"], "format"), values.setdefault("written_by", UNSIGNED)
     if form != FORMAT:
-        raise OtherFormat(f"{typed(str, by, 'written_by')} wrote it in format {form}, and this version reads {FORMAT}")
+        lacks = ", which does not say on which data and in which precision" if form < FORMAT else ""
+        who = f"{typed(str, by, 'written_by')} wrote it in format {form}{lacks}"
+        raise OtherFormat(f"{who}, and this version reads format {FORMAT}")
+    for cost in ("cost", "fine_tuning"):
+        values[cost] = dict.fromkeys(ADDED, 0) | values[cost]
     manifest: Manifest = typed(Manifest, values, "it")
     if not all(NAMES.fullmatch(name) for name in manifest.files):
         raise Damage("it lists a file that belongs to no federation")

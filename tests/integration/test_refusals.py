@@ -23,6 +23,7 @@ FILES = {
     "twice": "rounds: 2\nalpha: 1\nrounds: 3\n",
     "within": "quickdrop: {unlearn_lr: 1, unlearn_lr: 2}\n",
     "section": "quikdrop: {unlearn_lr: 0.1}\n",
+    "giant": f"batch_size: {10**20}\n",
     "listed": "methods: [quickdrop, sga-or]\n",
 }
 """Configuration files, each of which holds a mistake."""
@@ -61,6 +62,13 @@ REFUSED = {
     "table 2 --clients 5000": "--clients 5000",
     "table 2 --clients 0": "--clients 0",
     "table 2 --depth 9": "--depth 9",
+    "table 2 --min-client-size 2000": "--min-client-size 2000: between 0 and 480 for 3 clients and 1442 training",
+    "train --min-client-size 2000": "--min-client-size 2000: between 0 and 480",
+    "distribution --min-client-size 2000": "--min-client-size 2000: between 0 and 480",
+    f"train --batch-size {10**20}": f"--batch-size {10**20}: a whole number of at most 1000000000 is needed",
+    f"table 2 --min-client-size {10**20}": f"--min-client-size {10**20}: a whole number of at most",
+    f"table 2 --quickdrop.unlearn-rounds {10**20}": f"--quickdrop.unlearn-rounds {10**20}: a whole number of at most",
+    "train --config giant.yaml": f"--batch-size {10**20}: a whole number of at most 1000000000 is needed",
     "table 2 --patience 0": "--patience 0",
     "table 2 --devices 9999": "--devices 9999",
     "table 2 --seeds one": "--seeds one",

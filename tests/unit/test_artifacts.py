@@ -134,6 +134,43 @@ def test_what_is_no_manifest_is_refused(trained: TrainedFederation, tmp_path: Pa
         load(tmp_path / "run", CPU)
 
 
+def as_first_written(manifest: dict[str, Any]) -> None:
+    """The manifest as the first writers of this format made it."""
+    del manifest["written_by"]
+    for cost in ("cost", "fine_tuning"):
+        for name in ("dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_seconds"):
+            del manifest[cost][name]
+
+
+def test_what_older_code_of_the_format_wrote_is_read(trained: TrainedFederation, tmp_path: Path) -> None:
+    save(trained, tmp_path)
+    with_manifest(tmp_path, as_first_written)
+    again = load(tmp_path, CPU)
+    assert (again.cost, again.fine_tuning, again.data) == (trained.cost, trained.fine_tuning, trained.data)
+    assert again.cost.waiting_seconds == 0
+
+
+def as_format_3(manifest: dict[str, Any]) -> None:
+    as_first_written(manifest)
+    del manifest["data"], manifest["precision"]
+    manifest["format"] = 3
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_an_older_format_is_not_called_damaged(trained: TrainedFederation, tmp_path: Path, *, served: bool) -> None:
+    save(trained, tmp_path)
+    with_manifest(tmp_path, as_format_3)
+    if served:
+        (tmp_path / "versions").mkdir()
+    with pytest.raises(BadInput) as caught:
+        load(tmp_path, CPU)
+    assert str(caught.value) == (
+        f"--artifacts-dir {tmp_path}: manifest.json: quickdrop-bench 0.1.0 from before 28 November 2026 wrote it in "
+        "format 3, which does not say on which data and in which precision, and this version reads format 4; use that "
+        "version, or move the folder away to train again."
+    )
+
+
 def test_the_manifest_comes_last(trained: TrainedFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     save(trained, folder)
@@ -267,8 +304,8 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest binary": (lambda f: (f / "manifest.json").write_bytes(bytes(range(256))), "manifest.json"),
     "manifest a folder": (lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()), "manifest.json"),
     "another format": (
-        manifest_value("format", value=3),
-        f"manifest.json: quickdrop-bench {__version__} wrote it in format 3, and this version reads 4; use that",
+        manifest_value("format", value=9),
+        f"manifest.json: quickdrop-bench {__version__} wrote it in format 9, and this version reads format 4; use that",
     ),
     "a format in words": (manifest_value("format", value="new"), "format is no whole number"),
     "device that commands the terminal": (manifest_value("device", value="\x1b[2J"), "device"),

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Number, metric
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.outcome import checked_stages
@@ -22,7 +24,9 @@ from quickdrop_bench.harness.request import UNLEARN
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.serving import TrainedRun
+from quickdrop_bench.store.rows import KEY
 from tests.asked import asked
+from tests.conftest import TINY, Run, read_rows
 from tests.served import CLASS_3, CLASS_9, contents, served
 
 ONE = Cost(rounds=1)
@@ -126,3 +130,73 @@ def test_no_such_model_becomes_a_version(folder: Path, monkeypatch: pytest.Monke
     kept = {name: value.clone() for name, value in run.state().items()}
     give(in_place)()
     assert all(torch.equal(value, kept[name]) for name, value in run.state(1).items())
+
+
+# What fails -------------------------------------------------------------------------------------------------
+
+
+def fails(*args: object, **options: object) -> Any:
+    raise TypeError("on\npurpose")
+
+
+@pytest.mark.parametrize(("action", "stage"), [("unlearn", "unlearn"), ("unlearn", "recover"), ("relearn", "relearn")])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_request_that_a_method_fails_on_is_one_sentence(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, action: str, stage: str, more: list[str]
+) -> None:
+    served(folder, CLASS_9)
+    before = contents(folder)
+    monkeypatch.setattr(METHODS["quickdrop"], stage, fails)
+    code, out, err = run(action, str(folder), "--class", "9" if action == "relearn" else "3", *more)
+    assert (code, out) == (2, "")
+    assert err == "quickdrop-bench: --method quickdrop: it failed (TypeError: on purpose).\n"
+    assert contents(folder) == before
+
+
+def test_a_request_that_a_metric_fails_on_is_one_sentence(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(folder, CLASS_9)
+    before = contents(folder)
+    items = cast("Any", METRICS)._items
+    failing = metric({"weight_norm": Number("weights")}, {SERVED, *STAGES})(fails)
+    for own in (failing, replace(failing, measure=lambda model, stage: {"weight_norm": "high"})):
+        monkeypatch.setitem(items, "norm", own)
+        for argv in (["unlearn", str(folder), "--class", "3"], ["evaluate", str(folder)]):
+            code, out, err = run(*argv)
+            assert (code, out) == (2, "")
+            assert err.startswith("quickdrop-bench: --metric norm: it failed (TypeError: ")
+            assert len(err.splitlines()) == 1
+            assert contents(folder) == before
+
+
+def values(path: Path) -> set[tuple[Any, ...]]:
+    return {tuple(row.get(name) for name in (*KEY, "value")) for row in read_rows(path)}
+
+
+def test_a_table_marks_what_a_metric_fails_on_and_keeps_its_rows(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = ["table", "2", *TINY, "--methods", "quickdrop"]
+    assert run(*table)[0] == 0
+    (path,) = Path("results").rglob("rows.jsonl")
+    before = values(path)
+    failing = metric({"weight_norm": Number("weights")}, {"fl-training"})(fails)
+    monkeypatch.setitem(cast("Any", METRICS)._items, "norm", failing)
+    code, _, err = run(*table)
+    assert code == 1
+    assert "original, seed 1, failed: on purpose" in caplog.text
+    assert "Traceback" not in err
+    assert before <= values(path)
+
+
+def test_a_package_that_cannot_be_imported_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("mine", "no_such_module:Mine", "quickdrop_bench.methods")
+    monkeypatch.setattr("quickdrop_bench.core.registry.entry_points", lambda group: [broken])
+    monkeypatch.setattr(METHODS, "_loaded", False)
+    code, out, err = run("methods")
+    assert (code, out) == (2, "")
+    assert err == (
+        "quickdrop-bench: entry point quickdrop_bench.methods no_such_module:Mine: it failed (ModuleNotFoundError: "
+        "No module named 'no_such_module').\n"
+    )

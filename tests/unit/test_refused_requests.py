@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,3 +150,29 @@ def test_others_than_the_absent_go_on(
     run, participants = watched(folder)
     run.unlearn(request_, run.method(name, request_.level), absent)
     assert participants == expected
+
+
+NO_REQUESTS: dict[str, tuple[Any, str]] = {
+    "text": ("class-3", "request 'class-3': one is needed"),
+    "a number": (3, "request 3: one is needed"),
+    "nothing": (None, "request None: one is needed"),
+    "a target in words": (UnlearningRequest("class", ("3",)), "--class ('3',): a tuple"),  # type: ignore[arg-type]
+    "a text of targets": (UnlearningRequest("class", "3"), "--class '3': a tuple"),  # type: ignore[arg-type]
+    "a lone target": (UnlearningRequest("class", 3), "--class 3: a tuple"),  # type: ignore[arg-type]
+    "a list": (UnlearningRequest("client", [0]), "--client [0]: a tuple"),  # type: ignore[arg-type]
+    "a fraction": (UnlearningRequest("client", (0.5,)), "--client (0.5,): a tuple"),  # type: ignore[arg-type]
+    "a truth value": (UnlearningRequest("class", (True,)), "--class (True,): a tuple"),
+}
+
+
+@pytest.mark.parametrize(("request_", "said"), NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_what_is_no_request_is_said_at_once(folder: Path, request_: Any, said: str) -> None:
+    run = TrainedRun(folder)
+    method = run.method()
+    for call in (
+        partial(run.unlearn, request_),
+        partial(run.relearn, request_, method),
+        partial(run.check, "unlearn", [(request_, method)]),
+        partial(run.plan, "unlearn", [(request_, method)]),
+    ):
+        refused(folder, re.escape(said), call)

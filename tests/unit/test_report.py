@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -277,6 +279,20 @@ def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
     page = Page(page_of(tmp_path))
     assert "Some lines in 1 folder are not shown: why." in page.text
     assert page.table("Lines that are not shown")[1] == ["quick/table2", f"rows.jsonl: {found.problem}"]
+
+
+def test_a_folder_that_vanishes_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results/vanishing").mkdir(parents=True)
+    scan = os.scandir
+
+    def vanish(path: Any) -> Any:
+        if os.fspath(path).endswith("vanishing"):
+            (tmp_path / "results/vanishing").rmdir()
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", vanish)
+    assert find(tmp_path / "results", ()) == []
+    assert not (tmp_path / "results/vanishing").exists()
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:

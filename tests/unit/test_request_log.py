@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import sha256
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.serving.log import chained_to, read_log, recover_log
@@ -118,19 +119,40 @@ def test_a_whole_log_is_left_as_it_is(folder: Path, run: Run) -> None:
     assert (folder / "requests.jsonl").read_bytes() == before
 
 
-def test_a_log_without_a_chain_is_refused_and_nothing_is_guessed(folder: Path) -> None:
+@pytest.fixture
+def unchained(folder: Path) -> Path:
+    """The folder as older code left it: entries without hashes, and versions that say nothing of their entry."""
     log = [json.loads(line) for line in lines(folder)]
     for entry in log:
         del entry["previous"]
         path = folder / f"versions/{entry['version']:04d}.safetensors"
-        save_file(load_file(path), path)  # which says nothing of its entry
-    before = "".join(json.dumps(entry) + "\n" for entry in log)
-    (folder / "requests.jsonl").write_text(before)
+        save_file(load_file(path), path)
+        entry["sha256"] = sha256(path)
+    (folder / "requests.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    return folder
+
+
+def test_a_log_from_before_logs_were_chains_is_read_and_becomes_one(unchained: Path) -> None:
+    found = TrainedRun(unchained)
+    assert found.forgotten() == (CLASS_9, CLIENT_0, CLASS_3)
+    assert all(found.state(version) for version in range(4))
+    assert found.relearn(CLASS_9).version == 4
+    assert [json.loads(line)["previous"] for line in lines(unchained)] == [chained_to(found.log[:k]) for k in range(4)]
+    with_lines(lambda log: [log[0], *log[2:]])(unchained)
     with pytest.raises(BadInput, match="damaged"):
-        TrainedRun(folder)
-    with pytest.raises(BadInput, match="says what request made version 1; put one of them back from a copy"):
-        recover_log(folder)
-    assert (folder / "requests.jsonl").read_text() == before
+        TrainedRun(unchained)
+
+
+def test_of_a_log_without_a_chain_nothing_is_guessed(unchained: Path) -> None:
+    whole = lines(unchained)
+    for left in ([], whole[:2], whole[1:], [changed(whole[0], previous=""), *whole[1:]]):
+        with_lines(lambda log: left)(unchained)  # noqa: B023 - called at once
+        with pytest.raises(BadInput, match=r"damaged|does not know version"):
+            TrainedRun(unchained)
+    with_lines(lambda log: whole[:2])(unchained)
+    with pytest.raises(BadInput, match="says what request made version 3; put one of them back from a copy"):
+        recover_log(unchained)
+    assert lines(unchained) == whole[:2]
 
 
 def test_a_lost_version_and_a_lost_log_are_not_guessed(folder: Path) -> None:

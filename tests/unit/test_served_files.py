@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pkgutil
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +19,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from quickdrop_bench import serving
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.serving import TrainedRun, export
-from tests.conftest import Run
-from tests.damage import largest_file, seal
+from quickdrop_bench.store.schema import FORMAT
+from tests.conftest import TINY, Run
+from tests.damage import few_files, largest_file, seal
 from tests.served import CLASS_3, CLASS_9, CLIENT_0, NAME, contents, refused, sentence, served, versions
 
 
@@ -303,3 +306,40 @@ def test_a_model_that_nothing_names_does_no_harm(folder: Path) -> None:
     run.unlearn(CLASS_3)
     assert {path.name for path in (folder / "versions").iterdir()} == {"0001.safetensors", "0002.safetensors"}
     assert TrainedRun(folder).state(2).keys() == run.state(0).keys()
+
+
+OPENING = {
+    "train": ["train", *TINY, "--record-every", "1"],
+    "table": ["table", "2", *TINY, "--methods", "quickdrop"],
+    "show": ["show", NAME],
+    "unlearn": ["unlearn", NAME, "--class", "9"],
+    "unlearn from updates": ["unlearn", NAME, "--class", "9", "--method", "federaser"],
+    "export": ["export", NAME, "--format", "torchscript"],
+}
+
+
+@pytest.mark.parametrize("argv", OPENING.values(), ids=OPENING)
+def test_too_many_open_files_are_one_sentence_and_no_damage(folder: Path, run: Run, argv: list[str]) -> None:
+    before = contents(folder)
+    for more in range(6):
+        with few_files(more):
+            code, _, err = run(*argv)
+        if code == 0:
+            break
+        assert "Too many open files" in err or "too many files are open; allow more" in err
+        assert not any(word in err for word in ("Traceback", "damaged", "delete"))
+        assert before.items() <= contents(folder).items()
+    assert 0 < more < 6
+    assert code == 0
+
+
+def test_each_file_of_a_run_is_documented(history: Path, run: Run) -> None:
+    page = (Path(serving.__file__).parent / "README.md").read_text(encoding="utf-8").partition("folder holds")[2]
+    for suffix in ("safetensors", "torchscript"):
+        assert run("export", str(history), "--version", "1", "--format", suffix)[0] == 0
+    named = {re.sub(r"\d{4}", "0", found) for found in re.findall(r"`([^`]+)`", page)}
+    for name in contents(history):
+        first, _, rest = re.sub(r"\d{4}", "0", name).partition("/")
+        both = {f"{first}/{rest}" if rest else first, Path(first).suffix if not rest else f"{first}/"}
+        assert name.startswith(".") or both & named, name
+    assert f"This is format {FORMAT}." in page

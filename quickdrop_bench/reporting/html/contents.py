@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +80,9 @@ class Found:
 
 def find(results_dir: Path, exhibits: Sequence[str]) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
-    wanted = [path for path in results_dir.rglob("*") if path.name == "rows.jsonl" or _is_picture(path)]
+    # os.walk passes over folders that vanish meanwhile.
+    inside = (Path(place, name) for place, folders, names in os.walk(results_dir) for name in (*folders, *names))
+    wanted = [path for path in inside if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits)}
     found = [_found(folder, results_dir, order) for folder in {path.parent for path in wanted}]
     return sorted(found, key=lambda f: (order.get(f.exhibit, len(order)), f.folder.startswith("reference/"), f.folder))
