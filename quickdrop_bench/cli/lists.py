@@ -11,8 +11,6 @@ from quickdrop_bench.core.files import reason_of
 from quickdrop_bench.data.class_names import class_index
 from quickdrop_bench.data.requests import Samples
 
-__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "samples_of", "split"]
-
 
 def split(option: str, text: object) -> list[str]:
     """The parts of a list as the user types it, ``a,b``.
@@ -90,7 +88,6 @@ def samples_of(text: object) -> list[Samples]:
 
 
 def _pairs(path: object, lines: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """What a file lists."""
     pairs: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", line, re.ASCII)

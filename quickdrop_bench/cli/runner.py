@@ -37,12 +37,9 @@ from quickdrop_bench.harness.lacking import is_measured
 from quickdrop_bench.harness.measure import mark_failed, mark_lost, measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
-from quickdrop_bench.reporting.render import on_terminal, write_exhibit
-from quickdrop_bench.reporting.trials import write_trials
+from quickdrop_bench.reporting.render import on_terminal, write_exhibit, write_trials
 from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
-
-__all__ = ["make_session", "produce"]
 
 Cells = Sequence[tuple[Experiment, Sequence[str]]]
 """Experiments, each with the methods to run."""
@@ -110,7 +107,6 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
 
 
 def _folder(args: Namespace, name: str) -> Path:
-    """Where an exhibit's rows are."""
     folder: Path = args.results_dir / args.preset / name
     return folder
 

@@ -8,22 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL
+from quickdrop_bench.harness.experiment import ORACLE as ORACLE
+from quickdrop_bench.harness.experiment import ORIGINAL as ORIGINAL
 from quickdrop_bench.methods import METHODS
-
-__all__ = [
-    "CONTROL",
-    "ORACLE",
-    "ORIGINAL",
-    "class_name",
-    "dataset_name",
-    "differing",
-    "marked",
-    "method_title",
-    "registered",
-    "request_name",
-    "setting_name",
-]
 
 CONTROL = "random-subset"
 """QuickDrop without distillation: what it does as well, distillation did not buy."""

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["NOTHING_PUBLISHED", "Published", "beside", "is_fraction", "published_dataset", "read_published"]
-
 LIKE_MNIST = ("digits", "fashion-mnist")
 """Data sets that the paper does not use, nearest to its MNIST."""
 
@@ -32,12 +30,9 @@ def read_published(path: Path, exhibit: str) -> pd.DataFrame:
 def published_dataset(frame: pd.DataFrame, dataset: str) -> str:
     """The published data set to show beside ours."""
     names = [str(name) for name in frame["dataset"].unique()]
-    for name in names:
-        if re.search(rf"{re.escape(name)}(?!\d)", dataset):
-            return name
-    if dataset in LIKE_MNIST and "mnist" in names:
-        return "mnist"
-    return names[0] if names else ""
+    same = [name for name in names if re.search(rf"{re.escape(name)}(?!\d)", dataset)]
+    like = [name for name in names if name == "mnist" and dataset in LIKE_MNIST]
+    return next(iter([*same, *like, *names]), "")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from quickdrop_bench.harness.presets import benchmarks_dir
-from quickdrop_bench.reporting.html.page import write_report
-from tests.unit.test_report import make_results, page_of
+from quickdrop_bench.reporting.html.page import render_report
+from tests.unit.test_report import DAY, make_results
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if kept.is_dir():
         shutil.copytree(kept, folder / "results", ignore=shutil.ignore_patterns("table.*", "search.csv"))
     make_results(folder / "results" / "made")
-    write_report(folder / "report.html", page_of(folder / "results"))
+    (folder / "report.html").write_text(render_report(folder / "results", DAY), encoding="utf-8")
     return folder
 
 

@@ -23,7 +23,7 @@ from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
-from quickdrop_bench.reporting.trials import write_trials
+from quickdrop_bench.reporting.render import write_trials
 
 Make = Callable[..., Federation]
 OUTCOMES = {

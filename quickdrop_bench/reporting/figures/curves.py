@@ -10,13 +10,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quickdrop_bench.reporting.figures.points import VARIED, depends_on_scale, marks, measure, plain
+from quickdrop_bench.reporting.figures.points import VARIED, depends_on_scale, marks, measure, numbers_frame, plain
 from quickdrop_bench.reporting.figures.style import HOLLOW, Style, label_ends, method_styles, say
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import dataset_name, method_title
 from quickdrop_bench.reporting.published import Published, is_fraction
 
-__all__ = ["Axis", "trend_lines"]
+LABELS = {
+    "scale": "scale s",
+    "fine_tuning": "fine-tuning steps F",
+    "distribution": "Dirichlet α",
+    "clients": "clients",
+    "dataset": "data set",
+}
+"""What can vary, in order of preference for a sweep, and the name of the axis."""
+
+R_SET = "total", "r_set_accuracy"
+
+
+def draw_trend(
+    axes: Axes, setting: Setting, column: str, methods: Sequence[str], measured: tuple[str, str], label: str
+) -> Axis:
+    """A panel of one number, by stage and metric, of several methods over a column."""
+    axis = Axis(axes, numbers_frame(trend_lines(setting, column, methods, [measured])), column, setting.published)
+    axis.draw_methods(methods)
+    axes.set(xlabel=LABELS[column], ylabel=label)
+    return axis
 
 
 def trend_lines(

@@ -18,18 +18,6 @@ from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, beside, is_fr
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
 from quickdrop_bench.reporting.tables.texts import cell_text
 
-__all__ = [
-    "VARIED",
-    "depends_on_scale",
-    "marks",
-    "measure",
-    "methods_in",
-    "numbers_frame",
-    "numbers_table",
-    "panels",
-    "plain",
-]
-
 VARIED = {"scale": "s", "fine_tuning": "F"}
 """Columns that some runs vary beside the setting, and their symbols."""
 
@@ -144,7 +132,6 @@ def plain(value: object, _: object = None) -> str:
 
 
 def _value_texts(line: Mapping[Any, Any]) -> list[str]:
-    """Mean with deviation, seeds and the paper's value."""
     kind = "percent" if is_fraction(line["metric"]) else "seconds" if line["metric"] == "seconds" else "count"
     column = Column("", "", line["stage"], line["metric"], kind)
     paper = EMPTY if math.isnan(line["published"]) else column.format(line["published"])
