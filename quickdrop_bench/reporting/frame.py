@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.stats import t
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, registered, request_name
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, Published
 from quickdrop_bench.store.rows import KEY, is_row, read_lines
@@ -28,6 +29,12 @@ TEXTS = (
 )
 """Columns that a row has beside those of its key, as text; lines of earlier versions lack some."""
 
+OPTIONAL = (
+    *("phase", "round", "scale", "fine_tuning", "request_name", "class_name", "error", "preset", "wall_seconds"),
+    *("versions", "package_version", "git_commit", "git_dirty", "created_at"),
+)
+"""Columns that some rows lack; in a frame all are there."""
+
 TRAINING = "fl-training"
 SEARCH = "search"
 """Stage of the rows that say what choosing a method's settings cost."""
@@ -42,10 +49,15 @@ NONE = pd.Series(dtype=float)
 
 
 def frame_of(rows: Iterable[object]) -> pd.DataFrame:
-    """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out."""
+    """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out.
+
+    A frame has all columns of :data:`KEY <quickdrop_bench.store.rows.KEY>`, :data:`TEXTS` and :data:`OPTIONAL`.
+    """
     known: list[Any] = [*filter(is_row, rows)]
     known = [row for row in known if all(isinstance(row.get(name), str) for name in TEXTS)]
-    frame = pd.DataFrame(known, columns=None if known else [*KEY, "value", *TEXTS])
+    columns = [*KEY, "value", *TEXTS, *OPTIONAL]
+    frame = pd.DataFrame(known, columns=None if known else columns)
+    frame = frame.reindex(columns=frame.columns.union(columns, sort=False))
     return frame.assign(value=pd.to_numeric(frame["value"], errors="coerce").astype(float))
 
 
@@ -60,8 +72,8 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
     problem = f"{left} of {len(lines)} lines are torn or of an earlier version; they are kept and not shown"
     if frame.empty:
         return frame, problem if left else ""
-    keys = [name for name in dict.fromkeys((*KEY, *SETTING, "phase", "round")) if name in frame]
-    return frame.drop_duplicates(keys, keep="last").reset_index(drop=True), problem if left else ""
+    keys = dict.fromkeys((*KEY, *SETTING, "phase", "round"))
+    return frame.drop_duplicates([*keys], keep="last").reset_index(drop=True), problem if left else ""
 
 
 def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -81,7 +93,7 @@ def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     """
     if rows.empty:
         return rows
-    setting = [*SETTING, *(name for name in apart if name in rows)]
+    setting = [*SETTING, *apart]
     newest = rows.groupby([*setting, "seed"], dropna=False)["federation_hash"].transform("last")
     rows = rows[rows["federation_hash"] == newest]
     part = rows["stage"].where(rows["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
@@ -215,13 +227,11 @@ class Setting:
         rows: of one setting, derived metrics included.
         published: the part of the published table or figure.
         label: what tells it from the settings beside it.
-        unsupported: methods that cannot serve its request.
     """
 
     rows: pd.DataFrame
     published: Published = NOTHING_PUBLISHED
     label: str = ""
-    unsupported: Collection[str] = ()
 
     @cached_property
     def columns(self) -> dict[str, Any]:
@@ -288,11 +298,16 @@ class Setting:
         """Runs that ``diverged``, ``failed`` or, in a stage, ``collapsed``."""
         return int((self.values(method, stage, metric) > 0).sum())
 
+    def serves(self, method: str) -> bool:
+        """Whether a method can serve the request."""
+        own = registered(method)
+        return own not in METHODS or str(self.columns["request"]).split("-")[0] in METHODS[own].levels
+
     def status(self, method: str) -> str:
         """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""
         if runs := len(self.seeds(method)):
             return "failed" if self.count(method, "failed") == runs else "measured"
-        return "unsupported" if registered(method) in self.unsupported else "not run"
+        return "not run" if self.serves(method) else "unsupported"
 
     def marks(self, method: str) -> list[str]:
         """What a reader must know beside the method's name."""
@@ -309,7 +324,7 @@ class Setting:
 
     def errors(self, method: str) -> list[str]:
         """Kinds of errors that ended runs, without their messages."""
-        r = self.rows.reindex(columns=["method", "metric", "error"])
+        r = self.rows
         texts = r[(r["method"] == method) & (r["metric"] == "failed")]["error"].dropna()
         return sorted({str(text).split(":")[0] for text in texts})
 

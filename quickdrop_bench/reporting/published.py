@@ -53,6 +53,12 @@ class Published:
         """One number, in the unit of the rows; None if the paper does not give it."""
         return self._known.get((method, stage, metric))
 
+    def of_request(self, method: str, metric: str) -> float | None:
+        """Of a whole request; the paper gives the accuracy after it as that of the last stage."""
+        stages = ("total", *(("recovery", "unlearning") if metric.endswith("accuracy") else ()))
+        known = (self.value(method, stage, metric) for stage in stages)
+        return next((value for value in known if value is not None), None)
+
     @cached_property
     def _known(self) -> dict[tuple[str, str, str], float]:
         v = self.values.drop_duplicates(["method", "stage", "metric"])

@@ -24,7 +24,7 @@ from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.tables.capabilities import capability_tables, short
 from quickdrop_bench.reporting.tables.comparison import comparison_tables
-from quickdrop_bench.reporting.tables.measured import Section, sections
+from quickdrop_bench.reporting.tables.measured import measured_sections
 from quickdrop_bench.reporting.tables.shape import Table
 from quickdrop_bench.reporting.tables.writers import csv_text, latex, markdown, stacked, terminal
 from quickdrop_bench.store.rows import LARGEST, LOCK
@@ -63,12 +63,6 @@ def draw(exhibit: Exhibit, rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     module = import_module(f"quickdrop_bench.reporting.figures.{exhibit.draw}")
     figure, numbers = module.draw(rows, read_published(paper_values(), exhibit.name), exhibit.methods)
     return figure, numbers
-
-
-def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
-    """The tables of what was measured, with the paper's numbers."""
-    unable = [name for name in METHODS if exhibit.level not in METHODS[name].levels]
-    return sections(exhibit, rows, read_published(paper_values(), exhibit.name), unable)
 
 
 def tables_of(exhibit: Exhibit, rows: pd.DataFrame, *, alike: bool = False) -> Iterator[Table]:

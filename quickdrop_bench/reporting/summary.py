@@ -13,9 +13,6 @@ import pandas as pd
 from quickdrop_bench.reporting.frame import compare
 from quickdrop_bench.reporting.published import Published, beside, read_published
 
-PARTS = ("recovery", "unlearning")
-"""Stages that add up to the total, the last first: the accuracies after it are the total's."""
-
 
 def summary(
     rows: Sequence[Mapping[str, Any]], oracle: Sequence[Mapping[str, Any]], paper: Path
@@ -40,11 +37,10 @@ def summary(
     published = _published(*(str(rows[0][key]) for key in ("artefact", "dataset", "distribution")), paper)
     for (stage, metric), value in values.items():
         method = methods.get((stage, metric), rows[0]["method"])
-        if value is None or metric.startswith("class_") or stage in PARTS:
+        if value is None or metric.startswith("class_") or stage in ("unlearning", "recovery"):
             continue
-        stages = (stage, *(PARTS if stage == "total" and metric.endswith("accuracy") else ()))
-        known = (published.value(method, one, metric) for one in stages)
-        theirs = next((number for number in known if number is not None), None)
+        whole = stage == "total"
+        theirs = published.of_request(method, metric) if whole else published.value(method, stage, metric)
         key = f"{stage.replace('-', '_')}/{metric}"
         yield key, value
         if theirs is not None:

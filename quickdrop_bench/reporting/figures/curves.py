@@ -69,7 +69,7 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
 
 def _varied(rows: pd.DataFrame) -> str:
     """The first of :data:`LABELS` that has several values; else the first that has any."""
-    counts = {name: rows[name].nunique() for name in LABELS if name in rows}
+    counts = {name: rows[name].nunique() for name in LABELS}
     several = [name for name, count in counts.items() if count > 1]
     return next(iter([*several, *(name for name, count in counts.items() if count), *LABELS]))
 

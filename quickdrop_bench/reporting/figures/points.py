@@ -41,7 +41,6 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     if rows.empty:
         return []
     rows = named(without_training(rows))
-    rows = rows.reindex(columns=[*rows.columns, *(c for c in (*VARIED, "phase", "round") if c not in rows)])
     # Other data have another hash, though nothing else differs.
     varied = {*within, "setting"} if "dataset" in within else within
     found = []

@@ -16,7 +16,6 @@ from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.files import read_bytes
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.harness.presets import presets
-from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.figures.points import VARIED
 from quickdrop_bench.reporting.frame import Setting, latest, named, read_rows, settings_in, without_training
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, setting_name
@@ -28,9 +27,6 @@ PICTURES = ("figure", "distribution")
 
 MOST_NUMBERS = 300
 """Lines of a picture's numbers that the page shows."""
-
-OPTIONAL = ["versions", "package_version", "git_commit", "git_dirty", "created_at", "wall_seconds"]
-"""Columns that rows of earlier versions may lack."""
 
 LARGEST_PICTURE = 2**26
 """Bytes of a picture, or of its numbers, that are still read."""
@@ -97,7 +93,7 @@ def _found(folder: Path, results_dir: Path) -> Found:
     rows, problem = read_rows(folder / "rows.jsonl")
     names = folder.relative_to(results_dir).parts or (folder.name,)
     at = names.index("distribution") if "distribution" in names else len(names) - 1
-    own = str(rows["preset"].iloc[0]) if "preset" in rows else ""
+    own = next(map(str, rows["preset"].dropna()), "")
     name = names[at] if names[at] in exhibits() or rows.empty else str(rows["artefact"].iloc[0])
     return Found("/".join(names), name, own or (names[at - 1] if at else ""), rows, _pictures(folder), problem)
 
@@ -144,7 +140,6 @@ def provenance(found: Sequence[Found]) -> list[Table]:
     if not frames:
         return []
     rows = pd.concat(frames, ignore_index=True)
-    rows = rows.reindex(columns=rows.columns.union(OPTIONAL))
     versions = {
         (name, str(version)) for one in rows["versions"] if isinstance(one, dict) for name, version in one.items()
     }
@@ -171,7 +166,7 @@ def _what_ran(found: Sequence[Found]) -> Table:
         for setting in f.settings():
             own = without_training(setting.rows)
             methods = [method_title(m) for m in own["method"].unique() if m != ORIGINAL]
-            runs = setting.rows.drop_duplicates("spec_hash").reindex(columns=["wall_seconds"])
+            runs = setting.rows.drop_duplicates("spec_hash")
             wall = float(pd.to_numeric(runs["wall_seconds"], errors="coerce").sum())
             line = [f.folder, f.preset, setting_name(setting.in_words)]
             line += [_distinct(setting.rows, name) for name in VARIED]
@@ -181,13 +176,12 @@ def _what_ran(found: Sequence[Found]) -> Table:
 
 
 def _distinct(rows: pd.DataFrame, column: str) -> str:
-    return "; ".join(f"{value:g}" for value in sorted(rows[column].dropna().unique())) if column in rows else ""
+    return "; ".join(f"{value:g}" for value in sorted(rows[column].dropna().unique()))
 
 
 def _period(rows: pd.DataFrame) -> str:
     """First and last of ISO times, to the minute."""
-    times = rows.reindex(columns=["created_at"])["created_at"].dropna().astype(str)
-    known = sorted({time[:16].replace("T", " ") for time in times})
+    known = sorted({time[:16].replace("T", " ") for time in rows["created_at"].dropna().astype(str)})
     return " – ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
 
 
@@ -248,7 +242,7 @@ def _coverage(found: Sequence[Found]) -> Table:
 
 def _went_wrong(setting: Setting) -> Iterator[list[str]]:
     """Method, seed, what and error of every run that failed or diverged."""
-    rows = setting.rows.reindex(columns=setting.rows.columns.union(["error"]))
+    rows = setting.rows
     bad = rows[rows["metric"].isin(["failed", "diverged"]) & (rows["value"] > 0)]
     for row in bad.drop_duplicates(["method", "seed", "spec_hash", "metric"]).to_dict("records"):
         error = row["error"] if isinstance(row["error"], str) else ""
@@ -257,10 +251,9 @@ def _went_wrong(setting: Setting) -> Iterator[list[str]]:
 
 def _not_run(setting: Setting, methods: Iterable[str]) -> Iterator[list[str]]:
     """Methods of the exhibit that can serve the request and were not run, or not on every seed."""
-    level = str(setting.columns["request"]).split("-")[0]
     for method in methods:
         absent = sorted({*setting.seeds()} - {*setting.seeds(method)})
-        if absent and method in METHODS and level in METHODS[method].levels:
+        if absent and setting.serves(method):
             some = "" if absent == setting.seeds() else f"seed{'s'[: len(absent) != 1]} {', '.join(map(str, absent))}"
             yield [method_title(method), some or "every seed"]
 

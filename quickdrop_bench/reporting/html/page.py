@@ -20,10 +20,9 @@ from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.html.contents import Found, data_uri, find, missing, provenance
 from quickdrop_bench.reporting.names import dataset_name, registered
-from quickdrop_bench.reporting.render import measured_sections
 from quickdrop_bench.reporting.tables.capabilities import capability_tables
 from quickdrop_bench.reporting.tables.comparison import comparison_table, comparison_tables, finding
-from quickdrop_bench.reporting.tables.measured import Section
+from quickdrop_bench.reporting.tables.measured import Section, measured_sections
 from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import papers
 

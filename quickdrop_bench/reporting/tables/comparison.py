@@ -62,10 +62,10 @@ def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: boo
     candidates = [method for method in there if _is_candidate(setting, method)]
     columns = {column.header: _entries(setting, there, column, better, candidates) for column, better in shown}
     if setting.published.alike and setting.published.name:
-        # The paper gives accuracies after the last stage as those of recovery, where there is one.
         for column in (F_SET, R_SET):
-            papers = {m: _from_paper(setting, m, column) for m in there}
-            columns[f"{column.header} (paper)"] = {m: Entry(text) for m, text in papers.items()}
+            papers = {m: setting.published.of_request(registered(m), column.metric) for m in there}
+            texts = {m: "" if value is None else f"{100 * value:.1f}%" for m, value in papers.items()}
+            columns[f"{column.header} (paper)"] = {m: Entry(text) for m, text in texts.items()}
     headers = [h for h, found in columns.items() if any(entry.text not in ("", EMPTY) for entry in found.values())]
     lines = [
         Line(method_title(m), [columns[h][m] for h in headers], setting.marks(m), labels=labels(m, [setting]))
@@ -105,12 +105,6 @@ def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
         mark = column.kind == "percent" and setting.count(method, "collapsed", column.stage)
         return text + (f" {COLLAPSED}" if mark else "")
     return column.format(typical(cell, column)) + sign(setting, method, column)
-
-
-def _from_paper(setting: Setting, method: str, column: Column) -> str:
-    stages = ("total", "recovery", "unlearning")
-    known = (setting.paper(method, stage, column.metric) for stage in stages)
-    return next((f"{100 * value:.1f}%" for value in known if value is not None), "")
 
 
 def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from quickdrop_bench.harness.exhibits import Column, Exhibit
+from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.reporting import names
 from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_training
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, method_title, registered
-from quickdrop_bench.reporting.published import beside, published_dataset
+from quickdrop_bench.reporting.published import beside, published_dataset, read_published
 from quickdrop_bench.reporting.tables import texts
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import cell_of
@@ -104,11 +105,9 @@ class Section:
         ]
 
 
-def sections(
-    exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame, unsupported: Collection[str] = ()
-) -> list[Section]:
-    """The tables that rows make, in order of measurement."""
-    rows = derive(rows)
+def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
+    """The tables that rows make, in order of measurement, with the paper's numbers."""
+    rows, published = derive(rows), read_published(paper_values(), exhibit.name)
     if rows.empty:
         return []
     if exhibit.per == "dataset":
@@ -118,7 +117,7 @@ def sections(
     varied = {exhibit.beside, "setting"} if exhibit.beside == "dataset" else {exhibit.beside}
     found = []
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
-        settings = _side_by_side(exhibit, group, published, unsupported)
+        settings = _side_by_side(exhibit, group, published)
         lines = [(method, settings) for method in _methods(group, exhibit)]
         found.append(Section(exhibit, names.setting_name(settings[0].in_words, (exhibit.beside,)), lines))
     return found
@@ -134,9 +133,7 @@ def _methods(rows: pd.DataFrame, exhibit: Exhibit) -> list[str]:
     return [*found, *(m for m in there if m not in found)]
 
 
-def _side_by_side(
-    exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame, unsupported: Collection[str]
-) -> tuple[Setting, ...]:
+def _side_by_side(exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame) -> tuple[Setting, ...]:
     """Settings in the paper's order: non-IID before IID, data sets as published."""
     order = list(dict.fromkeys(published["dataset"]))
 
@@ -149,7 +146,7 @@ def _side_by_side(
     for _, group in rows.groupby(SETTING, sort=False):
         values = beside(published, group["dataset"].iloc[0], group["distribution"].iloc[0])
         label = _block(str(group[exhibit.beside].iloc[0])) if exhibit.beside else ""
-        found.append(Setting(group, values, label, unsupported))
+        found.append(Setting(group, values, label))
     return tuple(sorted(found, key=rank))
 
 
