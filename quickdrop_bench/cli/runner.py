@@ -252,9 +252,9 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own = exhibit(folder.name)
     varied = ["scale", "fine_tuning"] if own.kind == "figure" else []
     frames = [latest(frame_of(others), varied)] if others else []
-    own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
-    frames += [frame_of(part.to_dict("records")) for part in own_rows]
-    frame = pd.concat(frames, ignore_index=True)
+    runs = [(run, e.identity(step)) for e, step in steps for run in e.spec_hashes(step)]
+    asked = [row | identity for run, identity in runs for row in rows.of(run)]
+    frame = pd.concat([*frames, frame_of(asked)], ignore_index=True)
     with writing("--results-dir", folder):
         paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():
