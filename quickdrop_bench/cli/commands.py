@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from textwrap import fill
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -24,11 +23,6 @@ from quickdrop_bench.harness.federation_spec import MODEL_OPTIONS
 from quickdrop_bench.harness.presets import preset_files, presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.models import MODELS
-
-if TYPE_CHECKING:
-    from quickdrop_bench.evaluation.metric import Metric
-
-__all__ = ["ANSWERS", "CHANGES", "FUNCTIONS", "SERVES"]
 
 WIDE = 120
 """Columns of a terminal on which lists show all that they know."""
@@ -74,13 +68,13 @@ def report(line: CommandLine) -> int:
     if not os.path.isdir(args.results_dir):
         raise BadInput("--results-dir", args.results_dir, "there is no such folder; run a table or figure first")
     with importing():
-        from quickdrop_bench.reporting.html.page import render_report, write_report
+        from quickdrop_bench.reporting.html.page import render_report
 
     page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
     with writing("--output" if args.output else "--results-dir", path):
         check_replaceable(path)
-        write_report(path, page)
+        write_text(path, page)
     print(path)
     return 0
 
@@ -105,86 +99,68 @@ def dashboard(line: CommandLine) -> int:
     return 0
 
 
-def list_methods(line: CommandLine) -> int:
-    """List the methods; at length with what they can do and need, and the package that each comes from."""
-    lines = [
-        (
-            name,
-            method.summary,
-            ", ".join(sorted(method.levels)),
-            "yes" if method.can_relearn else "no",
-            ", ".join(sorted(method.needs)),
-            method.__module__.partition(".")[0],
-        )
-        for name, method in ((name, METHODS[name]) for name in METHODS)
-    ]
-    header = ("method", "what it does", "requests", "relearns", "needs at request time", "from")
-    return _print_list(line, header, lines)
-
-
-def list_metrics(line: CommandLine) -> int:
-    """List the metrics; at length with their numbers in rows and the stages after which they are measured."""
-    with importing():
-        from quickdrop_bench.evaluation.metric import METRICS
-
-    found = ((name, METRICS[name]) for name in sorted(METRICS))
-    lines = [
-        (name, m.summary.rstrip("."), ", ".join(m.gives), ", ".join(sorted(m.stages)), _condition(m))
-        for name, m in found
-    ]
-    return _print_list(line, ("metric", "what it is", "in rows", "measured at", "only if"), lines)
-
-
-def _condition(metric: Metric) -> str:
-    """When a metric gives nothing, or not all of its numbers."""
-    oracle = "retrain-or is among the methods" if metric.needs_oracle else ""
-    return ", ".join(filter(None, [oracle, "the table shows it" if metric.on_demand else ""]))
-
-
-def list_models(line: CommandLine) -> int:
-    """List the models; at length with the options that they have."""
-    lines = []
-    for name in MODELS:
-        own = {f.name for f in fields(MODELS[name])}  # type: ignore[arg-type]
-        lines.append(
-            (name, MODELS[name].summary, ", ".join(f"--{option}" for option in MODEL_OPTIONS if option in own))
-        )
-    return _print_list(line, ("model", "what it is", "options"), lines)
-
-
-def list_datasets(line: CommandLine) -> int:
-    """List the data sets."""
-    return _print_list(line, ("data set", "what it is"), [(name, DATASETS[name].summary) for name in DATASETS])
-
-
-def list_presets(line: CommandLine) -> int:
-    """List the presets and their files."""
-    lines = []
-    for name in presets():
-        path = preset_files(name, None)[0]
-        first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
-        special = sorted(p.stem.split(".", 1)[1] for p in path.parent.glob(f"{name}.*.yaml"))
-        lines.append((name, first, ", ".join(special)))
-    return _print_list(line, ("preset", "what it is", "own settings for"), lines)
-
-
-def _print_list(line: CommandLine, header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
-    """The first two columns, or all of them where they are asked for or fit; on a narrow terminal line by line."""
+def listed(line: CommandLine) -> int:
+    """Print a list: two columns, or all where they are asked for or fit; on a narrow terminal line by line."""
+    header, *entries = LISTS[line.command]()
     console = Console(highlight=False)
-    details, wide = line.over({}).details, console.width >= WIDE
-    shown = len(header) if details or wide else 2
-    if details and not wide:
-        for name, *others in lines:
+    wide = console.width >= WIDE
+    if line.over({}).details and not wide:
+        for name, *others in entries:
             console.print(name)
             for title, value in ((h, v) for h, v in zip(header[1:], others, strict=True) if v):
                 console.print(fill(f"{title}: {value}", console.width, initial_indent="  ", subsequent_indent="    "))
         return 0
+    shown = len(header) if wide else 2
     listing = Table(*header[:shown], box=None, pad_edge=False)
-    for entry in lines:
+    for entry in entries:
         listing.add_row(*entry[:shown])
     console.print(listing)
     return 0
 
+
+def _methods() -> Iterator[Sequence[str]]:
+    """The methods, what they can do and need, and the package that each comes from."""
+    yield "method", "what it does", "requests", "relearns", "needs at request time", "from"
+    for name, method in ((name, METHODS[name]) for name in METHODS):
+        can = ", ".join(sorted(method.levels)), "yes" if method.can_relearn else "no", ", ".join(sorted(method.needs))
+        yield name, method.summary, *can, method.__module__.partition(".")[0]
+
+
+def _metrics() -> Iterator[Sequence[str]]:
+    """The metrics, their numbers in rows, the stages after which they are measured, and when they are not."""
+    with importing():
+        from quickdrop_bench.evaluation.metric import METRICS
+
+    yield "metric", "what it is", "in rows", "measured at", "only if"
+    for name, m in ((name, METRICS[name]) for name in sorted(METRICS)):
+        oracle = ["retrain-or is among the methods"] * m.needs_oracle
+        condition = ", ".join([*oracle, *["the table shows it"] * m.on_demand])
+        yield name, m.summary.rstrip("."), ", ".join(m.gives), ", ".join(sorted(m.stages)), condition
+
+
+def _models() -> Iterator[Sequence[str]]:
+    yield "model", "what it is", "options"
+    for name in MODELS:
+        own = {f.name for f in fields(MODELS[name])}  # type: ignore[arg-type]
+        yield name, MODELS[name].summary, ", ".join(f"--{option}" for option in MODEL_OPTIONS if option in own)
+
+
+def _datasets() -> Iterator[Sequence[str]]:
+    yield "data set", "what it is"
+    yield from ((name, DATASETS[name].summary) for name in DATASETS)
+
+
+def _presets() -> Iterator[Sequence[str]]:
+    """The presets, and the data sets that have files of their own."""
+    yield "preset", "what it is", "own settings for"
+    for name in presets():
+        path = preset_files(name, None)[0]
+        first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].lstrip("# ")
+        yield name, first, ", ".join(sorted(p.stem.split(".", 1)[1] for p in path.parent.glob(f"{name}.*.yaml")))
+
+
+LISTS = {"methods": _methods, "metrics": _metrics, "models": _models, "datasets": _datasets, "presets": _presets}
+"""By command the header, and then a line each."""
 
 FUNCTIONS: dict[str, Callable[[CommandLine], int]] = {
     **dict.fromkeys(("table", "figure", "sweep"), measured),
@@ -193,11 +169,7 @@ FUNCTIONS: dict[str, Callable[[CommandLine], int]] = {
     "distribution": federation,
     "report": report,
     "dashboard": dashboard,
-    "methods": list_methods,
-    "metrics": list_metrics,
-    "models": list_models,
-    "datasets": list_datasets,
-    "presets": list_presets,
+    **dict.fromkeys(LISTS, listed),
 }
 
 CHANGES = ("unlearn", "relearn")
@@ -205,5 +177,5 @@ CHANGES = ("unlearn", "relearn")
 
 SERVES = tuple(name for name, function in FUNCTIONS.items() if function is served)
 
-ANSWERS = ("show", "evaluate", "methods", "metrics", "models", "datasets", "presets")
+ANSWERS = ("show", "evaluate", *LISTS)
 """Commands that do nothing but print."""

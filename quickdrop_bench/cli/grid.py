@@ -24,8 +24,6 @@ from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.methods.registry import SMALL_SETS, check_support
 
-__all__ = ["cells"]
-
 DEFAULT = " (the default)"
 
 MOST_CELLS = 10_000
@@ -100,13 +98,11 @@ class _Plan:
 
     @cached_property
     def _kinds(self) -> tuple[list[str], ...]:
-        """Data sets, models and protocols."""
         protocols = split("--protocol", self._args.protocol)
         return _listed(self._args, "dataset"), _listed(self._args, "model"), protocols
 
     @cached_property
     def _axes(self) -> dict[str, list[float]]:
-        """Values by option of what is swept."""
         return {
             option: numbers(spelled(plural), self._args[plural], whole=option in ("clients", "fine_tune"))
             for option, plural in AXES.items()
@@ -160,7 +156,6 @@ class _Plan:
     def _experiment(
         self, args: Namespace, methods: Sequence[str], requests: tuple[UnlearningRequest | Samples, ...]
     ) -> Experiment:
-        """What the options describe."""
         configured, shape = methods_of(args), exhibit(self.variant.shape)
         return Experiment(
             artefact=self.own.name,

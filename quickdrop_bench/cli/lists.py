@@ -11,8 +11,6 @@ from quickdrop_bench.core.files import read_bytes, reason_of
 from quickdrop_bench.data.class_names import class_index
 from quickdrop_bench.data.requests import Samples
 
-__all__ = ["check_once", "classes_of", "numbers", "numbers_of", "samples_of", "split"]
-
 LARGEST = 2**24
 """Bytes of a list of samples that is still read."""
 
@@ -93,7 +91,6 @@ def samples_of(text: object) -> list[Samples]:
 
 
 def _pairs(path: object, lines: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """What a file lists."""
     pairs: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", line, re.ASCII)

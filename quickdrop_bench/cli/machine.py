@@ -21,8 +21,6 @@ from quickdrop_bench.core.launcher import mark_children, started
 from quickdrop_bench.core.processes import end_when_interrupted
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 
-__all__ = ["make_fabric", "processes_of"]
-
 log = logging.getLogger(__name__)
 
 

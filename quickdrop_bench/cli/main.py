@@ -20,8 +20,6 @@ from quickdrop_bench.core.allocator import keep_freed_memory
 from quickdrop_bench.core.errors import BadInput, exhausted
 from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
-__all__ = ["main"]
-
 LONGEST_END = 120.0
 """Seconds that the first process may take to end, with its runs in W&B, after an error that this one has met too."""
 

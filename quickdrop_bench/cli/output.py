@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
-__all__ = ["Output", "counted", "forgiving_output"]
-
 T = TypeVar("T")
 
 PATIENCE = 3.0

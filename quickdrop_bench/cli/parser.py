@@ -17,8 +17,6 @@ from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.harness.run_spec import PROTOCOLS
 from quickdrop_bench.methods import METHODS
 
-__all__ = ["AXES", "COMMANDS", "FEDERATION", "PRECISIONS", "PROGRAM", "Command", "Option", "declared", "spelled"]
-
 PROGRAM = "quickdrop-bench"
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -18,8 +18,6 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.estimate import Part, PlannedCell
 
-__all__ = ["ProgressDisplay", "RoundAccuracy", "Work"]
-
 EVALUATION_SHARE = 0.1
 """Rounds are evaluated as often as this share of the elapsed time allows, and never inside a timed stage."""
 
@@ -107,12 +105,11 @@ class ProgressDisplay:
     Args:
         accuracy: of the state that a round ended with, where it was evaluated.
         work: all that the command does.
-        console: where to; a terminal gets a live bar.
     """
 
-    def __init__(self, accuracy: RoundAccuracy, work: Work, console: Console | None = None) -> None:
+    def __init__(self, accuracy: RoundAccuracy, work: Work) -> None:
         self._accuracy, self._work = accuracy, work
-        self._console = console or Console(stderr=True)
+        self._console = Console(stderr=True)
         columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
         facts = TextColumn("{task.fields[facts]}")
         self._bar = Progress(*columns, facts, console=self._console, transient=True)

@@ -32,19 +32,6 @@ from quickdrop_bench.harness.presets import (
 from quickdrop_bench.harness.run_spec import LETTERS
 from quickdrop_bench.methods import METHODS, Method
 
-__all__ = [
-    "CommandLine",
-    "arithmetic",
-    "federation_spec",
-    "has_cuda",
-    "methods_of",
-    "of_preset",
-    "on_gpu",
-    "options_of",
-    "parse",
-    "seeds_of",
-]
-
 Values = Mapping[str, Any]
 """Options by key, those of methods as ``quickdrop.unlearn_lr``."""
 

@@ -37,12 +37,9 @@ from quickdrop_bench.harness.lacking import is_measured
 from quickdrop_bench.harness.measure import mark_failed, mark_lost, measure
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.reporting.frame import frame_of, latest, setting_of
-from quickdrop_bench.reporting.render import on_terminal, write_exhibit
-from quickdrop_bench.reporting.trials import write_trials
+from quickdrop_bench.reporting.render import on_terminal, write_exhibit, write_trials
 from quickdrop_bench.store.rows import RowFile
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
-
-__all__ = ["make_session", "produce"]
 
 Cells = Sequence[tuple[Experiment, Sequence[str]]]
 """Experiments, each with the methods to run."""
@@ -110,7 +107,6 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
 
 
 def _folder(args: Namespace, name: str) -> Path:
-    """Where an exhibit's rows are."""
     folder: Path = args.results_dir / args.preset / name
     return folder
 
@@ -256,9 +252,9 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     own = exhibit(folder.name)
     varied = ["scale", "fine_tuning"] if own.kind == "figure" else []
     frames = [latest(frame_of(others), varied)] if others else []
-    own_rows = (rows.frame(e.spec_hashes(step)).assign(**e.identity(step)) for e, step in steps)
-    frames += [frame_of(part.to_dict("records")) for part in own_rows]
-    frame = pd.concat(frames, ignore_index=True)
+    runs = [(run, e.identity(step)) for e, step in steps for run in e.spec_hashes(step)]
+    asked = [row | identity for run, identity in runs for row in rows.of(run)]
+    frame = pd.concat([*frames, frame_of(asked)], ignore_index=True)
     with writing("--results-dir", folder):
         paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():

@@ -33,8 +33,6 @@ from quickdrop_bench.reporting.figures.synthetic import write_sheet
 from quickdrop_bench.store.artifacts import MANIFEST, is_complete
 from quickdrop_bench.tracking.wandb_logger import tracking
 
-__all__ = ["distribution", "train"]
-
 MOST_COLUMNS = 20
 """Classes of a partition that is printed; its CSV file has all."""
 

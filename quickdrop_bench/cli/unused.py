@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.cli.resolve import CommandLine
     from quickdrop_bench.harness.experiment import Experiment
 
-__all__ = ["check_data", "check_experiments", "check_federation", "check_partition", "check_request"]
-
 FORGOTTEN = {"class": "forget_class", "client": "forget_client", "sample": "forget_samples"}
 """The key of the option that says what requests of a level forget."""
 
@@ -146,5 +144,5 @@ def _check_methods(line: CommandLine, methods: Mapping[str, Any], reason: str) -
         for stage in ("unlearn", "recover", "relearn"):
             passes = getattr(settings, f"{stage}_local_epochs", None)
             if passes is not None:
-                epochs, steps = (f"{method}.{stage}_local_{kind}" for kind in ("epochs", "steps"))
-                _refuse(line, [_key(*steps.split("."))], f"{spelled(epochs)} {passes} takes its place")
+                instead = spelled(f"{method}.{stage}_local_epochs")
+                _refuse(line, [_key(method, f"{stage}_local_steps")], f"{instead} {passes} takes its place")

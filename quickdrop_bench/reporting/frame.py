@@ -13,27 +13,10 @@ import pandas as pd
 from scipy.stats import t
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, registered, request_name
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, Published
 from quickdrop_bench.store.rows import KEY, is_row, read_lines
-
-__all__ = [
-    "EQUIVALENTS",
-    "SEARCH",
-    "SETTING",
-    "TRAINING",
-    "Cell",
-    "Setting",
-    "compare",
-    "derive",
-    "frame_of",
-    "latest",
-    "named",
-    "read_rows",
-    "setting_of",
-    "settings_in",
-    "without_training",
-]
 
 SETTING = ["dataset", "clients", "distribution", "request", "protocol", "changes", "setting"]
 """The columns that say what was measured, whatever the method and seed; only rows that share them are averaged.
@@ -46,29 +29,36 @@ TEXTS = (
 )
 """Columns that a row has beside those of its key, as text; lines of earlier versions lack some."""
 
+OPTIONAL = (
+    *("phase", "round", "scale", "fine_tuning", "request_name", "class_name", "error", "preset", "wall_seconds"),
+    *("versions", "package_version", "git_commit", "git_dirty", "created_at"),
+)
+"""Columns that some rows lack; in a frame all are there."""
+
 TRAINING = "fl-training"
 SEARCH = "search"
 """Stage of the rows that say what choosing a method's settings cost."""
 
-EQUIVALENTS = (
-    ("sample_gradients", 1.0, math.nan),
-    ("second_order_sample_gradients", 1.0, 0.0),
-    ("sample_forwards", 1 / 3, 0.0),
+COUNTED = (
+    *("seconds", "sample_gradients", "second_order_sample_gradients", "sample_forwards"),
+    *("f_set_accuracy", "r_set_accuracy", "attack_success", "storage_server_bytes", "storage_client_bytes"),
 )
-"""What adds up to gradient equivalents: metric, weight, and what a run that leaves it out did."""
+"""Metrics of a whole request from which others follow."""
 
 NONE = pd.Series(dtype=float)
 
 
 def frame_of(rows: Iterable[object]) -> pd.DataFrame:
-    """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out."""
-    known = [row for row in rows if _is_readable(row)]
-    frame = pd.DataFrame(known, columns=None if known else [*KEY, "value", *TEXTS])
+    """Rows as a frame, values as numbers (NaN where they are none); what is no row of this version is left out.
+
+    A frame has all columns of :data:`KEY <quickdrop_bench.store.rows.KEY>`, :data:`TEXTS` and :data:`OPTIONAL`.
+    """
+    known: list[Any] = [*filter(is_row, rows)]
+    known = [row for row in known if all(isinstance(row.get(name), str) for name in TEXTS)]
+    columns = [*KEY, "value", *TEXTS, *OPTIONAL]
+    frame = pd.DataFrame(known, columns=None if known else columns)
+    frame = frame.reindex(columns=frame.columns.union(columns, sort=False))
     return frame.assign(value=pd.to_numeric(frame["value"], errors="coerce").astype(float))
-
-
-def _is_readable(row: Any) -> bool:
-    return is_row(row) and all(isinstance(row.get(name), str) for name in TEXTS)
 
 
 def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
@@ -82,8 +72,8 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, str]:
     problem = f"{left} of {len(lines)} lines are torn or of an earlier version; they are kept and not shown"
     if frame.empty:
         return frame, problem if left else ""
-    keys = [name for name in dict.fromkeys((*KEY, *SETTING, "phase", "round")) if name in frame]
-    return frame.drop_duplicates(keys, keep="last").reset_index(drop=True), problem if left else ""
+    keys = dict.fromkeys((*KEY, *SETTING, "phase", "round"))
+    return frame.drop_duplicates([*keys], keep="last").reset_index(drop=True), problem if left else ""
 
 
 def setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -103,16 +93,12 @@ def latest(rows: pd.DataFrame, apart: Sequence[str] = ()) -> pd.DataFrame:
     """
     if rows.empty:
         return rows
-    setting = [rows[name] for name in SETTING]
-    setting += [rows[name].fillna(-1) for name in apart if name in rows]
-    newest = rows.groupby([*setting, "seed"])["federation_hash"].transform("last")
-    rows, setting = (
-        rows[rows["federation_hash"] == newest],
-        [column[rows["federation_hash"] == newest] for column in setting],
-    )
+    setting = [*SETTING, *apart]
+    newest = rows.groupby([*setting, "seed"], dropna=False)["federation_hash"].transform("last")
+    rows = rows[rows["federation_hash"] == newest]
     part = rows["stage"].where(rows["stage"].isin([TRAINING, SEARCH]), "request").rename("part")
-    newest = rows.groupby([*setting, "method", "method_setting", "seed", part])["spec_hash"].transform("last")
-    return rows[rows["spec_hash"] == newest]
+    runs = rows.groupby([*setting, "method", "method_setting", "seed", part], dropna=False)
+    return rows[rows["spec_hash"] == runs["spec_hash"].transform("last")]
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,79 +141,51 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)] if len(rows) else rows
     if total.empty:
         return rows
-    keys = [*SETTING, "seed", "device", "method"]
-    runs = total.pivot_table(index=keys, columns="metric", values="value", aggfunc="last").reset_index()
-    records: list[dict[Any, Any]] = runs.to_dict("records")
-    oracle, control = (_references(records, name) for name in (ORACLE, CONTROL))
-    new = []
-    for run in records:
-        found = {"storage_bytes": _storage(run), "gradients": _equivalents(run)}
-        found |= compare(run, _reference_of(run, oracle))
-        gaps = compare(run, _reference_of(run, control))
-        found |= {f"{name}_control": gap for name, gap in gaps.items() if name.endswith("gap")}
-        known = {name: run[name] for name in (*SETTING, "seed", "method")} | {"stage": "total"}
-        new += [{**known, "metric": name, "value": value} for name, value in found.items() if not math.isnan(value)]
-    return pd.concat([rows, pd.DataFrame(new)], ignore_index=True) if new else rows
+    place = [*SETTING, "seed", "device"]  # seconds of two devices have no ratio
+    runs = total.pivot_table(index=[*place, "method"], columns="metric", values="value", aggfunc="last").reset_index()
+    own = runs["method"].map(registered)
+    runs["differs"] = [name.removeprefix(known) for name, known in zip(runs["method"], own, strict=True)]
+    kept = runs.reindex(columns=["storage_server_bytes", "storage_client_bytes"]).sum(axis=1, min_count=1)
+    found = {"storage_bytes": kept, "gradients": _gradients(runs)}
+    found |= compare(runs, _beside(runs, own == ORACLE, place))
+    gaps = compare(runs, _beside(runs, own == CONTROL, place))
+    found |= {f"{name}_control": gap for name, gap in gaps.items() if name.endswith("gap")}
+    keys = [*SETTING, "seed", "method"]
+    new = runs[keys].assign(stage="total", **found).melt([*keys, "stage"], var_name="metric").dropna(subset="value")
+    return pd.concat([rows, new], ignore_index=True) if len(new) else rows
 
 
-def _storage(run: Mapping[Any, Any]) -> float:
-    """Bytes on server and clients, for runs that state them."""
-    kept = [_number(run, f"storage_{where}_bytes") for where in ("server", "client")]
-    return math.nan if all(map(math.isnan, kept)) else sum(value for value in kept if not math.isnan(value))
+def _beside(runs: pd.DataFrame, reference: pd.Series, place: list[str]) -> pd.DataFrame:
+    """For each run the reference's with the same hyper-parameters, or else its first, NaN where there is none.
+
+    First is the one with the preset's values, if it was run.
+    """
+    theirs = runs[reference].sort_values("method")
+    same = runs[[*place, "differs"]].merge(theirs, "left", [*place, "differs"])
+    first = runs[place].merge(theirs.drop_duplicates(place), "left", place)
+    return same.where(same["method"].notna(), first)
 
 
-def _place(run: Mapping[Any, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in (*SETTING, "seed", "device"))  # seconds of two devices have no ratio
-
-
-def _differs(run: Mapping[Any, Any]) -> str:
-    return str(run["method"]).removeprefix(registered(run["method"]))
-
-
-def _references(runs: Sequence[Mapping[Any, Any]], reference: str) -> dict[Any, Mapping[Any, Any]]:
-    """A method's runs by place and what differs from the preset; under None the first, if there, with its values."""
-    found: dict[Any, Mapping[Any, Any]] = {}
-    for run in sorted((r for r in runs if registered(r["method"]) == reference), key=lambda r: str(r["method"])):
-        found[_place(run), _differs(run)] = run
-        found.setdefault((_place(run), None), run)
-    return found
-
-
-def _reference_of(run: Mapping[Any, Any], known: Mapping[Any, Mapping[Any, Any]]) -> Mapping[Any, Any]:
-    """Of a reference in several settings the one that differs from the preset as the run does, or else the first."""
-    return known.get((_place(run), _differs(run))) or known.get((_place(run), None), {})
-
-
-def compare(own: Mapping[Any, Any], reference: Mapping[Any, Any]) -> dict[str, float]:
-    """One run's speed-ups and gaps, see :func:`derive`; NaN where one of the numbers is missing.
+def compare(own: pd.DataFrame, reference: pd.DataFrame) -> dict[str, pd.Series]:
+    """Speed-ups and gaps of runs, see :func:`derive`; NaN where one of the numbers is missing.
 
     Args:
-        own: the run's metrics at stage ``total``.
-        reference: those of the oracle's, or the control's, run.
+        own: a line per run, its metrics at stage ``total`` as columns.
+        reference: likewise of the oracle's, or the control's, run beside each.
     """
-    seconds, gradients = _number(own, "seconds"), _equivalents(own)
+    own, reference = (runs.reindex(columns=COUNTED).astype(float) for runs in (own, reference))
+    gaps = {"f_set_gap": "f_set_accuracy", "r_set_gap": "r_set_accuracy", "attack_success_gap": "attack_success"}
     return {
-        "speedup": _ratio(_number(reference, "seconds"), seconds),
-        "speedup_sample_gradients": _ratio(_equivalents(reference), gradients),
-        "f_set_gap": _number(own, "f_set_accuracy") - _number(reference, "f_set_accuracy"),
-        "r_set_gap": _number(own, "r_set_accuracy") - _number(reference, "r_set_accuracy"),
-        "attack_success_gap": _number(own, "attack_success") - _number(reference, "attack_success"),
+        "speedup": reference["seconds"] / own["seconds"],
+        "speedup_sample_gradients": _gradients(reference) / _gradients(own),
+        **{name: own[metric] - reference[metric] for name, metric in gaps.items()},
     }
 
 
-def _equivalents(run: Mapping[Any, Any]) -> float:
-    return sum(weight * _number(run, name, rare) for name, weight, rare in EQUIVALENTS)
-
-
-def _number(metrics: Mapping[Any, Any], name: str, missing: float = math.nan) -> float:
-    value = metrics.get(name)
-    return missing if value is None or math.isnan(value) else float(value)
-
-
-def _ratio(above: float, below: float) -> float:
-    if below:
-        return above / below
-    return math.inf if above > 0 else math.nan
+def _gradients(runs: pd.DataFrame) -> pd.Series:
+    """Gradient equivalents; a run that leaves out the rarer kinds made none of them."""
+    first, second, forwards = (runs.reindex(columns=COUNTED)[name] for name in COUNTED[1:4])
+    return first + second.fillna(0) + forwards.fillna(0) / 3
 
 
 @dataclass(frozen=True)
@@ -269,13 +227,11 @@ class Setting:
         rows: of one setting, derived metrics included.
         published: the part of the published table or figure.
         label: what tells it from the settings beside it.
-        unsupported: methods that cannot serve its request.
     """
 
     rows: pd.DataFrame
     published: Published = NOTHING_PUBLISHED
     label: str = ""
-    unsupported: Collection[str] = ()
 
     @cached_property
     def columns(self) -> dict[str, Any]:
@@ -288,27 +244,23 @@ class Setting:
         return self.columns | {"request": request_name(self.rows)}
 
     def values(self, method: str, stage: str, metric: str) -> pd.Series:
-        """One value per seed."""
+        """One value per seed, by seed."""
         return self._values.get((method, stage, metric), NONE)
 
     @cached_property
     def _values(self) -> dict[tuple[str, ...], pd.Series]:
         keys = ["method", "stage", "metric"]
-        last = self.rows.dropna(subset="value").drop_duplicates([*keys, "seed"], keep="last")
+        last = self.rows.dropna(subset="value").drop_duplicates([*keys, "seed"], keep="last").set_index("seed")
         return {tuple(map(str, key)): values for key, values in last.groupby(keys)["value"]}
 
     def cell(self, method: str, stage: str, metric: str) -> Cell:
         """Mean, deviation and range over seeds."""
         return Cell.of(self.values(method, stage, metric))
 
-    def shared(self, method: str, stage: str) -> list[int]:
-        """Seeds on which other work had the cores of a stage."""
-        return sorted(self._shared.get((method, stage), []))
-
-    @cached_property
-    def _shared(self) -> dict[tuple[str, ...], list[int]]:
-        r = self.rows[(self.rows["metric"] == "shared_cores") & (self.rows["value"] > 0)]
-        return {tuple(map(str, key)): [*seeds.unique()] for key, seeds in r.groupby(["method", "stage"])["seed"]}
+    def shared(self, methods: Iterable[str], stages: Collection[str]) -> set[int]:
+        """Seeds on which other work had the cores of a stage of one of the methods."""
+        found = (self.values(method, stage, "shared_cores") for method in methods for stage in stages)
+        return {seed for shared in found for seed in shared.index[shared > 0]}
 
     def remembered(self, method: str) -> Cell:
         """How far a method is from having forgotten, in fractions from 0 on; no seeds without an oracle.
@@ -346,11 +298,16 @@ class Setting:
         """Runs that ``diverged``, ``failed`` or, in a stage, ``collapsed``."""
         return int((self.values(method, stage, metric) > 0).sum())
 
+    def serves(self, method: str) -> bool:
+        """Whether a method can serve the request."""
+        own = registered(method)
+        return own not in METHODS or str(self.columns["request"]).split("-")[0] in METHODS[own].levels
+
     def status(self, method: str) -> str:
         """``measured``, ``failed`` (every run), ``unsupported`` or ``not run``."""
         if runs := len(self.seeds(method)):
             return "failed" if self.count(method, "failed") == runs else "measured"
-        return "unsupported" if registered(method) in self.unsupported else "not run"
+        return "not run" if self.serves(method) else "unsupported"
 
     def marks(self, method: str) -> list[str]:
         """What a reader must know beside the method's name."""
@@ -367,7 +324,7 @@ class Setting:
 
     def errors(self, method: str) -> list[str]:
         """Kinds of errors that ended runs, without their messages."""
-        r = self.rows.reindex(columns=["method", "metric", "error"])
+        r = self.rows
         texts = r[(r["method"] == method) & (r["metric"] == "failed")]["error"].dropna()
         return sorted({str(text).split(":")[0] for text in texts})
 

@@ -8,22 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL
+from quickdrop_bench.harness.experiment import ORACLE as ORACLE
+from quickdrop_bench.harness.experiment import ORIGINAL as ORIGINAL
 from quickdrop_bench.methods import METHODS
-
-__all__ = [
-    "CONTROL",
-    "ORACLE",
-    "ORIGINAL",
-    "class_name",
-    "dataset_name",
-    "differing",
-    "marked",
-    "method_title",
-    "registered",
-    "request_name",
-    "setting_name",
-]
 
 CONTROL = "random-subset"
 """QuickDrop without distillation: what it does as well, distillation did not buy."""
@@ -53,14 +40,12 @@ def marked(name: str, marks: Sequence[str]) -> str:
 
 def request_name(rows: pd.DataFrame) -> str:
     """A request as people read it, e.g. ``class-truck``."""
-    named = rows["request_name"].dropna() if "request_name" in rows else rows["request"]
+    named = rows["request_name"].dropna()
     return str((named if len(named) else rows["request"]).iloc[0])
 
 
 def class_name(rows: pd.DataFrame, label: int) -> str:
     """A class as people read it; its number where rows hold no name, or several data sets have several."""
-    if "class_name" not in rows:
-        return str(label)
     found = rows.loc[rows["metric"] == f"class_{label}_accuracy", "class_name"].dropna().unique()
     return str(found[0]) if len(found) == 1 else str(label)
 

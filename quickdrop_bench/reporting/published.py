@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["NOTHING_PUBLISHED", "Published", "beside", "is_fraction", "published_dataset", "read_published"]
-
 LIKE_MNIST = ("digits", "fashion-mnist")
 """Data sets that the paper does not use, nearest to its MNIST."""
 
@@ -32,12 +30,9 @@ def read_published(path: Path, exhibit: str) -> pd.DataFrame:
 def published_dataset(frame: pd.DataFrame, dataset: str) -> str:
     """The published data set to show beside ours."""
     names = [str(name) for name in frame["dataset"].unique()]
-    for name in names:
-        if re.search(rf"{re.escape(name)}(?!\d)", dataset):
-            return name
-    if dataset in LIKE_MNIST and "mnist" in names:
-        return "mnist"
-    return names[0] if names else ""
+    same = [name for name in names if re.search(rf"{re.escape(name)}(?!\d)", dataset)]
+    like = [name for name in names if name == "mnist" and dataset in LIKE_MNIST]
+    return next(iter([*same, *like, *names]), "")
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,12 @@ class Published:
     def value(self, method: str, stage: str, metric: str) -> float | None:
         """One number, in the unit of the rows; None if the paper does not give it."""
         return self._known.get((method, stage, metric))
+
+    def of_request(self, method: str, metric: str) -> float | None:
+        """Of a whole request; the paper gives the accuracy after it as that of the last stage."""
+        stages = ("total", *(("recovery", "unlearning") if metric.endswith("accuracy") else ()))
+        known = (self.value(method, stage, metric) for stage in stages)
+        return next((value for value in known if value is not None), None)
 
     @cached_property
     def _known(self) -> dict[tuple[str, str, str], float]:

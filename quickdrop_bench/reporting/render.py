@@ -1,29 +1,33 @@
-"""A table or figure from its rows to its files, and to a terminal."""
+"""A table or figure from its rows to its files, and to a terminal; and the file of what searches tried."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from matplotlib.figure import Figure
 from rich.console import RenderableType
 
-from quickdrop_bench.core.files import write_text
+from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.core.files import read_bytes, write_text
 from quickdrop_bench.harness.exhibits import Exhibit
 from quickdrop_bench.harness.presets import paper_values
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.figures.points import numbers_table
 from quickdrop_bench.reporting.figures.style import put_title, save_picture, style
+from quickdrop_bench.reporting.frame import SETTING
 from quickdrop_bench.reporting.published import read_published
 from quickdrop_bench.reporting.tables.capabilities import capability_tables, short
 from quickdrop_bench.reporting.tables.comparison import comparison_tables
-from quickdrop_bench.reporting.tables.measured import Section, sections
+from quickdrop_bench.reporting.tables.measured import measured_sections
 from quickdrop_bench.reporting.tables.shape import Table
 from quickdrop_bench.reporting.tables.writers import csv_text, latex, markdown, stacked, terminal
-
-__all__ = ["draw", "measured_sections", "on_terminal", "render", "tables_of", "write_exhibit"]
+from quickdrop_bench.store.rows import LARGEST, LOCK
 
 MOST_NUMBERS = 60
 """Points of a figure that are printed; its CSV file has all."""
@@ -59,12 +63,6 @@ def draw(exhibit: Exhibit, rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     module = import_module(f"quickdrop_bench.reporting.figures.{exhibit.draw}")
     figure, numbers = module.draw(rows, read_published(paper_values(), exhibit.name), exhibit.methods)
     return figure, numbers
-
-
-def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
-    """The tables of what was measured, with the paper's numbers."""
-    unable = [name for name in METHODS if exhibit.level not in METHODS[name].levels]
-    return sections(exhibit, rows, read_published(paper_values(), exhibit.name), unable)
 
 
 def tables_of(exhibit: Exhibit, rows: pd.DataFrame, *, alike: bool = False) -> Iterator[Table]:
@@ -114,3 +112,29 @@ def on_terminal(
     else:
         tables = [table for section in measured_sections(exhibit, rows) for table in comparison_tables(section)]
     return [terminal(table, title + (table.heading or exhibit.title), width) for table in tables]
+
+
+def write_trials(path: Path, trials: Sequence[Mapping[str, object]]) -> None:
+    """Write them, in the place of earlier searches for the same methods.
+
+    Args:
+        path: a CSV file; it need not exist.
+        trials: one per setting tried, with the columns of :data:`~quickdrop_bench.reporting.frame.SETTING`, ``seed``
+            and ``method``.
+
+    Raises:
+        BadInput: the file is there and cannot be read; it is left as it was.
+    """
+    keys, new = [*SETTING, "seed", "method"], pd.DataFrame(trials)
+    with FileLock(path.with_name(LOCK)):
+        if os.path.lexists(path):
+            try:
+                old = pd.read_csv(io.BytesIO(read_bytes(path, LARGEST)), dtype={"changes": "str", "setting": "str"})
+                old = old.fillna({"changes": "", "setting": ""})  # empty text is no missing number
+                known = old[keys].astype(str).agg("|".join, axis=1)
+            except (OSError, ValueError, KeyError) as error:
+                allowed = f"{path.name} cannot be read ({type(error).__name__}); move it away"
+                raise BadInput("--results-dir", path.parent, allowed) from error
+            repeated = known.isin(new[keys].astype(str).agg("|".join, axis=1))
+            new = pd.concat([old[~repeated], new], ignore_index=True)
+        write_text(path, new.to_csv(index=False, float_format="%.6g"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,6 @@ import pandas as pd
 
 from quickdrop_bench.reporting.frame import compare
 from quickdrop_bench.reporting.published import Published, beside, read_published
-
-__all__ = ["headline", "summary"]
-
-PARTS = ("recovery", "unlearning")
-"""Stages that add up to the total, the last first: the accuracies after it are the total's."""
 
 
 def summary(
@@ -35,16 +29,18 @@ def summary(
     # Table 6 has training's cost under QuickDrop's name.
     methods = {(row["stage"], row["metric"]): row["method"] for row in rows}
     if oracle and rows[0]["device"] == oracle[0]["device"]:
-        own, its = ({row["metric"]: row["value"] for row in side if row["stage"] == "total"} for side in (rows, oracle))
-        values |= {("total", name): gap for name, gap in compare(own, its).items() if math.isfinite(gap)}
+        own, its = (
+            pd.DataFrame([{r["metric"]: r["value"] for r in side if r["stage"] == "total"}]) for side in (rows, oracle)
+        )
+        gaps = {name: float(value.iloc[0]) for name, value in compare(own, its).items()}
+        values |= {("total", name): gap for name, gap in gaps.items() if math.isfinite(gap)}
     published = _published(*(str(rows[0][key]) for key in ("artefact", "dataset", "distribution")), paper)
     for (stage, metric), value in values.items():
         method = methods.get((stage, metric), rows[0]["method"])
-        if value is None or metric.startswith("class_") or stage in PARTS:
+        if value is None or metric.startswith("class_") or stage in ("unlearning", "recovery"):
             continue
-        stages = (stage, *(PARTS if stage == "total" and metric.endswith("accuracy") else ()))
-        known = (published.value(method, one, metric) for one in stages) if published else ()
-        theirs = next((number for number in known if number is not None), None)
+        whole = stage == "total"
+        theirs = published.of_request(method, metric) if whole else published.value(method, stage, metric)
         key = f"{stage.replace('-', '_')}/{metric}"
         yield key, value
         if theirs is not None:
@@ -54,11 +50,10 @@ def summary(
 
 
 @cache
-def _published(artefact: str, dataset: str, distribution: str, paper: Path) -> Published | None:
-    """The paper's numbers beside a setting; None for what is no table."""
-    if not re.fullmatch(r"table\d", artefact):
-        return None
-    return beside(read_published(paper, artefact), dataset, distribution)
+def _published(artefact: str, dataset: str, distribution: str, paper: Path) -> Published:
+    """The paper's numbers beside a setting; of figures none."""
+    known = read_published(paper, artefact)
+    return beside(known[known["table"].str.isdecimal()], dataset, distribution)
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:

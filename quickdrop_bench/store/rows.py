@@ -10,7 +10,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import pandas as pd
 from filelock import FileLock
 
 from quickdrop_bench.core.errors import BadInput, printable
@@ -192,13 +191,3 @@ class RowFile:
         """The metrics that a run was measured with, as ``name@digest``; None unless its rows are all there."""
         found = [str(row.get("measured_by") or "").split() for row in self.of(spec_hash) if is_last(row)]
         return found[-1] if found else None
-
-    def frame(self, spec_hashes: Iterable[str]) -> pd.DataFrame:
-        """The rows of some specs, one line per key."""
-        wanted = set(spec_hashes)
-        chosen = [row for spec_hash, run in self._runs.items() if spec_hash in wanted for row in run]
-        columns = [*KEY, "value"]
-        frame = pd.DataFrame(chosen, columns=None if chosen else columns)
-        # Rows about single rounds differ in these two columns only.
-        key = [*KEY, *(name for name in ("phase", "round") if name in frame)]
-        return frame.drop_duplicates(key, keep="last").reset_index(drop=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from quickdrop_bench.core.errors import BadInput
@@ -14,8 +13,6 @@ from quickdrop_bench.reporting.frame import SETTING
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
-
-__all__ = ["GROUPING", "definition", "publish", "workspace"]
 
 NAME = "Federated unlearning"
 
@@ -30,27 +27,20 @@ ALPHA = "federation.alpha"
 NOTE = """Points and lines are means over the seeds of one setting. **Bars** are means over all runs of a method that
 the filter leaves: filter by `artefact` and `dataset` before comparing them."""
 
-ROUNDS = {
+TITLES = {
     "accuracy": "Test accuracy",
     "loss": "Training loss",
     "matching_distance": "Matching distance",
     "participants": "Clients taking part",
-}
-STAGES = {
     "f_set_accuracy": "F-Set accuracy",
     "r_set_accuracy": "R-Set accuracy",
     "seconds": "Seconds",
     "sample_gradients": "Sample-gradients",
     "upload_bytes": "Upload (bytes)",
-}
-REQUESTS = {"f_set_accuracy": "F-Set accuracy", "r_set_accuracy": "R-Set accuracy", "seconds": "Seconds"}
-TOTALS = {
-    "r_set_accuracy": "R-Set accuracy",
-    "f_set_accuracy": "F-Set accuracy",
-    "seconds": "Seconds",
     "speedup": "Speedup over Retrain-Or",
     "r_set_gap": "R-Set − Retrain-Or's",
 }
+"""What panels call metrics."""
 
 
 def workspace(entity: str, project: str) -> Workspace:
@@ -71,7 +61,6 @@ def workspace(entity: str, project: str) -> Workspace:
     from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace, WorkspaceSettings
 
     opened = ("Accuracy against cost", "Table")
-    columns = ("summary:total/r_set_accuracy", "summary:total/f_set_accuracy", "summary:total/seconds")
     return Workspace(
         entity=entity,
         project=project,
@@ -81,8 +70,8 @@ def workspace(entity: str, project: str) -> Workspace:
         runset_settings=RunsetSettings(
             filters="",
             groupby=[expr.Config(key) for key in GROUPING],
-            group_colors={method: style.color for method, style in method_styles(list(METHODS)).items()},
-            pinned_columns=list(columns),
+            group_colors={method: style.color for method, style in method_styles(METHODS).items()},
+            pinned_columns=[f"summary:total/{name}" for name in ("r_set_accuracy", "f_set_accuracy", "seconds")],
         ),
     )
 
@@ -124,61 +113,57 @@ def _panels() -> Any:
 
 
 def _sections(wr: Any) -> dict[str, list[Any]]:
-    """The panels by section."""
     by_class = {"title": "Test accuracy by class", "x": "round", "smoothing_type": "none"}
+    varied = {"the scale": wr.Config("scale"), "α": wr.Config(ALPHA)}
     return {
         "Accuracy against cost": [
-            _points(wr, "R-Set accuracy over seconds", wr.SummaryMetric("total/seconds")),
-            _points(wr, "R-Set accuracy over sample-gradients", wr.SummaryMetric("total/sample_gradients")),
-            _bars(wr, "f_set_accuracy", "F-Set accuracy"),
+            _points(wr, "r_set_accuracy", "seconds", wr.SummaryMetric("total/seconds")),
+            _points(wr, "r_set_accuracy", "sample-gradients", wr.SummaryMetric("total/sample_gradients")),
+            _bars(wr, "f_set_accuracy"),
             wr.MarkdownPanel(markdown=NOTE),
         ],
         "Table": [
-            *(_bars(wr, metric, title) for metric, title in TOTALS.items()),
+            *(_bars(wr, name) for name in ("r_set_accuracy", "f_set_accuracy", "seconds", "speedup", "r_set_gap")),
             wr.MediaBrowser(title="Table or figure", media_keys=["table", "figure"]),
         ],
         "Rounds": [
-            *_lines(wr, "round", ROUNDS),
+            *_lines(wr, "round", "accuracy", "loss", "matching_distance", "participants"),
             wr.LinePlot(metric_regex=r"per_round/class_\d+_accuracy", **by_class),
         ],
-        "Stages": _lines(wr, "stage", STAGES),
-        "Requests one after the other": _lines(wr, "request", REQUESTS),
+        "Stages": _lines(
+            wr, "stage", "f_set_accuracy", "r_set_accuracy", "seconds", "sample_gradients", "upload_bytes"
+        ),
+        "Requests one after the other": _lines(wr, "request", "f_set_accuracy", "r_set_accuracy", "seconds"),
         "Sweep": [
-            _points(wr, "R-Set accuracy over the scale", wr.Config("scale")),
-            _points(wr, "Seconds over the scale", wr.Config("scale"), "seconds"),
-            _points(wr, "R-Set accuracy over α", wr.Config(ALPHA)),
-            _points(wr, "Seconds over α", wr.Config(ALPHA), "seconds"),
+            *(_points(wr, y, over, x) for over, x in varied.items() for y in ("r_set_accuracy", "seconds")),
             _settings_to_results(wr),
         ],
     }
 
 
-def _points(wr: Any, title: str, x: Any, metric: str = "r_set_accuracy") -> Any:
+def _points(wr: Any, metric: str, over: str, x: Any) -> Any:
     """A run's total over a setting or a cost, on a logarithmic axis; seconds are logarithmic too."""
-    y, log_y = wr.SummaryMetric(f"total/{metric}"), metric == "seconds"
-    return wr.ScatterPlot(title=title, x=x, y=y, log_x=True, log_y=log_y, legend_template="${config:method}")
+    how = {"log_x": True, "log_y": metric == "seconds", "legend_template": "${config:method}"}
+    return wr.ScatterPlot(title=f"{TITLES[metric]} over {over}", x=x, y=wr.SummaryMetric(f"total/{metric}"), **how)
 
 
-def _bars(wr: Any, metric: str, title: str) -> Any:
+def _bars(wr: Any, metric: str) -> Any:
     """A bar for each method: the mean over its runs, with their standard deviation."""
     how = {"groupby": wr.Config("method"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
-    return wr.BarPlot(title=f"{title} by method", metrics=[f"total/{metric}"], **how)
+    return wr.BarPlot(title=f"{TITLES[metric]} by method", metrics=[f"total/{metric}"], **how)
 
 
-def _lines(wr: Any, axis: str, metrics: Mapping[str, str]) -> list[Any]:
+def _lines(wr: Any, axis: str, *metrics: str) -> list[Any]:
     """A line for each group of runs: their mean, with smallest and largest, unsmoothed."""
     how = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "smoothing_type": "none"}
-    return [wr.LinePlot(title=title, x=axis, y=[f"per_{axis}/{name}"], **how) for name, title in metrics.items()]
+    return [wr.LinePlot(title=TITLES[name], x=axis, y=[f"per_{axis}/{name}"], **how) for name in metrics]
 
 
 def _settings_to_results(wr: Any) -> Any:
-    def column(metric: Any, name: str, *, log: bool = True) -> Any:
-        return wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=log)
-
+    wanted = {"scale s": wr.Config("scale"), "α": wr.Config(ALPHA)}
+    wanted |= {"R-Set accuracy": wr.SummaryMetric("total/r_set_accuracy"), "seconds": wr.SummaryMetric("total/seconds")}
     columns = [
-        column(wr.Config("scale"), "scale s"),
-        column(wr.Config(ALPHA), "α"),
-        column(wr.SummaryMetric("total/r_set_accuracy"), "R-Set accuracy", log=False),
-        column(wr.SummaryMetric("total/seconds"), "seconds"),
+        wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=name != "R-Set accuracy")
+        for name, metric in wanted.items()
     ]
     return wr.ParallelCoordinatesPlot(title="Scale, α, accuracy and time", columns=columns)

@@ -34,8 +34,6 @@ from quickdrop_bench.reporting.figures.partition import distribution_image
 from quickdrop_bench.reporting.summary import headline, summary
 from quickdrop_bench.store import artifacts
 
-__all__ = ["PROJECT", "Tracker", "project_of", "tracking"]
-
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -306,7 +304,6 @@ class Tracker(Logger):
         return self._logger
 
     def _finish(self, exit_code: int = 0) -> None:
-        """Finish the W&B run in progress, if there is one."""
         logger, self._logger, self._phase, self._round = self._logger, None, ("", 0), 0
         if logger:
             logger.experiment.finish(exit_code=exit_code)

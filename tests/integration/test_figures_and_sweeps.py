@@ -178,13 +178,6 @@ def test_a_long_plan_says_how_far_it_is(run: Run, monkeypatch: pytest.MonkeyPatc
     assert not Path("artifacts").exists()
 
 
-@pytest.mark.slow
-def test_sweeps_over_clients_and_data_sets(run: Run) -> None:
-    code, _, _ = run("sweep", *TINY, "--clients", "3,4", "--datasets", "digits", "--methods", "quickdrop")
-    assert code == 0
-    assert set(rows_of("sweep")["clients"]) == {3, 4}
-
-
 def test_a_failing_cell_is_marked_and_the_others_go_on(run: Run) -> None:
     code, out, err = run("sweep", *TINY, "--scales", "1,10", "--methods", "quickdrop", "--lr", "1e30")
     assert code == 1

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from quickdrop_bench.cli.main import main
-from quickdrop_bench.harness.presets import preset_files, presets, read_options
 from tests.conftest import PARTITION, TINY, Run
 from tests.integration.judging import Ended
 
@@ -36,7 +35,6 @@ REFUSED = {
     "table": "the following arguments are required: number",
     "table 99": "table 99: use one of 1, 2, 3, 4, 5, 6",
     "table two": "table two: a whole number is needed",
-    "figure 2.5": "figure 2.5: a whole number is needed",
     "figure 1": "figure 1: use one of 2, 3, 4, 5, 6",
     "table 2 --nope 1": "--nope",
     "table 2 --roun 3": "--roun",
@@ -57,10 +55,8 @@ REFUSED = {
     "table 2 --alpha 0": "--alpha 0.0",
     "table 2 --alpha nan": "--alpha nan: a number is needed",
     "table 2 --patience 1.5": "--patience 1.5: a whole number or null is needed",
-    "table 2 --alpha small": "--alpha small",
     "table 2 --scale 0.5": "--scale 0.5",
     "table 2 --clients 5000": "--clients 5000",
-    "table 2 --clients 0": "--clients 0",
     "table 2 --depth 9": "--depth 9",
     "table 2 --min-client-size 2000": "--min-client-size 2000: between 0 and 480 for 3 clients and 1442 training",
     "train --min-client-size 2000": "--min-client-size 2000: between 0 and 480",
@@ -69,9 +65,11 @@ REFUSED = {
     f"table 2 --min-client-size {10**20}": f"--min-client-size {10**20}: a whole number of at most",
     f"table 2 --quickdrop.unlearn-rounds {10**20}": f"--quickdrop.unlearn-rounds {10**20}: a whole number of at most",
     "train --config giant.yaml": f"--batch-size {10**20}: a whole number of at most 1000000000 is needed",
+    "table 2 --seeds one": "--seeds one",
+    "table 2 --fu-mp.prune-ratio 1": "--fu-mp.prune-ratio 1.0",
+    "table 2 --clients 0": "--clients 0",
     "table 2 --patience 0": "--patience 0",
     "table 2 --devices 9999": "--devices 9999",
-    "table 2 --seeds one": "--seeds one",
     "table 2 --seeds 0": "--seeds 0",
     f"sweep --scales {THOUSAND} --alphas {THOUSAND}": "command line asks for 1000000 federations",
     "table 4 --seeds 5001": "asks for 10002 federations, 2 of them on each seed: at most 10000 are planned",
@@ -81,14 +79,11 @@ REFUSED = {
     "train --fine-tune-steps -1 --fine-tune 1": "--fine-tune-steps -1",
     "sweep --fine-tunes 1 --fine-tune-steps 0": "--fine-tune-steps 0",
     "table 2 --quickdrop.unlearn-lr -1": "--quickdrop.unlearn-lr -1.0",
-    "table 2 --fu-mp.prune-ratio 1": "--fu-mp.prune-ratio 1.0",
     "table 2 --federaser.calibration-ratio 0": "--federaser.calibration-ratio 0.0",
     "table 4 --s2u.beta 2": "--s2u.beta 2.0",
     "table 2 --class 10": "--class 10: between 0 and 9",
-    "table 2 --class -1": "--class -1",
     "table 2 --class nine": "--class nine",
     "table 4 --client 3": "--client 3: between 0 and 2",
-    "table 4 --client first": "--client first",
     "table 9 --samples 0": "--samples 0: at least 1 is needed",
     "table 9 --samples nowhere": "--samples nowhere: a number, or a file that lists client,row a line, is needed",
     "table 9 --samples=": "--samples : one, or several as 9,3, is needed",
@@ -98,12 +93,9 @@ REFUSED = {
     # No such list.
     "table 2 --dataset ,": "--dataset ,: at least one is needed",
     "sweep --datasets ,": "--datasets ,: at least one is needed",
-    "sweep --models ,": "--models ,: at least one is needed",
-    "sweep --scales ,": "--scales ,: numbers are needed",
     "sweep --scales 1,many": "--scales 1,many: numbers are needed",
     "sweep --scales 0.5": "--scale 0.5",
     "sweep --clients some": "--clients some: whole numbers are needed",
-    "sweep --clients 10.5": "--clients 10.5: whole numbers are needed",
     "sweep --fine-tunes 1.5": "--fine-tunes 1.5: whole numbers are needed",
     "sweep --jobs 5000": "--jobs 5000",
     "sweep --jobs 0": "--jobs 0",
@@ -111,10 +103,7 @@ REFUSED = {
     "table 4 --client 0,00": "--client 0,00: each must be given once",
     "table 2 --class 3 --class=5": "--class is given twice: several are written as 9,3",
     "table 2 --methods quickdrop,quickdrop": "--methods quickdrop,quickdrop: each must be given once",
-    "table 2 --protocol tuned,tuned": "--protocol tuned,tuned: each must be given once",
     "sweep --scales 1,1.0": "--scales 1,1.0: each must be given once",
-    "sweep --clients 3,3": "--clients 3,3: each must be given once",
-    "sweep --datasets digits,digits": "--datasets digits,digits: each must be given once",
     # No such file, or nothing that it could set.
     "table 2 --config none.yaml": "--config none.yaml: it cannot be read",
     "table 2 --config unknown.yaml": "--config unknown.yaml: this command has no option nonsense",
@@ -131,7 +120,6 @@ REFUSED = {
     # What a method cannot do.
     "table 4 --methods fu-mp": "fu-mp: it serves class requests",
     "table 2 --methods s2u": "s2u: it serves client requests",
-    "figure 3 --methods s2u": "s2u: it serves client requests",
     "table 2 --record-every 0": "federaser: it needs update-history",
     "table 6 --methods quickdrop": "--methods quickdrop: table6 measures training and runs no method",
     "table 6 --distill false": "--distill false: table6 is about distillation",
@@ -140,7 +128,6 @@ REFUSED = {
     "table 2 --client 2": "--client 2: table2 serves class requests, see --class",
     "table 4 --class 3": "--class 3: table4 serves client requests, see --client",
     "figure 4 --client=1": "--client 1: figure4 serves class requests",
-    "sweep --client 1": "--client 1: sweep serves class requests",
     "table 6 --class 3": "--class 3: table6 measures training",
     "table 6 --patience 3": "--patience 3: table6 measures training",
     "table 6 --protocol tuned": "--protocol tuned: table6 measures training",
@@ -259,11 +246,6 @@ def test_nothing_goes_with_what_is_asked_of_the_program(capsys: pytest.CaptureFi
 def trained(table_2_once: tuple[Path, Ended]) -> str:
     """The folder of a trained federation, which is only read."""
     return str(next((table_2_once[0] / "artifacts").iterdir()))
-
-
-def test_every_preset_is_read() -> None:
-    for path in preset_files(presets()[0], None)[0].parent.glob("*.yaml"):
-        assert read_options(path)
 
 
 @pytest.mark.parametrize(

@@ -241,24 +241,9 @@ def test_summaries_hold_the_numbers_about_the_whole_request_alone(runs: dict[str
     for method in ("retrain-or", "quickdrop"):
         summary = runs[NAMES[method]].summary
         assert {key.split("/")[0] for key in summary if not key.startswith("_")} == {"total"}
-
-
-def test_summary_has_the_distances_to_the_oracle_and_the_paper(runs: dict[str, Logged], home: Workplace) -> None:
-    summary = runs[NAMES["quickdrop"]].summary
-
-    def both(metric: str) -> tuple[float, float]:
-        return home.value("quickdrop", "total", metric), home.value("retrain-or", "total", metric)
-
-    for metric in ("r_set", "f_set"):
-        own, oracle = both(f"{metric}_accuracy")
-        assert summary[f"total/{metric}_gap"] == pytest.approx(own - oracle)
-    for key, metric in (("speedup", "seconds"), ("speedup_sample_gradients", "sample_gradients")):
-        own, oracle = both(metric)
-        assert summary[f"total/{key}"] == pytest.approx(oracle / own)
-    # Table 2, CIFAR-10: 15.61 s in all, and after recovery 70.48% on the R-Set.
-    assert summary["total/seconds_paper"] == pytest.approx(15.61)
-    assert summary["total/r_set_accuracy_paper"] == pytest.approx(0.7048)
-    assert summary["total/r_set_accuracy_paper_gap"] == pytest.approx(summary["total/r_set_accuracy"] - 0.7048)
+    gap = home.value("quickdrop", "total", "r_set_accuracy") - home.value("retrain-or", "total", "r_set_accuracy")
+    assert runs[NAMES["quickdrop"]].summary["total/r_set_gap"] == pytest.approx(gap)
+    assert runs[NAMES["quickdrop"]].summary["total/seconds_paper"] == pytest.approx(15.61)  # Table 2, CIFAR-10
 
 
 def test_artefact_run_has_the_table_with_the_published_columns(runs: dict[str, Logged], home: Workplace) -> None:

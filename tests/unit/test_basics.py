@@ -98,7 +98,7 @@ def test_a_run_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert rows.measured_by("a") is None  # its last row is missing
     last = row(0.0, spec_hash="a", stage="total", metric="diverged", measured_by="accuracy@1 norm@2")
     rows.write([row(2.0, spec_hash="a"), last])
-    assert rows.frame(["a"])["value"].tolist() == [2.0, 0.0]
+    assert [r["value"] for r in rows.of("a")] == [2.0, 0.0]
     assert rows.measured_by("a") == ["accuracy@1", "norm@2"]
     assert rows.measured_by("b") is None
     assert not rows.marked("a")

@@ -85,12 +85,8 @@ def test_the_newest_rows_of_a_method_count_with_the_oracle_beside_them(
 def test_one_point_and_a_standard_error_are_near(leaderboard: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "reference/a", rows("retrain-or"), rows("quickdrop"), rows("none"))
     (setting,) = leaderboard.measured(tmp_path)
-    assert [forgets(setting, method) for method in ("retrain-or", "quickdrop", "none", "pga")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    near = [method for method in ("retrain-or", "quickdrop", "none", "pga") if forgets(setting, method)]
+    assert near == ["retrain-or", "quickdrop"]
     spread = setting.rows.copy()
     own = (spread["method"] == "none") & (spread["metric"] == "f_set_gap")
     spread.loc[own, "value"] = [0.01, 0.028]  # mean 1.9, standard error 0.9 points

@@ -92,11 +92,12 @@ def test_sheet_of_synthetic_images(tmp_path: Path, shape: tuple[int, ...]) -> No
 
 def test_pictures_leave_no_global_state(tmp_path: Path) -> None:
     code = (
-        "import sys, matplotlib, pandas\n"
+        "import sys, matplotlib\n"
         "from pathlib import Path; from quickdrop_bench.harness.exhibits import exhibit\n"
+        "from quickdrop_bench.reporting.frame import frame_of\n"
         "from quickdrop_bench.reporting.render import style, write_exhibit\n"
         "before = matplotlib.rcParams.copy()\n"
-        "write_exhibit(Path(sys.argv[1]), exhibit('sweep'), pandas.DataFrame())\n"
+        "write_exhibit(Path(sys.argv[1]), exhibit('sweep'), frame_of([]))\n"
         "with style(): pass\n"
         "assert all(before[k] == v for k, v in matplotlib.rcParams.items() if k != 'backend')"
     )

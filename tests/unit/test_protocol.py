@@ -19,7 +19,7 @@ from quickdrop_bench.harness.tuning import _candidates, tune
 from quickdrop_bench.methods import METHODS, Context, StageResult
 from quickdrop_bench.methods.registry import LEVELS_ALL, Search
 from quickdrop_bench.reporting.frame import SETTING
-from quickdrop_bench.reporting.trials import write_trials
+from quickdrop_bench.reporting.render import write_trials
 from tests.asked import FULL_BATCHES, asked
 from tests.conftest import Make
 

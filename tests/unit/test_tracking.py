@@ -264,20 +264,14 @@ def test_interrupted_run_ends_as_failed(run: Run, wandb: Wandb, monkeypatch: pyt
     assert [(r.name, r.exit_code) for r in wandb.runs] == [(TRAINED, 0), (EVALUATED, 0), (REQUEST, 1)]
 
 
-def as_an_agent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The environment in which a sweep's agent starts a program."""
-    (folder / "parameters.yaml").write_text("wandb_version: 1\nscales:\n  value: 10\n")
-    given = {"sweep_id": "s", "run_id": "chosen", "sweep_param_path": str(folder / "parameters.yaml")}
-    for name, value in given.items():
-        monkeypatch.setenv(f"WANDB_{name.upper()}", value)
-    return given
-
-
 @pytest.mark.slow
 def test_run_that_an_agent_waits_for_is_the_artefacts(
     run: Run, wandb: Wandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = as_an_agent(tmp_path, monkeypatch)
+    (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nscales:\n  value: 10\n")
+    given = {"sweep_id": "s", "run_id": "chosen", "sweep_param_path": str(tmp_path / "parameters.yaml")}
+    for name, value in given.items():
+        monkeypatch.setenv(f"WANDB_{name.upper()}", value)
     assert run(*SWEEP)[0] == 0
     settings = {r.kind: dict(r.about["settings"]) for r in wandb.runs}
     assert settings.keys() == {TRAINING, EVALUATION, UNLEARNING, "artefact"}

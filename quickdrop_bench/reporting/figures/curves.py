@@ -1,4 +1,4 @@
-"""Curves over a parameter: one line per method, levels of those that do not depend on it, and the paper's points."""
+"""Sweeps, and other curves: a line per method, levels of those that do not depend on it, and the paper's points."""
 
 from __future__ import annotations
 
@@ -8,15 +8,80 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quickdrop_bench.reporting.figures.points import VARIED, depends_on_scale, marks, measure, plain
-from quickdrop_bench.reporting.figures.style import HOLLOW, Style, label_ends, method_styles, say
+from quickdrop_bench.reporting.figures.points import (
+    VARIED,
+    depends_on_scale,
+    marks,
+    measure,
+    methods_in,
+    numbers_frame,
+    panels,
+    plain,
+)
+from quickdrop_bench.reporting.figures.style import (
+    HOLLOW,
+    Style,
+    label_ends,
+    legend_below,
+    method_styles,
+    rows_of_panels,
+    say,
+)
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import dataset_name, method_title
 from quickdrop_bench.reporting.published import Published, is_fraction
 
-__all__ = ["Axis", "trend_lines"]
+LABELS = {
+    "scale": "scale s",
+    "fine_tuning": "fine-tuning steps F",
+    "distribution": "Dirichlet α",
+    "clients": "clients",
+    "dataset": "data set",
+}
+"""What can vary, in order of preference for a sweep, and the name of the axis."""
+
+R_SET = "total", "r_set_accuracy"
+
+MEASURES = {
+    R_SET: "R-Set accuracy (%)",
+    ("total", "f_set_accuracy"): "F-Set accuracy (%)",
+    ("total", "seconds"): "compute summed over clients (s)",
+}
+"""Numbers of a sweep, and the names of their axes."""
+
+
+def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
+    """A sweep: accuracy on R-Set and F-Set after the last stage, and total compute."""
+    column = _varied(rows)
+    settings = panels(rows, published, within=(column,))
+    figure, axes = rows_of_panels(settings, len(MEASURES), 3.0)
+    lines: list[dict[Any, Any]] = []
+    for setting, row in zip(settings, axes, strict=True):
+        shown = methods_in(setting, methods)
+        for panel, (measured, label) in zip(row, MEASURES.items(), strict=True):
+            lines += draw_trend(panel, setting, column, shown, measured, label).points.to_dict(orient="records")
+        legend_below(row[0].get_figure(root=False), row[:1], 4)
+    return figure, numbers_frame(lines)
+
+
+def _varied(rows: pd.DataFrame) -> str:
+    """The first of :data:`LABELS` that has several values; else the first that has any."""
+    counts = {name: rows[name].nunique() for name in LABELS}
+    several = [name for name, count in counts.items() if count > 1]
+    return next(iter([*several, *(name for name, count in counts.items() if count), *LABELS]))
+
+
+def draw_trend(
+    axes: Axes, setting: Setting, column: str, methods: Sequence[str], measured: tuple[str, str], label: str
+) -> Axis:
+    """A panel of one number, by stage and metric, of several methods over a column."""
+    axis = Axis(axes, numbers_frame(trend_lines(setting, column, methods, [measured])), column, setting.published)
+    axis.draw_methods(methods)
+    axes.set(xlabel=LABELS[column], ylabel=label)
+    return axis
 
 
 def trend_lines(

@@ -16,8 +16,6 @@ from quickdrop_bench.reporting.figures.style import ACCENT, GREY, label_ends, ro
 from quickdrop_bench.reporting.frame import TRAINING, Setting
 from quickdrop_bench.reporting.names import ORIGINAL, class_name, method_title
 
-__all__ = ["draw"]
-
 SHADES = {"unlearning": "#F6DCCB", "recovery": "#E4EEF6"}
 """Colours behind the stages."""
 

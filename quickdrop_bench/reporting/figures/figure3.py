@@ -16,8 +16,6 @@ from quickdrop_bench.reporting.figures.style import BLUE, GREY, HOLLOW, ORANGE, 
 from quickdrop_bench.reporting.frame import TRAINING, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title
 
-__all__ = ["draw"]
-
 ATTACKS = {"": "entropy (the paper's attack)", "_loss": "loss (knows the label)"}
 """What ends a metric's name, and the attack."""
 
@@ -74,7 +72,6 @@ def _name(points: pd.DataFrame, method: str) -> str:
 
 
 def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str]) -> None:
-    """One attack."""
     if points["mean"].isna().all():
         say(axes, "no value")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from quickdrop_bench.reporting.figures.style import ACCENT, GREY, WIDTH, put_tit
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import ORIGINAL, class_name, marked, method_title
 
-__all__ = ["draw"]
-
 MOST_NUMBERS = 12
 """Classes, and requests, up to which the accuracy at the end of a request is written into the heat."""
 
@@ -32,41 +31,31 @@ class Chain:
     Attributes:
         label: the setting.
         method: which.
-        requests: from the first to the whole sequence.
+        order: the classes in the order of forgetting, one by each request.
         settings: rows of each request; None where it was not made.
         courses: one per request.
     """
 
     label: str
     method: str
-    requests: tuple[str, ...]
-    settings: tuple[Setting | None, ...]
-    courses: tuple[Course, ...]
+    order: Sequence[int]
+    settings: Sequence[Setting | None]
+    courses: Sequence[Course]
 
     @classmethod
     def of(cls, setting: Setting, method: str, last: str) -> Chain:
         """The sequence that ends in ``last``."""
-        parts = last.split(">")
-        requests = [">".join(parts[: k + 1]) for k in range(len(parts))]
+        requests = accumulate(last.split(">"), "{}>{}".format)
         found = [setting.rows[setting.rows["request"] == request] for request in requests]
-        settings = tuple(Setting(own, setting.published) if len(own) else None for own in found)
-        return cls(setting.label, method, tuple(requests), settings, tuple(Course.of(own, method) for own in found))
-
-    @cached_property
-    def order(self) -> list[int]:
-        """The classes in the order of forgetting."""
-        return forgotten(self.requests[-1])
-
-    @cached_property
-    def classes(self) -> list[int]:
-        """The same, then the others."""
-        return [*self.order, *sorted({c for course in self.courses for c in course.classes} - set(self.order))]
+        settings = [Setting(own, setting.published) if len(own) else None for own in found]
+        return cls(setting.label, method, forgotten(last), settings, [Course.of(own, method) for own in found])
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """Of the classes."""
+        """Of all classes: those forgotten in their order, then the others."""
         rows = pd.concat([setting.rows for setting in self.settings if setting])
-        return {label: class_name(rows, label) for label in self.classes}
+        others = {label for course in self.courses for label in course.classes} - {*self.order}
+        return {label: class_name(rows, label) for label in (*self.order, *sorted(others))}
 
     @property
     def title(self) -> str:
@@ -79,30 +68,28 @@ class Chain:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Per request its number and (classes, rounds) accuracies; 0 is the model before; without rounds one is NaN."""
-        for k, course in enumerate(self.courses):
+        for step, course in enumerate(self.courses, 1):
             past = course.points["round"] <= 0
-            if k == 0:
+            if step == 1:
                 yield 0, self._grid(course.points[past])[:, -1:]
-            yield k + 1, self._grid(course.points[~past])
+            yield step, self._grid(course.points[~past])
 
     def _grid(self, points: pd.DataFrame) -> np.ndarray:
-        wide = points.pivot_table("mean", "label", "round", aggfunc="last").reindex(self.classes)
-        return wide.to_numpy() if len(wide.columns) else np.full((len(self.classes), 1), np.nan)
+        wide = points.pivot_table("mean", "label", "round", aggfunc="last").reindex([*self.names])
+        return wide.to_numpy() if len(wide.columns) else np.full((len(self.names), 1), np.nan)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Numbers: every class before the first request and at the end of every step."""
-        for step, (request, setting, course) in enumerate(
-            zip(self.requests, self.settings, self.courses, strict=True), 1
-        ):
+        for step, (setting, course) in enumerate(zip(self.settings, self.courses, strict=True), 1):
             if setting is None:
                 continue
-            gone = forgotten(request)
-            ends = [(0, course.points["round"] <= 0)] if step == 1 else []
-            for at, rounds in [*ends, (step, course.points["round"] > 0)]:
-                for point in course.points[rounds].groupby("label").tail(1).itertuples(index=False):
-                    method = ORIGINAL if at == 0 else self.method
+            past = course.points["round"] <= 0
+            ends = {0: course.points[past]} if step == 1 else {}
+            for at, points in {**ends, step: course.points[~past]}.items():
+                for point in points.groupby("label").tail(1).itertuples(index=False):
+                    method = self.method if at else ORIGINAL
                     line = measure(setting, method, PER_ROUND, f"class_{point.label}_accuracy")
-                    place = {"step": at, "class": point.label, "forgotten": at > 0 and point.label in gone}
+                    place = {"step": at, "class": point.label, "forgotten": point.label in self.order[:at]}
                     yield line | place | {"mean": point.mean, "std": point.std, "seeds": point.seeds}
 
 
@@ -116,7 +103,7 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     ]
     if not chains:
         return rows_of_panels([], 1, 2)[0], numbers_frame([], "step", "class", "forgotten")
-    heights = [0.9 + 0.2 * len(chain.classes) for chain in chains]
+    heights = [0.9 + 0.2 * len(chain.names) for chain in chains]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
     parts = figure.subfigures(len(chains), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, chain in zip(parts, chains, strict=True):
@@ -136,22 +123,17 @@ def _draw(axes: Axes, chain: Chain) -> None:
         reasons = {why_empty(setting, chain.method) for setting in chain.settings if setting}
         say(axes, reasons.pop() if len(reasons) == 1 else "no rounds recorded")
         return
-    start, middles, count = 0, [], len(chain.classes)
+    start, middles, count = 0, [], len(chain.names)
     for step, grid in chain.blocks():
         width, edges = grid.shape[1], np.arange(start, start + grid.shape[1] + 1)
-        heat = axes.pcolormesh(
-            edges, np.arange(count + 1), 100 * grid, cmap="Blues", vmin=0, vmax=100, rasterized=False
-        )
+        heat = axes.pcolormesh(edges, np.arange(count + 1), 100 * grid, cmap="Blues", vmin=0, vmax=100)
         if np.isnan(grid).all():
             axes.text(start + width / 2, count / 2, "not run", rotation=90, ha="center", va="center", color=GREY)
-        if max(count, len(chain.requests)) <= MOST_NUMBERS:
+        if max(count, len(chain.order)) <= MOST_NUMBERS:
             _write(axes, 100 * grid[:, -1], start + width - 0.5)
         if step:
-            axes.add_patch(
-                Rectangle(
-                    (start, step - 1), width, 1, fill=False, edgecolor=ACCENT, linewidth=1.4, zorder=4, clip_on=False
-                )
-            )
+            frame: dict[str, Any] = {"edgecolor": ACCENT, "linewidth": 1.4, "zorder": 4, "clip_on": False}
+            axes.add_patch(Rectangle((start, step - 1), width, 1, fill=False, **frame))
             if (setting := chain.settings[step - 1]) and setting.count(chain.method, "failed"):
                 axes.text(start + width / 2, count, "×", ha="center", va="top", color=ACCENT, gid="failed")
         axes.axvline(start, color="white", linewidth=2.5)
@@ -160,7 +142,7 @@ def _draw(axes: Axes, chain: Chain) -> None:
     names = ["before", *(chain.names[label] for label in chain.order)]
     long = max(map(len, names)) > 6
     axes.set_xticks(middles, names, rotation=30 if long else 0, ha="right" if long else "center")
-    axes.set_yticks(np.arange(count) + 0.5, [chain.names[label] for label in chain.classes])
+    axes.set_yticks(np.arange(count) + 0.5, [*chain.names.values()])
     axes.set(ylabel="accuracy of class", xlim=(0, start), ylim=(count, 0), xlabel=_axis_label(chain))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -169,7 +151,6 @@ def _draw(axes: Axes, chain: Chain) -> None:
 
 
 def _write(axes: Axes, values: np.ndarray, x: float) -> None:
-    """The accuracies at the end of a request."""
     for y, value in enumerate(values):
         if np.isfinite(value):
             color = "white" if value > 60 else "#333333"
@@ -178,6 +159,6 @@ def _write(axes: Axes, values: np.ndarray, x: float) -> None:
 
 def _axis_label(chain: Chain) -> str:
     text = "class forgotten (framed): a column per round of unlearning, then recovery; the number is the last round's"
-    if set(chain.classes) == set(chain.order):
+    if len(chain.names) == len(chain.order):
         text += f"\n{chain.names[chain.order[-1]]} is the last class: no data are retained that could take its place"
     return text

@@ -11,16 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from quickdrop_bench.harness.exhibits import Column
-from quickdrop_bench.reporting.figures.curves import Axis, trend_lines
+from quickdrop_bench.reporting.figures.curves import LABELS, R_SET, draw_trend, trend_lines
 from quickdrop_bench.reporting.figures.points import methods_in, numbers_frame, panels, plain
 from quickdrop_bench.reporting.figures.style import GREY, ORANGE, legend_below, rows_of_panels, say
 from quickdrop_bench.reporting.frame import TRAINING
 from quickdrop_bench.reporting.names import ORIGINAL
 
-__all__ = ["draw"]
-
 F = "fine_tuning"
-STEPS = "fine-tuning steps F"
 GRADIENTS = {"FL training": (TRAINING, "original_gradients"), "fine-tuning": ("fine-tuning", "original_gradients")}
 COUNT = Column("", "", "", "", "count")
 
@@ -32,15 +29,12 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     lines: list[dict[Any, Any]] = []
     for setting, (left, right) in zip(settings, axes, strict=True):
         shown = methods_in(setting, methods)
-        points = numbers_frame(trend_lines(setting, F, shown, [("total", "r_set_accuracy")]))
-        axis = Axis(left, points, F, setting.published)
-        axis.draw_methods(shown)
+        axis = draw_trend(left, setting, F, shown, R_SET, "R-Set accuracy after recovery (%)")
         axis.name_ends()
-        left.set(xlabel=STEPS, ylabel="R-Set accuracy after recovery (%)")
         gradients = numbers_frame(trend_lines(setting, F, [ORIGINAL], GRADIENTS.values()))
         _draw_gradients(right, gradients)
         legend_below(left.get_figure(root=False), (right,), 2)
-        lines += [*points.to_dict(orient="records"), *gradients.to_dict(orient="records")]
+        lines += [*axis.points.to_dict(orient="records"), *gradients.to_dict(orient="records")]
     return figure, numbers_frame(lines)
 
 
@@ -57,6 +51,6 @@ def _draw_gradients(axes: Axes, points: pd.DataFrame) -> None:
         axes.bar(range(len(values)), heights, 0.6, below, label=name, color=color)
         below = below + heights
     axes.set_xticks(range(len(values)), [plain(value) for value in values])
-    axes.set(xlabel=STEPS, ylabel="gradients on original data\n(mini-batches, mean per client)")
+    axes.set(xlabel=LABELS[F], ylabel="gradients on original data\n(mini-batches, mean per client)")
     axes.set_xlim(-0.7, max(len(values), 3) - 0.3)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: COUNT.format(value)))

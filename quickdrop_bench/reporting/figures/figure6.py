@@ -9,13 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from quickdrop_bench.reporting.figures.curves import Axis, trend_lines
+from quickdrop_bench.reporting.figures.curves import LABELS, R_SET, Axis, draw_trend, trend_lines
 from quickdrop_bench.reporting.figures.points import depends_on_scale, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.figures.style import legend_below, method_styles, rows_of_panels, same_heights
 from quickdrop_bench.reporting.frame import SETTING, Setting
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED
-
-__all__ = ["draw"]
 
 STAGES = {"recovery": "-", "unlearning": "--"}
 """Stages and their lines; colour and marker are the method's in all panels."""
@@ -38,16 +36,13 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     drawn: dict[str, list[list[Axis]]] = {}
     for setting, (left, right) in zip(settings, axes, strict=True):
         shown = methods_in(setting, methods)
-        points = numbers_frame(trend_lines(setting, "scale", shown, [("total", "r_set_accuracy")]))
-        accuracy = Axis(left, points, "scale", setting.published)
-        accuracy.draw_methods(shown)
-        left.set(xlabel="scale s", ylabel="R-Set accuracy after recovery (%)")
+        accuracy = draw_trend(left, setting, "scale", shown, R_SET, "R-Set accuracy after recovery (%)")
         own = [method for method in shown if depends_on_scale(method)]
         seconds = numbers_frame(trend_lines(setting, "scale", own, [(stage, "seconds") for stage in STAGES]))
         time = Axis(right, seconds, "scale", setting.published)
         _draw_seconds(time, own)
         legend_below(left.get_figure(root=False), (right,), 3)
-        lines += [*points.to_dict(orient="records"), *seconds.to_dict(orient="records")]
+        lines += [*accuracy.points.to_dict(orient="records"), *seconds.to_dict(orient="records")]
         drawn.setdefault(setting.columns["setting"], []).append([accuracy, time])
     for rows_of_one in drawn.values():
         for column in zip(*rows_of_one, strict=True):
@@ -81,11 +76,10 @@ def _apart(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_seconds(axis: Axis, methods: Sequence[str]) -> None:
-    """Seconds of both stages per method."""
     for stage, line in STAGES.items():
         for method, look in method_styles(methods).items():
             mine = (axis.points["method"] == method) & (axis.points["stage"] == stage)
             axis.draw(axis.points[mine], look, "_", line)
         axis.axes.plot([], [], color="black", linestyle=line, linewidth=1.3, label=stage)
-    axis.axes.set(xlabel="scale s", ylabel="compute summed over clients (s)")
+    axis.axes.set(xlabel=LABELS["scale"], ylabel="compute summed over clients (s)")
     axis.finish()

@@ -14,8 +14,6 @@ from PIL import Image
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.reporting.figures.style import BLUE, save_picture, style
 
-__all__ = ["distribution_image", "write_distribution"]
-
 
 def write_distribution(folder: Path, counts: np.ndarray, class_names: Sequence[str], title: str) -> list[Path]:
     """Write ``distribution.csv``, ``.svg`` and ``.png``.

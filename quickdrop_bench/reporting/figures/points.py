@@ -18,18 +18,6 @@ from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, beside, is_fr
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
 from quickdrop_bench.reporting.tables.texts import cell_text
 
-__all__ = [
-    "VARIED",
-    "depends_on_scale",
-    "marks",
-    "measure",
-    "methods_in",
-    "numbers_frame",
-    "numbers_table",
-    "panels",
-    "plain",
-]
-
 VARIED = {"scale": "s", "fine_tuning": "F"}
 """Columns that some runs vary beside the setting, and their symbols."""
 
@@ -53,7 +41,6 @@ def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] 
     if rows.empty:
         return []
     rows = named(without_training(rows))
-    rows = rows.reindex(columns=[*rows.columns, *(c for c in (*VARIED, "phase", "round") if c not in rows)])
     # Other data have another hash, though nothing else differs.
     varied = {*within, "setting"} if "dataset" in within else within
     found = []
@@ -144,7 +131,6 @@ def plain(value: object, _: object = None) -> str:
 
 
 def _value_texts(line: Mapping[Any, Any]) -> list[str]:
-    """Mean with deviation, seeds and the paper's value."""
     kind = "percent" if is_fraction(line["metric"]) else "seconds" if line["metric"] == "seconds" else "count"
     column = Column("", "", line["stage"], line["metric"], kind)
     paper = EMPTY if math.isnan(line["published"]) else column.format(line["published"])

@@ -10,8 +10,6 @@ import pandas as pd
 from quickdrop_bench.reporting.frame import TRAINING, Setting
 from quickdrop_bench.reporting.names import ORIGINAL
 
-__all__ = ["PER_ROUND", "PHASES", "Course", "forgotten", "why_empty"]
-
 PER_ROUND = "per-round"
 PHASES = ("unlearning", "recovery")
 """Stages after training."""

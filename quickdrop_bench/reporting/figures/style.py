@@ -21,34 +21,13 @@ from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.frame import Setting
 from quickdrop_bench.reporting.names import registered
 
-__all__ = [
-    "ACCENT",
-    "BLUE",
-    "GREY",
-    "HOLLOW",
-    "ORANGE",
-    "WIDTH",
-    "Style",
-    "label_ends",
-    "label_points",
-    "legend_below",
-    "method_styles",
-    "put_title",
-    "rows_of_panels",
-    "same_heights",
-    "save_picture",
-    "say",
-    "signed",
-    "style",
-]
-
 Dashes = Literal["-", "--", "-.", ":"]
 
 WIDTH = 7.0
 """Inches: a page's text."""
 
 BLUE, ORANGE, GREEN, ACCENT = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, GREY, BLACK = "#56B4E9", "#CC79A7", "#8A8A8A", "#000000"
+SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#8A8A8A"
 CYCLE = ("#882255", "#B5A300", "#332288", GREEN, SKY, PURPLE, ORANGE, BLUE)
 """For methods that name no colour of their own."""
 
@@ -161,10 +140,9 @@ def legend_below(figure: FigureBase, axes: Iterable[Axes], columns: int) -> None
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
-def signed(value: float, digits: int = 0) -> str:
-    """A difference with its sign; nothing is ``-0``."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text
+def signed(value: float) -> str:
+    """A whole difference with its sign; nothing is ``-0``."""
+    return f"{round(value):+d}" if round(value) else "0"
 
 
 def same_heights(panels: Sequence[Axes]) -> None:
@@ -182,10 +160,10 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float =
     gap = 1.25 * size * axes.figure.dpi / 72 / height
     order = sorted(ends, key=lambda end: end[0])
     wanted = [float(np.clip(to_share.transform((axes.get_xlim()[1], y))[1], 0, 1)) for y, *_ in order]
-    for at, (y, name, color) in zip(_apart(wanted, gap), order, strict=True):
+    for at, own, (_, name, color) in zip(_apart(wanted, gap), wanted, order, strict=True):
         axes.annotate(
             name,
-            (1, float(np.clip(to_share.transform((axes.get_xlim()[1], y))[1], 0, 1))),
+            (1, own),
             (1.04, at),
             xycoords="axes fraction",
             va="center",
@@ -194,8 +172,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float =
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
-                "linewidth": 0.4,
                 "color": color,
+                "linewidth": 0.4,
                 "shrinkA": 1,
                 "shrinkB": 0,
                 "relpos": (0, 0.5),
@@ -250,7 +228,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], si
                 break
         taken.append(kept)
         if abs(place[1]) > NEXT:
-            lead = {"arrowstyle": "-", "linewidth": 0.5, "color": color, "shrinkA": 0, "shrinkB": 5}
+            lead = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
             axes.annotate("", (x, y), (place[0], place[1] + size / 3), textcoords="offset points", arrowprops=lead)
 
 

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 
 from quickdrop_bench.reporting.figures.style import WIDTH, put_title, save_picture, say, style
 
-__all__ = ["write_sheet"]
-
 COLUMNS = 10
 GAP = 2
 """White pixels between two images."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,12 @@ import pandas as pd
 
 from quickdrop_bench.core.cost import duration
 from quickdrop_bench.core.files import read_bytes
-from quickdrop_bench.harness.exhibits import Exhibit
-from quickdrop_bench.methods import METHODS
+from quickdrop_bench.harness.exhibits import exhibit, exhibits
+from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.reporting.figures.points import VARIED
 from quickdrop_bench.reporting.frame import Setting, latest, named, read_rows, settings_in, without_training
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, setting_name
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
-
-__all__ = ["Found", "Picture", "find", "missing", "provenance"]
 
 IMAGES = {".svg": "image/svg+xml", ".png": "image/png"}
 PICTURES = ("figure", "distribution")
@@ -40,7 +39,7 @@ class Picture:
 
     name: str
     uri: str
-    numbers: Table | None = None
+    numbers: Table | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +59,8 @@ class Found:
     exhibit: str
     preset: str
     rows: pd.DataFrame
-    pictures: Sequence[Picture] = ()
-    problem: str = ""
+    pictures: Sequence[Picture]
+    problem: str
 
     @property
     def group(self) -> str:
@@ -78,13 +77,13 @@ class Found:
         return settings_in(named(self.newest))
 
 
-def find(results_dir: Path, exhibits: Sequence[str]) -> list[Found]:
+def find(results_dir: Path) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
     # os.walk passes over folders that vanish meanwhile.
     inside = (Path(place, name) for place, folders, names in os.walk(results_dir) for name in (*folders, *names))
     wanted = [path for path in inside if path.name == "rows.jsonl" or _is_picture(path)]
-    order = {name: k for k, name in enumerate(exhibits)}
-    found = [_found(folder, results_dir, order) for folder in {path.parent for path in wanted}]
+    order = {name: k for k, name in enumerate(exhibits())}
+    found = [_found(folder, results_dir) for folder in {path.parent for path in wanted}]
     return sorted(found, key=lambda f: (order.get(f.exhibit, len(order)), f.folder.startswith("reference/"), f.folder))
 
 
@@ -92,29 +91,33 @@ def _is_picture(path: Path) -> bool:
     return path.suffix in IMAGES and path.stem in PICTURES
 
 
-def _found(folder: Path, results_dir: Path, exhibits: Collection[str]) -> Found:
+def _found(folder: Path, results_dir: Path) -> Found:
     """What a folder holds: its name says it, or, where that is no exhibit's, as ``table2-cifar10``, its rows do."""
     rows, problem = read_rows(folder / "rows.jsonl")
     names = folder.relative_to(results_dir).parts or (folder.name,)
     at = names.index("distribution") if "distribution" in names else len(names) - 1
-    own = str(rows["preset"].iloc[0]) if "preset" in rows else ""
-    exhibit = names[at] if names[at] in exhibits or rows.empty else str(rows["artefact"].iloc[0])
-    return Found("/".join(names), exhibit, own or (names[at - 1] if at else ""), rows, _pictures(folder), problem)
+    own = next(map(str, rows["preset"].dropna()), "")
+    name = names[at] if names[at] in exhibits() or rows.empty else str(rows["artefact"].iloc[0])
+    return Found("/".join(names), name, own or (names[at - 1] if at else ""), rows, _pictures(folder), problem)
 
 
 def _pictures(folder: Path) -> list[Picture]:
     """One per name, SVG rather than PNG."""
-    files = sorted(path for path in folder.iterdir() if _is_picture(path))
-    best = {path.stem: path for path in sorted(files, key=lambda path: path.suffix == ".svg")}
+    # Of several files with one name the last stays.
+    files = {path.stem: path for path in sorted(folder.iterdir()) if _is_picture(path)}
     pictures = []
-    for stem, path in sorted(best.items()):
+    for stem, path in files.items():
         try:
-            content = base64.b64encode(read_bytes(path, LARGEST_PICTURE)).decode("ascii")
+            uri = data_uri(read_bytes(path, LARGEST_PICTURE), IMAGES[path.suffix])
         except OSError:
             continue
-        uri = f"data:{IMAGES[path.suffix]};base64,{content}"
         pictures.append(Picture(path.name, uri, _numbers(folder / f"{stem}.csv")))
     return pictures
+
+
+def data_uri(content: bytes, kind: str = IMAGES[".svg"]) -> str:
+    """A picture as the address of an ``img``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _numbers(path: Path) -> Table | None:
@@ -139,12 +142,15 @@ def provenance(found: Sequence[Found]) -> list[Table]:
     frames = [f.rows for f in found if len(f.rows)]
     if not frames:
         return []
-    rows = pd.concat(frames, ignore_index=True).reindex(columns=[*OPTIONAL, *frames[0].columns.difference(OPTIONAL)])
-    versions: dict[str, set[str]] = {}
-    pairs = [*rows["versions"], *({"quickdrop_bench": v} for v in rows["package_version"].dropna().unique())]
-    for package, version in {(p, str(v)) for one in pairs if isinstance(one, dict) for p, v in one.items()}:
-        versions.setdefault(package, set()).add(version)
-    packages = [[name, ", ".join(sorted(known))] for name, known in sorted(versions.items())]
+    rows = pd.concat(frames, ignore_index=True)
+    versions = {
+        (name, str(version)) for one in rows["versions"] if isinstance(one, dict) for name, version in one.items()
+    }
+    versions |= {("quickdrop_bench", version) for version in rows["package_version"].dropna().unique()}
+    packages = [
+        [name, ", ".join(sorted(version for package, version in versions if package == name))]
+        for name in sorted({package for package, _ in versions})
+    ]
     counted = ["Rows", "Spec hashes", "Measured (UTC)"]
     commits = [[str(name), *_counts(group)] for name, group in rows.groupby(_commit(rows), sort=False)]
     devices = [[*map(str, key), *_counts(group)] for key, group in rows.groupby(["device", "precision"], sort=False)]
@@ -156,39 +162,29 @@ def provenance(found: Sequence[Found]) -> list[Table]:
     ]
 
 
-OPTIONAL = ["versions", "package_version", "git_commit", "git_dirty", "created_at", "wall_seconds"]
-"""Columns that say where rows come from."""
-
-
 def _what_ran(found: Sequence[Found]) -> Table:
-    """One line per folder and setting."""
     header = ["Folder", "Preset", "Setting", "Scale", "Fine-tuning", "Seeds", "Methods", "Measured (UTC)", "Wall time"]
     lines = []
     for f in found:
         for setting in f.settings():
             own = without_training(setting.rows)
             methods = [method_title(m) for m in own["method"].unique() if m != ORIGINAL]
-            runs = setting.rows.drop_duplicates("spec_hash").reindex(columns=["wall_seconds"])
-            wall = pd.to_numeric(runs["wall_seconds"], errors="coerce").sum()
-            varied = [_distinct(setting.rows, name) for name in VARIED]
-            seeds = ", ".join(map(str, setting.seeds()))
-            texts = [
-                ", ".join(methods) or "training only",
-                _period(setting.rows),
-                duration(float(wall)) if wall else "",
-            ]
-            lines.append([f.folder, f.preset, setting_name(setting.in_words), *varied, seeds, *texts])
+            runs = setting.rows.drop_duplicates("spec_hash")
+            wall = float(pd.to_numeric(runs["wall_seconds"], errors="coerce").sum())
+            line = [f.folder, f.preset, setting_name(setting.in_words)]
+            line += [_distinct(setting.rows, name) for name in VARIED]
+            line += [", ".join(map(str, setting.seeds())), ", ".join(methods) or "training only"]
+            lines.append([*line, _period(setting.rows), duration(wall) if wall else ""])
     return plain_table("What ran where", header, lines).used()
 
 
 def _distinct(rows: pd.DataFrame, column: str) -> str:
-    return "; ".join(f"{value:g}" for value in sorted(rows[column].dropna().unique())) if column in rows else ""
+    return "; ".join(f"{value:g}" for value in sorted(rows[column].dropna().unique()))
 
 
 def _period(rows: pd.DataFrame) -> str:
     """First and last of ISO times, to the minute."""
-    times = rows.reindex(columns=["created_at"])["created_at"].dropna().astype(str)
-    known = sorted({time[:16].replace("T", " ") for time in times})
+    known = sorted({time[:16].replace("T", " ") for time in rows["created_at"].dropna().astype(str)})
     return " – ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
 
 
@@ -201,26 +197,26 @@ def _counts(rows: pd.DataFrame) -> list[str]:
     return [str(len(rows)), str(rows["spec_hash"].nunique()), _period(rows)]
 
 
-def missing(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: Sequence[str]) -> list[Table]:
+def missing(found: Sequence[Found]) -> list[Table]:
     """What was never run, what went wrong, and what has nothing to be compared with."""
     cells: list[list[str]] = []
     wrong: list[list[str]] = []
     alone: list[list[str]] = []
     for f in found:
-        exhibit = exhibits.get(f.exhibit)
-        shown = exhibit.methods if exhibit and exhibit.per == "method" else ()
+        own = exhibit(f.exhibit) if f.exhibit in exhibits() else None
+        shown = own.methods if own and own.per == "method" else ()
         for setting in f.settings():
             place = [f.folder, setting_name(setting.in_words)]
             wrong += [[*place, *line] for line in _went_wrong(setting)]
-            own = Setting(without_training(setting.rows))
-            if own.methods():
-                cells += [[*place, *line] for line in _not_run(own, shown)]
-                single = _without_oracle(own) if ORACLE in shown else ""
+            requests = Setting(without_training(setting.rows))
+            if requests.methods():
+                cells += [[*place, *line] for line in _not_run(requests, shown)]
+                single = _without_oracle(requests) if ORACLE in shown else ""
                 alone += [[*place, single]] if single else []
     torn = [[f.folder, f"rows.jsonl: {f.problem}"] for f in found if f.problem]
     place = ["Folder", "Setting"]
     tables = [
-        _coverage(found, exhibits, presets),
+        _coverage(found),
         plain_table("Cells not run", [*place, "Method", "Missing"], cells),
         plain_table("Runs that failed or diverged", [*place, "Method", "Seed", "What", "Error"], wrong),
         plain_table("Methods without an oracle's run to compare with", [*place, "Methods and seeds"], alone),
@@ -229,29 +225,27 @@ def missing(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: Se
     return [table for table in tables if table.lines]
 
 
-def _coverage(found: Sequence[Found], exhibits: Mapping[str, Exhibit], presets: Sequence[str]) -> Table:
+def _coverage(found: Sequence[Found]) -> Table:
     """Exhibits × presets: the settings that were run."""
     measured = [f for f in found if len(f.rows)]
-    columns = list(dict.fromkeys((*presets, *(f.preset for f in measured if f.preset))))
+    columns = list(dict.fromkeys((*presets(), *(f.preset for f in measured if f.preset))))
 
     def text(name: str, preset: str) -> str:
-        here = [f for f in measured if (f.exhibit, f.preset) == (name, preset)]
-        kinds = {" (reference)" * f.folder.startswith("reference/"): 0 for f in here}
-        for f in here:
-            kinds[" (reference)" * f.folder.startswith("reference/")] += len(f.settings())
-        texts = [f"{n} setting{'s'[: n != 1]}{kind}" for kind, n in kinds.items()]
-        taken_over = exhibits[name].kind == "capabilities" and any(
-            (f.exhibit, f.preset) == ("table2", preset) for f in measured
-        )
+        counts: Counter[str] = Counter()
+        for f in (f for f in measured if (f.exhibit, f.preset) == (name, preset)):
+            counts[" (reference)" * f.folder.startswith("reference/")] += len(f.settings())
+        texts = [f"{n} setting{'s'[: n != 1]}{kind}" for kind, n in counts.items()]
+        table_2 = any((f.exhibit, f.preset) == ("table2", preset) for f in measured)
+        taken_over = exhibit(name).kind == "capabilities" and table_2
         return "; ".join(texts) or ("from Table 2's rows" if taken_over else "never run")
 
-    lines = [[name, *(text(name, preset) for preset in columns)] for name in exhibits]
+    lines = [[name, *(text(name, preset) for preset in columns)] for name in exhibits()]
     return plain_table("Tables and figures by preset", ["Exhibit", *columns], lines if columns else [])
 
 
 def _went_wrong(setting: Setting) -> Iterator[list[str]]:
     """Method, seed, what and error of every run that failed or diverged."""
-    rows = setting.rows.reindex(columns=[*setting.rows.columns.difference(["error"]), "error"])
+    rows = setting.rows
     bad = rows[rows["metric"].isin(["failed", "diverged"]) & (rows["value"] > 0)]
     for row in bad.drop_duplicates(["method", "seed", "spec_hash", "metric"]).to_dict("records"):
         error = row["error"] if isinstance(row["error"], str) else ""
@@ -260,10 +254,9 @@ def _went_wrong(setting: Setting) -> Iterator[list[str]]:
 
 def _not_run(setting: Setting, methods: Iterable[str]) -> Iterator[list[str]]:
     """Methods of the exhibit that can serve the request and were not run, or not on every seed."""
-    level = str(setting.columns["request"]).split("-")[0]
     for method in methods:
         absent = sorted({*setting.seeds()} - {*setting.seeds(method)})
-        if absent and method in METHODS and level in METHODS[method].levels:
+        if absent and setting.serves(method):
             some = "" if absent == setting.seeds() else f"seed{'s'[: len(absent) != 1]} {', '.join(map(str, absent))}"
             yield [method_title(method), some or "every seed"]
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Exhibit, exhibit, exhibits
 from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.figures.style import style
 from quickdrop_bench.reporting.figures.tradeoff import tradeoff
 from quickdrop_bench.reporting.frame import Setting
-from quickdrop_bench.reporting.html.contents import Found, find, missing, provenance
+from quickdrop_bench.reporting.html.contents import Found, data_uri, find, missing, provenance
 from quickdrop_bench.reporting.names import dataset_name, registered
-from quickdrop_bench.reporting.render import measured_sections
 from quickdrop_bench.reporting.tables.capabilities import capability_tables
 from quickdrop_bench.reporting.tables.comparison import comparison_table, comparison_tables, finding
-from quickdrop_bench.reporting.tables.measured import Section
-from quickdrop_bench.reporting.tables.notes import papers
+from quickdrop_bench.reporting.tables.measured import Section, measured_sections
 from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
-
-__all__ = ["render_report", "write_report"]
+from quickdrop_bench.reporting.tables.texts import papers
 
 TITLE = "Federated unlearning: benchmark results"
 
@@ -67,27 +61,20 @@ class Chapter:
     pictures: Sequence[tuple[str, Any, str]] = ()
 
 
-def write_report(path: Path, html: str) -> None:
-    """Write what :func:`render_report` returned."""
-    write_text(path, html)
-
-
-def render_report(results_dir: Path, generated: date, title: str = TITLE) -> str:
+def render_report(results_dir: Path, generated: date) -> str:
     """The page: one file that needs no network and no script.
 
     Args:
         results_dir: see :func:`~quickdrop_bench.reporting.html.contents.find`; it may be empty.
         generated: the day that the page names.
-        title: its heading.
 
     Returns:
         HTML; the same rows, pictures and day give the same text.
     """
-    known = {name: exhibit(name) for name in exhibits()}
-    found = find(results_dir, list(known))
+    found = find(results_dir)
     rows = [f.rows for f in found if len(f.rows)]
     everything = pd.concat(rows) if rows else pd.DataFrame(columns=["spec_hash", "federation_hash"])
-    parts = [(f, section) for f in found for section in _sections(f, known)]
+    parts = [(f, section) for f in found for section in _sections(f)]
     leads = _lead_settings(parts)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -96,9 +83,8 @@ def render_report(results_dir: Path, generated: date, title: str = TITLE) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(head=head)
     return environment.get_template("page.html.j2").render(
-        title=title,
+        title=TITLE,
         generated=generated.isoformat(),
         counts={
             "rows": len(everything),
@@ -107,50 +93,47 @@ def render_report(results_dir: Path, generated: date, title: str = TITLE) -> str
         },
         problems=[f for f in found if f.problem],
         leads=[_lead(f, section, setting) for f, section, setting in leads],
-        tables=list(_tables(found, parts, known, [setting for *_, setting in leads])),
-        figures=list(_figures(found, known)),
-        missing=missing(found, known, presets()),
+        tables=list(_tables(found, parts, [setting for *_, setting in leads])),
+        figures=list(_figures(found)),
+        missing=missing(found),
         provenance=provenance(found),
     )
 
 
-def _sections(found: Found, known: Mapping[str, Exhibit]) -> list[Section]:
-    own = known.get(found.exhibit)
+def _sections(found: Found) -> list[Section]:
+    own = exhibit(found.exhibit) if found.exhibit in exhibits() else None
     return measured_sections(own, found.newest) if own and own.kind == "table" else []
 
 
 def _lead_settings(parts: Sequence[tuple[Found, Section]]) -> list[tuple[Found, Section, Setting]]:
     """Of Table 2's settings with the preset's values, that with most seeds for each data set."""
-    settings = [(f, s, setting) for f, s in parts if s.exhibit.name == "table2" for setting in s.settings]
-    best: dict[str, tuple[Found, Section, Setting]] = {}
-    for f, s, setting in settings:
-        name = str(setting.columns["dataset"])
-        more = name not in best or len(setting.seeds()) > len(best[name][2].seeds())
-        if setting.columns["protocol"] == "preset" and more and finding(setting):
-            best[name] = (f, s, setting)
+    leads: dict[str, list[tuple[Found, Section, Setting]]] = {}
+    for f, section in parts:
+        for setting in section.settings if section.exhibit.name == "table2" else ():
+            if setting.columns["protocol"] == "preset" and finding(setting):
+                leads.setdefault(str(setting.columns["dataset"]), []).append((f, section, setting))
+    best = [max(of_one, key=lambda lead: len(lead[2].seeds())) for of_one in leads.values()]
     order = presets()  # the quickest first: what says most leads
-    return sorted(best.values(), key=lambda lead: -order.index(lead[0].preset) if lead[0].preset in order else 0)
+    return sorted(best, key=lambda lead: -order.index(lead[0].preset) if lead[0].preset in order else 0)
 
 
 def _lead(found: Found, section: Section, setting: Setting) -> Lead:
     methods = [method for method, _ in section.lines]
     with style():
         figure = tradeoff(setting, [method for method in methods if registered(method) == method])
-        text = io.StringIO()
+        picture = io.BytesIO()
         if figure:
-            figure.savefig(text, format="svg", metadata={"Date": None})
-    uri = f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue().encode()).decode('ascii')}" if figure else ""
+            figure.savefig(picture, format="svg", metadata={"Date": None})
+    uri = data_uri(picture.getvalue()) if figure else ""
     table = comparison_table(setting, methods)
     return Lead(f"{dataset_name(str(setting.columns['dataset']))} ({found.folder})", finding(setting), uri, table)
 
 
 def _tables(
-    found: Sequence[Found],
-    parts: Sequence[tuple[Found, Section]],
-    known: Mapping[str, Exhibit],
-    leads: Sequence[Setting],
+    found: Sequence[Found], parts: Sequence[tuple[Found, Section]], leads: Sequence[Setting]
 ) -> Iterator[Chapter]:
-    for name, own in known.items():
+    for name in exhibits():
+        own = exhibit(name)
         if own.kind == "capabilities":
             best = [f.folder for f, section in parts if any(setting in leads for setting in section.settings)]
             tables = list(_capabilities(found, own, best))
@@ -190,18 +173,18 @@ def _capabilities(found: Sequence[Found], own: Exhibit, leads: Sequence[str]) ->
                 yield replace(table, heading=caption, lines=lines, notes=notes)
 
 
-def _figures(found: Sequence[Found], known: Mapping[str, Exhibit]) -> Iterator[Chapter]:
+def _figures(found: Sequence[Found]) -> Iterator[Chapter]:
     """Pictures by exhibit, each once; rows whose figure was not drawn say so."""
     seen: set[str] = set()
-    for k, name in enumerate(dict.fromkeys((*known, *(f.exhibit for f in found)))):
-        own = known.get(name)
-        heading = own.heading if own and own.kind == "figure" else f"Pictures of {name}"
+    for k, name in enumerate(dict.fromkeys((*exhibits(), *(f.exhibit for f in found)))):
+        is_figure = name in exhibits() and exhibit(name).kind == "figure"
+        heading = exhibit(name).heading if is_figure else f"Pictures of {name}"
         pictures: list[tuple[str, Any, str]] = []
         for f in (f for f in found if f.exhibit == name):
             new = [picture for picture in f.pictures if picture.uri not in seen]
             seen |= {picture.uri for picture in new}
             pictures += [(_picture_caption(f, picture.name), picture, heading) for picture in new]
-            if own and own.kind == "figure" and len(f.rows) and not f.pictures:
+            if is_figure and len(f.rows) and not f.pictures:
                 pictures.append((f.folder, None, "rows are here, but no figure.svg: the figure was not drawn"))
         if pictures:
             yield Chapter(f"pictures-{k}", heading, pictures=pictures)
@@ -221,15 +204,3 @@ def turned(table: Table) -> Iterator[Table]:
         lines = [Line(title, [line.entries[k] for line in shown]) for k, title in enumerate(table.titles[1:])]
         last = first + ABREAST >= len(table.lines)
         yield Table(table.heading, "", [(line.name,) for line in shown], lines, table.notes if last else [])
-
-
-def head(table: Table) -> list[list[tuple[str, int]]]:
-    """Lines of headers: texts, and how many columns each spans; lines that are empty throughout are left out."""
-    levels = len(table.headers[0]) if table.headers else 0
-    lines = []
-    for level in range(levels):
-        if any(parts[level] for parts in table.headers):
-            groups = groupby(table.headers, key=lambda parts: parts[: level + 1]) if level + 1 < levels else ()
-            spans = [(key[-1], len(list(columns))) for key, columns in groups]
-            lines.append(spans or [(parts[-1], 1) for parts in table.headers])
-    return lines

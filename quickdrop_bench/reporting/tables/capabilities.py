@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.harness.exhibits import Column, Exhibit
-from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_training
+from quickdrop_bench.reporting.frame import SETTING, Setting, derive, frame_of, without_training
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, request_name, setting_name
-from quickdrop_bench.reporting.tables.notes import facts
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
-from quickdrop_bench.reporting.tables.texts import signed_text
-
-__all__ = ["capability_tables", "computation", "short"]
+from quickdrop_bench.reporting.tables.texts import facts, signed_text
 
 LEVELS = ("class", "client")
 HEADERS = (
@@ -47,9 +45,6 @@ Methods = Registry[Any] | Mapping[str, Any]
 
 BYTES = Column("", "", "total", "storage_bytes", "bytes")
 FEDERATION = [name for name in SETTING if name != "request"]
-NOTHING = pd.DataFrame(
-    columns=[*SETTING, "method", "seed", "stage", "metric", "value", "device", "precision"], dtype=str
-)
 
 
 def computation(speedup: float) -> str:
@@ -65,8 +60,7 @@ def capability_tables(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) ->
         rows: of class requests, client requests or both, from :func:`~quickdrop_bench.reporting.frame.frame_of`.
         methods: those registered.
     """
-    rows = derive(rows)
-    groups = [group for _, group in rows.groupby(FEDERATION, sort=False)] if len(rows) else [NOTHING]
+    groups = [group for _, group in derive(rows).groupby(FEDERATION, sort=False)] if len(rows) else [frame_of([])]
     return [_table(exhibit, group, methods) for group in groups]
 
 
@@ -88,7 +82,6 @@ def _table(exhibit: Exhibit, rows: pd.DataFrame, methods: Methods) -> Table:
 
 
 def _setting(rows: pd.DataFrame, level: str) -> Setting:
-    """The rows of one level of request."""
     own = without_training(rows[rows["request"].str.startswith(f"{level}-")])
     last = own[own["request"] == own["request"].iloc[-1]] if len(own) else own
     return Setting(own, label=request_name(last) if len(own) else "")
@@ -98,24 +91,25 @@ def _record(
     method: str, declared: Any, settings: Mapping[str, Setting], published: Mapping[str, Any], data_bytes: float
 ) -> dict[str, Any]:
     """One method: declared, measured (for class requests, or else for client requests) and published."""
-    cells = {
-        name: {level: setting.cell(method, "total", name) for level, setting in settings.items()} for name in METRICS
+    cells = {name: [setting.cell(method, "total", name) for setting in settings.values()] for name in METRICS}
+    measured = {name: next((cell for cell in of if cell.seeds), of[0]) for name, of in cells.items()}
+    kept, speedup = measured["storage_bytes"], measured["speedup_sample_gradients"]
+    return {
+        "method": method,
+        **{level: level in declared.levels for level in LEVELS},
+        "relearn": declared.can_relearn,
+        "storage_efficient": kept.mean < data_bytes if kept.seeds and not math.isnan(data_bytes) else None,
+        "data_bytes": data_bytes,
+        **{f"{name}_mean": measured[name].mean for name in METRICS[1:3]},
+        "computation": computation(speedup.median) if speedup.seeds else "",
+        **{
+            f"{name}_{level}_median": cell.median
+            for name in METRICS[3:]
+            for level, cell in zip(LEVELS, cells[name], strict=True)
+        },
+        **{f"{name}_published": published.get(name) for name in (*MARKED, "computation")},
+        "summary": declared.summary,
     }
-    medians = {
-        name: {level: cell.median if cell.seeds else None for level, cell in of.items()} for name, of in cells.items()
-    }
-    kept = {name: next((cell.mean for cell in of.values() if cell.seeds), None) for name, of in cells.items()}
-    bytes_, speedups = kept["storage_bytes"], medians["speedup_sample_gradients"].values()
-    speedup = next((median for median in speedups if median is not None), None)
-    record: dict[str, Any] = {"method": method}
-    record |= {level: level in declared.levels for level in LEVELS} | {"relearn": declared.can_relearn}
-    record["storage_efficient"] = None if bytes_ is None or math.isnan(data_bytes) else bytes_ < data_bytes
-    record["data_bytes"] = data_bytes
-    record |= {f"{name}_mean": kept[name] for name in METRICS[1:3]}
-    record["computation"] = "" if speedup is None else computation(speedup)
-    record |= {f"{name}_{level}_median": medians[name][level] for name in METRICS[3:] for level in LEVELS}
-    record |= {f"{name}_published": published.get(name) for name in (*MARKED, "computation")}
-    return record | {"summary": declared.summary}
 
 
 def _mark(value: bool | None) -> str:
@@ -128,12 +122,12 @@ def _line(record: Mapping[str, Any], settings: Mapping[str, Setting]) -> Line:
     run = {level: setting for level, setting in settings.items() if setting.seeds(method)}
 
     def speedups(metric: str) -> str:
-        column = Column("", "", "total", metric, "ratio")
-        known = [level for level in run if record[f"{metric}_{level}_median"] is not None]
-        return ", ".join(f"{level} {signed_text(run[level], method, column)}" for level in known)
+        column = replace(RATIO, metric=metric)
+        known = {level: own for level, own in run.items() if own.cell(method, "total", metric).seeds}
+        return ", ".join(f"{level} {signed_text(own, method, column)}" for level, own in known.items())
 
     texts = [_mark(record[name]) for name in (*LEVELS, "relearn", "storage_efficient")]
-    texts += ["" if (kept := record[f"{name}_mean"]) is None else BYTES.format(kept) for name in METRICS[1:3]]
+    texts += ["" if math.isnan(kept := record[f"{name}_mean"]) else BYTES.format(kept) for name in METRICS[1:3]]
     texts += [record["computation"], *map(speedups, METRICS[3:])]
     papers = [""] * len(HEADERS)
     if record["computation_published"]:
@@ -143,9 +137,8 @@ def _line(record: Mapping[str, Any], settings: Mapping[str, Setting]) -> Line:
         "differs" if ours and paper not in ("", EMPTY, ours) else "" for ours, paper in zip(texts, papers, strict=True)
     ]
     wrong = [f"{mark}, for {level} requests" for level, setting in run.items() for mark in setting.marks(method)]
-    badges = [("good", "oracle")] if method == ORACLE else []
-    badges += [("bad" if mark.startswith(("failed", "diverged")) else "none", mark) for mark in wrong]
-    return Line(method_title(method), list(map(Entry, texts, papers, differ)), wrong, badges=badges)
+    labels = ["oracle"] if method == ORACLE else []
+    return Line(method_title(method), list(map(Entry, texts, papers, differ)), wrong, labels=labels)
 
 
 def short(table: Table) -> Table:
@@ -157,7 +150,7 @@ def short(table: Table) -> Table:
         words = [text.strip("✓✗ ()") for text in (line.entries[6].text, line.entries[6].paper)]
         entries.append(Entry(words[0], words[1] if line.entries[6].difference else ""))
         medians = [record[f"speedup_sample_gradients_{level}_median"] for level in LEVELS]
-        speedup = next((RATIO.format(float(median)) for median in medians if median is not None), "")
+        speedup = next((RATIO.format(median) for median in medians if not math.isnan(median)), "")
         lines.append(Line(line.title, [*entries, Entry(speedup)], line.marks))
     notes = [*table.notes, "in brackets: the paper's mark where it differs"]
     return Table(table.heading, "Method", [(title,) for title in titles], lines, notes)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.frame import TRAINING, Cell, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
-from quickdrop_bench.reporting.tables.measured import Section, badges
-from quickdrop_bench.reporting.tables.notes import facts, papers_left_out, shared_note
+from quickdrop_bench.reporting.tables.measured import Section, labels
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
-from quickdrop_bench.reporting.tables.texts import COLLAPSED, cell_of, sign
-
-__all__ = ["comparison_table", "comparison_tables", "finding"]
+from quickdrop_bench.reporting.tables.texts import (
+    COLLAPSED,
+    cell_of,
+    facts,
+    papers_left_out,
+    shared_note,
+    sign,
+    typical,
+)
 
 FORGOTTEN = 0.05
 """A method whose F-Set, or the attack on it, is farther from the oracle's is not called best, whatever it keeps."""
@@ -35,16 +40,11 @@ RELEARNED = tuple(
 )
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """A column of the summary, and whether more (1) or less (-1) of it is better; 0 has no best."""
+Shown = tuple[Column, int]
+"""A column of the summary, and whether more (1) or less (-1) of it is better; 0 has no best."""
 
-    column: Column
-    better: int = 0
-
-
-FIRST = (_Shown(F_SET), _Shown(R_SET, 1), _Shown(GAP), _Shown(ATTACK), _Shown(COST, -1), _Shown(SPEEDUP, 1))
-THEN = (_Shown(SECONDS, -1), _Shown(IN_SECONDS, 1), _Shown(UPLOAD, -1), _Shown(STORAGE, -1))
+FIRST: tuple[Shown, ...] = ((F_SET, 0), (R_SET, 1), (GAP, 0), (ATTACK, 0), (COST, -1), (SPEEDUP, 1))
+THEN: tuple[Shown, ...] = ((SECONDS, -1), (IN_SECONDS, 1), (UPLOAD, -1), (STORAGE, -1))
 
 
 def comparison_tables(section: Section) -> list[Table]:
@@ -57,18 +57,18 @@ def comparison_tables(section: Section) -> list[Table]:
 
 def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
     """One line per method that was run; the oracle is no candidate for the best."""
-    shown = [*FIRST[:3], *(_Shown(column) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
+    shown = [*FIRST[:3], *((column, 0) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
     there = [method for method in methods if setting.seeds(method)]
     candidates = [method for method in there if _is_candidate(setting, method)]
-    columns = {one.column.header: _entries(setting, there, one, candidates) for one in shown}
+    columns = {column.header: _entries(setting, there, column, better, candidates) for column, better in shown}
     if setting.published.alike and setting.published.name:
-        # The paper gives accuracies after the last stage as those of recovery, where there is one.
         for column in (F_SET, R_SET):
-            papers = {m: _from_paper(setting, m, column) for m in there}
-            columns[f"{column.header} (paper)"] = {m: Entry(text) for m, text in papers.items()}
+            papers = {m: setting.published.of_request(registered(m), column.metric) for m in there}
+            texts = {m: "" if value is None else f"{100 * value:.1f}%" for m, value in papers.items()}
+            columns[f"{column.header} (paper)"] = {m: Entry(text) for m, text in texts.items()}
     headers = [h for h, found in columns.items() if any(entry.text not in ("", EMPTY) for entry in found.values())]
     lines = [
-        Line(method_title(m), [columns[h][m] for h in headers], setting.marks(m), badges=badges(m, [setting]))
+        Line(method_title(m), [columns[h][m] for h in headers], setting.marks(m), labels=labels(m, [setting]))
         for m in there
     ]
     heading = setting_name(setting.in_words)
@@ -81,20 +81,16 @@ def _is_candidate(setting: Setting, method: str) -> bool:
     return registered(method) != ORACLE and not wrong and not setting.remembered(method).mean > FORGOTTEN
 
 
-def _entries(setting: Setting, methods: Sequence[str], one: _Shown, candidates: Sequence[str]) -> dict[str, Entry]:
-    cells = {m: cell_of(setting, m, one.column) for m in methods}
-    entries = {m: Entry(_text(setting, m, one.column, cell)) for m, cell in cells.items()}
-    values = {m: one.better * _middle(cells[m], one.column) for m in candidates if cells[m].seeds and one.better}
+def _entries(
+    setting: Setting, methods: Sequence[str], column: Column, better: int, candidates: Sequence[str]
+) -> dict[str, Entry]:
+    cells = {m: cell_of(setting, m, column) for m in methods}
+    entries = {m: Entry(_text(setting, m, column, cell)) for m, cell in cells.items()}
+    values = {m: better * typical(cells[m], column) for m in candidates if cells[m].seeds and better}
     if len({entries[m].text for m in values}) > 1:
-        best = max(values, key=lambda m: values[m])
-        for m in values:
-            if entries[m].text == entries[best].text:
-                entries[m] = replace(entries[m], best=True)
+        best = entries[max(values, key=lambda m: values[m])]
+        entries |= {m: replace(best, best=True) for m in values if entries[m].text == best.text}
     return entries
-
-
-def _middle(cell: Cell, column: Column) -> float:
-    return cell.median if column.kind == "ratio" else cell.mean
 
 
 def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
@@ -108,13 +104,7 @@ def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
         text = f"{mean} ±{100 * spread:.1f}{unit}" if spread == spread else f"{mean}{unit}"
         mark = column.kind == "percent" and setting.count(method, "collapsed", column.stage)
         return text + (f" {COLLAPSED}" if mark else "")
-    return column.format(_middle(cell, column)) + sign(setting, method, column)
-
-
-def _from_paper(setting: Setting, method: str, column: Column) -> str:
-    stages = ("total", "recovery", "unlearning")
-    known = (setting.paper(method, stage, column.metric) for stage in stages)
-    return next((f"{100 * value:.1f}%" for value in known if value is not None), "")
+    return column.format(typical(cell, column)) + sign(setting, method, column)
 
 
 def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> list[str]:

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from quickdrop_bench.harness.exhibits import Column, Exhibit
+from quickdrop_bench.harness.presets import paper_values
+from quickdrop_bench.reporting import names
 from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_training
-from quickdrop_bench.reporting.names import (
-    CONTROL,
-    ORACLE,
-    ORIGINAL,
-    dataset_name,
-    differing,
-    method_title,
-    registered,
-    setting_name,
-)
-from quickdrop_bench.reporting.published import beside, published_dataset
-from quickdrop_bench.reporting.tables.notes import (
-    COLLAPSE,
-    INTERVALS,
-    LEGEND,
-    PAIRED,
-    RATIOS,
-    facts,
-    papers_left_out,
-    shared_note,
-)
+from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, method_title, registered
+from quickdrop_bench.reporting.published import beside, published_dataset, read_published
+from quickdrop_bench.reporting.tables import texts
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
-from quickdrop_bench.reporting.tables.texts import (
-    COLLAPSED,
-    SHARED,
-    cell_of,
-    difference,
-    from_paper,
-    paired,
-    signed_text,
-    typical,
-)
-
-__all__ = ["Section", "badges", "sections"]
+from quickdrop_bench.reporting.tables.texts import cell_of
 
 
 def difference_columns() -> list[Column]:
@@ -76,24 +49,22 @@ class Section:
 
     def table(self, *, alike: bool = False) -> Table:
         """Every column of the exhibit, the paper's numbers beside ours; with ``alike`` beside the same data alone."""
-        columns = self.exhibit.columns
+        columns, methods = self.exhibit.columns, [method for method, _ in self.lines]
         lines = [self._line(method, settings, alike) for method, settings in self.lines]
-        texts = {entry.text for line in lines for entry in line.entries}
-        known = facts(self.settings)
-        methods = [method for method, _ in self.lines]
+        shown = {entry.text for line in lines for entry in line.entries}
+        facts = texts.facts(self.settings)
         notes = [
-            *known,
-            *([COLLAPSE] if any(COLLAPSED in text for text in (*texts, *known)) else []),
-            *([RATIOS] if any(column.kind == "ratio" for column in columns) else []),
-            *([shared_note(self.settings, methods, columns)] if any(SHARED in text for text in texts) else []),
-            *([LEGEND] if texts & {"", EMPTY} else []),
-            *([papers_left_out(self.settings)] if alike else []),
+            *facts,
+            texts.COLLAPSE if any(texts.COLLAPSED in text for text in (*shown, *facts)) else "",
+            texts.RATIOS if any(column.kind == "ratio" for column in columns) else "",
+            texts.shared_note(self.settings, methods, columns) if any(texts.SHARED in text for text in shown) else "",
+            texts.LEGEND if shown & {"", EMPTY} else "",
+            texts.papers_left_out(self.settings) if alike else "",
         ]
         corner = "Data set" if self.exhibit.per == "dataset" else "Method"
         return Table(self.heading, corner, self._headers(columns), lines, notes, self._numbers())
 
     def _headers(self, columns: Sequence[Column]) -> list[tuple[str, str, str]]:
-        """Block, group and header of every column."""
         return [
             (setting.label if self.exhibit.beside else "", column.group, column.header)
             for setting in self.lines[0][1]
@@ -107,7 +78,7 @@ class Section:
             [_entry(setting, method, column, alike) for setting in settings for column in self.exhibit.columns],
             _marks(method, settings),
             "; ".join(dict.fromkeys(s.published.name for s in settings if s.published.alike or not alike)),
-            badges(method, settings),
+            labels(method, settings),
             all(setting.status(method) in ("unsupported", "not run") for setting in settings),
         )
 
@@ -117,16 +88,15 @@ class Section:
             return None
         columns, lines = difference_columns(), []
         for method, settings in self.lines:
-            entries = [Entry(paired(setting, method, column)) for setting in settings for column in columns]
+            entries = [Entry(texts.paired(setting, method, column)) for setting in settings for column in columns]
             if registered(method) != ORACLE and any(entry.text != EMPTY for entry in entries):
                 lines.append(Line(method_title(method), entries, _marks(method, settings)))
         several = any("[" in entry.text for line in lines for entry in line.entries)
         heading = ", ".join(filter(None, (self.heading, "differences paired over seeds")))
-        notes = [PAIRED, *([INTERVALS] if several else [])]
+        notes = [texts.PAIRED, texts.INTERVALS if several else ""]
         return Table(heading, "Method", self._headers(columns), lines, notes) if lines else None
 
     def _numbers(self) -> list[dict[str, Any]]:
-        """One record per setting and method."""
         return [
             _record(self.exhibit, setting, method)
             for setting in self.settings
@@ -135,11 +105,9 @@ class Section:
         ]
 
 
-def sections(
-    exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame, unsupported: Collection[str] = ()
-) -> list[Section]:
-    """The tables that rows make, in order of measurement."""
-    rows = derive(rows)
+def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
+    """The tables that rows make, in order of measurement, with the paper's numbers."""
+    rows, published = derive(rows), read_published(paper_values(), exhibit.name)
     if rows.empty:
         return []
     if exhibit.per == "dataset":
@@ -149,9 +117,9 @@ def sections(
     varied = {exhibit.beside, "setting"} if exhibit.beside == "dataset" else {exhibit.beside}
     found = []
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
-        settings = _side_by_side(exhibit, group, published, unsupported)
+        settings = _side_by_side(exhibit, group, published)
         lines = [(method, settings) for method in _methods(group, exhibit)]
-        found.append(Section(exhibit, setting_name(settings[0].in_words, (exhibit.beside,)), lines))
+        found.append(Section(exhibit, names.setting_name(settings[0].in_words, (exhibit.beside,)), lines))
     return found
 
 
@@ -165,9 +133,7 @@ def _methods(rows: pd.DataFrame, exhibit: Exhibit) -> list[str]:
     return [*found, *(m for m in there if m not in found)]
 
 
-def _side_by_side(
-    exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame, unsupported: Collection[str]
-) -> tuple[Setting, ...]:
+def _side_by_side(exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame) -> tuple[Setting, ...]:
     """Settings in the paper's order: non-IID before IID, data sets as published."""
     order = list(dict.fromkeys(published["dataset"]))
 
@@ -180,7 +146,7 @@ def _side_by_side(
     for _, group in rows.groupby(SETTING, sort=False):
         values = beside(published, group["dataset"].iloc[0], group["distribution"].iloc[0])
         label = _block(str(group[exhibit.beside].iloc[0])) if exhibit.beside else ""
-        found.append(Setting(group, values, label, unsupported))
+        found.append(Setting(group, values, label))
     return tuple(sorted(found, key=rank))
 
 
@@ -191,18 +157,19 @@ def _by_dataset(exhibit: Exhibit, rows: pd.DataFrame, published: pd.DataFrame) -
     lines = []
     for _, group in rows.groupby([c for c in SETTING if c not in ("request", "protocol")], sort=False):
         first = group.iloc[0]
-        name = f"{dataset_name(first['dataset'])}, {first['clients']} clients, {first['distribution']}"
+        name = f"{names.dataset_name(first['dataset'])}, {first['clients']} clients, {first['distribution']}"
         values = beside(published, first["dataset"], first["distribution"])
-        lines.append((method, (Setting(group, values, name + differing(first["changes"])),)))
+        lines.append((method, (Setting(group, values, name + names.differing(first["changes"])),)))
     return [Section(exhibit, "", lines)] if lines else []
 
 
 def _block(value: str) -> str:
-    """Header of a block."""
     if value == "iid":
         return "IID"
     return (
-        f"Non-IID (α = {value.removeprefix('dirichlet-')})" if value.startswith("dirichlet-") else dataset_name(value)
+        f"Non-IID (α = {value.removeprefix('dirichlet-')})"
+        if value.startswith("dirichlet-")
+        else names.dataset_name(value)
     )
 
 
@@ -214,42 +181,40 @@ def _marks(method: str, settings: Sequence[Setting]) -> list[str]:
     return [f"{mark} in {setting.label}" for setting, own in zip(settings, marks, strict=True) for mark in own]
 
 
-def badges(method: str, settings: Sequence[Setting]) -> list[tuple[str, str]]:
-    """Kind and text of what a reader must know beside a title, where there is colour."""
-    found = [("good", "oracle")] if registered(method) == ORACLE else []
-    if all(setting.status(method) == "unsupported" for setting in settings):
-        found.append(("none", "unsupported"))
-    marks = _marks(method, settings)
-    return found + [("bad" if mark.startswith(("failed", "diverged")) else "none", mark) for mark in marks]
+def labels(method: str, settings: Sequence[Setting]) -> list[str]:
+    """What else a reader must know beside a title, where there is colour."""
+    unsupported = all(setting.status(method) == "unsupported" for setting in settings)
+    return ["oracle"] * (registered(method) == ORACLE) + ["unsupported"] * unsupported
 
 
 def _entry(setting: Setting, method: str, column: Column, alike: bool) -> Entry:
-    text, paper = signed_text(setting, method, column), from_paper(setting, method, column)
+    text, paper = texts.signed_text(setting, method, column), setting.paper(method, column.stage, column.metric)
     if paper is None or (alike and not setting.published.alike):
         return Entry(text)
-    ours = typical(cell_of(setting, method, column), column)
-    return Entry(text, column.format(paper), difference(column, ours, paper))
+    ours = texts.typical(cell_of(setting, method, column), column)
+    return Entry(text, column.format(paper), texts.difference(column, ours, paper))
 
 
 def _record(exhibit: Exhibit, setting: Setting, method: str) -> dict[str, Any]:
     """Per column the mean and deviation, or of ratios the median and range, and the published value; differences."""
     counts = {metric: setting.count(method, metric) for metric in ("collapsed", "diverged", "failed")}
-    stages = {column.stage for column in exhibit.columns}
-    shared = {seed for stage in stages for seed in setting.shared(method, stage)}
     record: dict[str, Any] = {
         **setting.columns,
         "method": method,
         "seeds": len(setting.seeds(method)) - counts["failed"],
+        **counts,
+        "shared_cores": len(setting.shared([method], {column.stage for column in exhibit.columns})),
+        "status": setting.status(method),
+        "error": "/".join(setting.errors(method)),
+        "published": setting.published.name,
     }
-    record |= counts | {"shared_cores": len(shared), "status": setting.status(method)}
-    record |= {"error": "/".join(setting.errors(method)), "published": setting.published.name}
     for column in exhibit.columns:
         cell = cell_of(setting, method, column)
         numbers: Mapping[str, float] = {"mean": cell.mean, "std": cell.std}
         if column.kind == "ratio":
             numbers = {"median": cell.median, "min": cell.low, "max": cell.high}
         record |= {f"{column.key}_{name}": number for name, number in numbers.items()}
-        record[f"{column.key}_published"] = from_paper(setting, method, column)
+        record[f"{column.key}_published"] = setting.paper(method, column.stage, column.metric)
     for column in difference_columns() if exhibit.per == "method" else ():
         cell = cell_of(setting, method, column)
         record |= {f"{column.key}_mean": cell.mean, f"{column.key}_seeds": cell.seeds}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from quickdrop_bench.reporting.names import marked
-
-__all__ = ["EMPTY", "Entry", "Line", "Table", "plain_table"]
 
 EMPTY = "—"
 
@@ -39,7 +38,7 @@ class Line:
         entries: its cells.
         marks: what a reader must know beside the title.
         paper: which published numbers stand beside ours; may be empty.
-        badges: kind (``good``, ``bad`` or ``none``) and text of what is shown beside the title where there is colour.
+        labels: what else is shown beside the title where there is colour.
         idle: whether there is nothing to show in it.
     """
 
@@ -47,13 +46,19 @@ class Line:
     entries: Sequence[Entry]
     marks: Sequence[str] = ()
     paper: str = ""
-    badges: Sequence[tuple[str, str]] = ()
+    labels: Sequence[str] = ()
     idle: bool = False
 
     @property
     def name(self) -> str:
         """The title with the marks."""
         return marked(self.title, self.marks)
+
+    @property
+    def badges(self) -> list[tuple[str, str]]:
+        """Kind (``good``, ``bad`` or ``none``) and text of what is shown beside the title where there is colour."""
+        kinds = {"oracle": "good", "failed": "bad", "diverged": "bad"}
+        return [(kinds.get(text.split(":")[0], "none"), text) for text in (*self.labels, *self.marks)]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,20 @@ class Table:
     def footnote(self) -> str:
         """The notes as one text."""
         return " ".join(f"{note[0].upper()}{note[1:]}." for note in self.notes if note)
+
+    @property
+    def header_lines(self) -> list[list[tuple[str, int]]]:
+        """Lines of headers: texts, and how many columns each spans; lines that are empty throughout are left out."""
+        levels = len(self.headers[0]) if self.headers else 0
+        lines = []
+        for level in range(levels):
+            groups = groupby(self.headers, key=lambda parts: parts[: level + 1])
+            spans = [(key[-1], len(list(columns))) for key, columns in groups]
+            if level + 1 == levels:
+                spans = [(parts[level], 1) for parts in self.headers]
+            if any(text for text, _ in spans):
+                lines.append(spans)
+        return lines
 
     def body(self) -> Iterator[list[str]]:
         """Cells, line by line; the paper's numbers have a line of their own, which begins with two spaces."""

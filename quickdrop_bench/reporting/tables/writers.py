@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, pairwise
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -13,8 +14,6 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from quickdrop_bench.reporting.tables.shape import Entry, Line, Table
-
-__all__ = ["csv_text", "escape_latex", "latex", "markdown", "stacked", "terminal"]
 
 LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -29,6 +28,8 @@ ABREAST = 4
 
 LONGEST_NAME = 24
 """Characters; names of lines that are longer are folded on a terminal that has no room for them and all columns."""
+
+LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
 
 SIGNS = "†‡"
 """Behind numbers; each has a note that begins with it."""
@@ -57,8 +58,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table, title: str) -> str:
     """A table environment."""
     caption = " ".join(f"{text.rstrip('.')}." for text in (title, table.heading, table.footnote) if text)
-    spans = [line for level in range(len(table.headers[0]) - 1) for line in _spanning(table.headers, level)]
-    headers = " & ".join(escape_latex(parts[-1]) for parts in table.headers)
+    *groups, headers = table.header_lines
     body = [" & ".join(map(escape_latex, line)) + r" \\" for line in table.body()]
     return "\n".join(
         [
@@ -69,8 +69,8 @@ def latex(table: Table, title: str) -> str:
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * len(table.headers)}}}",
             r"\toprule",
-            *spans,
-            rf"{escape_latex(table.corner)} & {headers} \\",
+            *(line for group in groups for line in _spanning(group)),
+            rf"{' & '.join(escape_latex(text) for text in (table.corner, *(text for text, _ in headers)))} \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -81,18 +81,12 @@ def latex(table: Table, title: str) -> str:
     )
 
 
-def _spanning(headers: Sequence[tuple[str, ...]], level: int) -> list[str]:
-    """One line of headers over several columns, and the rules under it; nothing where all are empty."""
-    if not any(parts[level] for parts in headers):
-        return []
-    cells, rules, start = [], [], 2
-    for key, columns in groupby(headers, key=lambda parts: parts[: level + 1]):
-        n = len(list(columns))
-        cells.append(rf"\multicolumn{{{n}}}{{c}}{{{escape_latex(key[-1])}}}")
-        if key[-1]:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
-        start += n
-    return [rf" & {' & '.join(cells)} \\", "".join(rules)]
+def _spanning(line: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """A line of headers over several columns, and the rules under it."""
+    yield "".join(rf" & \multicolumn{{{n}}}{{c}}{{{escape_latex(text)}}}" for text, n in line) + r" \\"
+    ends = pairwise(accumulate((n for _, n in line), initial=1))
+    rules = zip(line, ends, strict=True)
+    yield "".join(rf"\cmidrule(lr){{{before + 1}-{last}}}" for (text, _), (before, last) in rules if text)
 
 
 def escape_latex(text: str) -> str:
@@ -103,15 +97,7 @@ def escape_latex(text: str) -> str:
 
 def terminal(table: Table, title: str, width: int) -> Group:
     """A table for ``rich.console.Console.print``, one line a line, without the last columns where they do not fit."""
-    shown = RichTable(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    shown = RichTable(title=escape(title), **LOOK, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     widths = [
         max(len(word) for word in (*header.split(), *(_plain(line.entries[k]) for line in table.lines)))
         for k, header in enumerate(table.titles[1:])
@@ -156,7 +142,7 @@ def stacked(table: Table, title: str) -> Group:
 
 def _stack(table: Table, title: str, lines: Sequence[Line]) -> RichTable:
     papers = {line.paper for line in table.lines} - {""}
-    shown = RichTable(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown = RichTable(title=escape(title), **LOOK)
     shown.add_column(escape(f"(paper, {min(papers)})") if len(papers) == 1 else "", overflow="fold")
     for line in lines:
         own = f"\n[dim](paper, {escape(line.paper)})[/dim]" if len(papers) > 1 and line.paper else ""
