@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 
 from quickdrop_bench.evaluation.metric import METRICS
 from quickdrop_bench.harness.exhibits import exhibit
-from tests.conftest import TINY, Run, facts, read_rows
+from tests.conftest import TINY, Run, facts, json_lines, read_rows
 from tests.integration.forks import start_command
 from tests.integration.judging import Ended
 
@@ -49,6 +50,13 @@ def test_figure_2_follows_the_rounds(run: Run) -> None:
     _, _, err = run("figure", "2", *TINY, "--rounds", "7")
     assert "round" not in err
     assert (folder("figure2") / "figure.svg").read_bytes() == before
+    # What is said of a run as a whole is told beside its rounds.
+    lines = json_lines(folder("figure2") / "rows.jsonl")
+    marks = [line for line in lines if (line["method"], line["metric"]) == ("quickdrop", "diverged")]
+    marks[-1]["value"] = 1.0
+    (folder("figure2") / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("figure", "2", *TINY, "--rounds", "7")[0] in (0, 1)
+    assert "QuickDrop (diverged: 1 of 1)" in (folder("figure2") / "figure.svg").read_text()
 
 
 def test_figure_3_takes_its_runs_from_table_2(run: Run, table_2: Ended) -> None:
