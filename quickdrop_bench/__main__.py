@@ -8,8 +8,6 @@ from contextlib import suppress
 
 from quickdrop_bench.core.starting import importing
 
-__all__ = ["main"]
-
 
 def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main.main`."""

@@ -98,9 +98,11 @@ FEDERATION = _of_fields(FederationSpec)
 """What decides a federation and its training."""
 
 SHARED = (
-    Option("--preset", str | None, None, f"one of {', '.join(presets())} (default: paper with a GPU, else quick)"),
+    Option(
+        "--preset", str | None, None, f"one of {', '.join(presets())} (default: paper if a GPU is found, else quick)"
+    ),
     Option("--data-dir", Path, Path("data"), "folder with the data sets"),
-    Option("--seeds", int | str, "5", "how many seeds, or which, as 1,2,3; 7, is the seed 7 alone"),
+    Option("--seeds", int | str, "5", "how many seeds, or which, as 1,2,3; with a comma behind it, 7, is one seed"),
 )
 RESULTS = Option("--results-dir", Path, Path("results"), "where rows, tables and figures go")
 _STARTED = "(default: 1, or what torchrun or srun started)"
@@ -131,9 +133,12 @@ RUNS = (
     ),
     Option("--samples", str, "100", f"in tables about samples: {_SAMPLES}", "forget_samples"),
     Option(
-        "--protocol", str, "preset", f"where methods' settings come from: {', '.join(PROTOCOLS)}, or several as a,b"
+        "--protocol",
+        str,
+        "preset",
+        f"where methods' settings come from: {', '.join(PROTOCOLS)} (both letters: the paper), or several as a,b",
     ),
-    Option("--patience", int | None, None, "end a stage of descent after this many rounds without progress"),
+    Option("--patience", int | None, None, "stop a stage of descent after this many rounds without progress"),
     Option("--force", bool, False, "measure again what was measured already"),
     Option("--jobs", int, 1, "seeds and cells at a time, each in a process of its own"),
     Option("--dry-run", bool, False, "show the plan with an estimate of time, and stop"),
@@ -165,7 +170,12 @@ REQUEST = (
     Option("--samples", str, "", _SAMPLES, "forget_samples"),
     Option("--method", str, "quickdrop", "an unlearning method, see the command 'methods'"),
     Option("--absent", int | str, "", "clients that cannot take part now, as 1,4"),
-    Option("--from-version", int | None, None, "start from this version, where newer ones are damaged"),
+    Option(
+        "--from-version",
+        int | None,
+        None,
+        "start from this version if newer ones are damaged; what they forgot is back",
+    ),
     Option("--dry-run", bool, False, "show participants and cost, and stop"),
     *SERVED_ON,
     Option("--wandb", str, "disabled", WANDB[0].help),
@@ -206,9 +216,9 @@ _SWEEPS = (*SHARED, RESULTS, *(o for o in FEDERATION if o.name != "--clients"), 
 
 COMMANDS = {
     "table": Command(
-        "measure what a table lacks, and print it", (TABLE, RESULTS, *_TRAINS, *RUNS, STAGES), methods=True
+        "measure what a table still lacks, and print it", (TABLE, RESULTS, *_TRAINS, *RUNS, STAGES), methods=True
     ),
-    "figure": Command("measure what a figure lacks, and draw it", (FIGURE, *_SWEEPS, NUMBERS), methods=True),
+    "figure": Command("measure what a figure still lacks, and draw it", (FIGURE, *_SWEEPS, NUMBERS), methods=True),
     "sweep": Command("measure and draw over scales, alphas, clients, data sets, models", _SWEEPS, methods=True),
     "train": Command(
         "train a federation and save it, to serve requests on it",

@@ -41,7 +41,7 @@ _SHOWN = {int: "N", float: "X", Path: "PATH", bool: "true|false"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 """How refusals call values."""
 
-_PRESETS = "Defaults are the paper's. The preset (quick without a GPU) changes many: --print_config shows what counts."
+_PRESETS = "Defaults here are the paper's; the preset changes many of them: --print_config shows the values that count."
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
@@ -129,7 +129,7 @@ def _parser(command: str) -> Parser:
             type=str,
             action="append",
             metavar="FILE",
-            help="YAML file with options; what is typed stands above it",
+            help="YAML file with options; what is typed overrides it",
         )
         parser.add_argument("--print_config", action="store_true", help="print all options as such a file, and stop")
     if own.methods:

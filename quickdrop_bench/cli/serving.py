@@ -32,8 +32,6 @@ from quickdrop_bench.serving.plan import PlannedPhase
 from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
-__all__ = ["SERVED"]
-
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 
 

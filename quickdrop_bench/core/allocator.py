@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory"]
-
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 

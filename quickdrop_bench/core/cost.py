@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clock", "Cost", "Storage", "duration"]
-
-
 RARE = (
     "cpu_seconds",
     "second_order_sample_gradients",

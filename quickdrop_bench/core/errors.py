@@ -6,8 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["BadInput", "Missing", "Unsupported", "exhausted", "others_code", "positive", "printable"]
-
 log = logging.getLogger(__name__)
 
 EXHAUSTED = {

@@ -16,26 +16,6 @@ from safetensors import SafetensorError, safe_open
 
 from quickdrop_bench.core.errors import BadInput, exhausted
 
-__all__ = [
-    "HEADER",
-    "LOG",
-    "MANIFEST",
-    "ROWS",
-    "VERSIONS",
-    "check_replaceable",
-    "damaged",
-    "file_size",
-    "open_tensors",
-    "read_bytes",
-    "reason_of",
-    "refuse_links",
-    "remove_unfinished",
-    "sha256",
-    "write_atomically",
-    "write_text",
-    "writing",
-]
-
 ROWS, MANIFEST = "rows.jsonl", "manifest.json"
 """Names of the files that mark a folder as one of rows, or of a trained federation."""
 

@@ -7,8 +7,6 @@ import socket
 
 from quickdrop_bench.core.errors import BadInput
 
-__all__ = ["forget_leftovers", "mark_children", "process_number", "started"]
-
 NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
 """Where launchers put the number of a process or its machine, and where Lightning looks for it."""
 

@@ -12,8 +12,6 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
-__all__ = ["die_with_parent", "end_when_interrupted", "run_processes"]
-
 UNHEARD = 5.0
 """Seconds after which an interruption that the main thread has not heard of ends the process."""
 

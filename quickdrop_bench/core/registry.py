@@ -11,8 +11,6 @@ from typing import Generic, TypeVar
 
 from quickdrop_bench.core.errors import BadInput, others_code
 
-__all__ = ["Registry"]
-
 T = TypeVar("T")
 
 

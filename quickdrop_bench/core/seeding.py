@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["derive_seed", "generator"]
-
 
 def derive_seed(seed: int, *purpose: object) -> int:
     """Hash a seed and a purpose into a 63-bit seed.

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["importing"]
-
 
 @contextmanager
 def importing() -> Iterator[None]:

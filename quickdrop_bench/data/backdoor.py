@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import ImageData, LabelledSet
 
-__all__ = ["Backdoor", "Planted", "plant", "stamped", "trigger"]
-
 WRITTEN = "it is written as client=3,share=0.8,target=0, each at most once; only client is required"
 
 SMALL = 16

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from quickdrop_bench.core.errors import BadInput
 
-__all__ = ["CIFAR10", "CIFAR100", "DIGITS", "FASHION_MNIST", "class_index", "in_natural_order"]
-
 DIGITS = tuple("0123456789")
 FASHION_MNIST = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import ImageData
 
-__all__ = ["DATASETS", "DataSource", "RawData", "class_names", "dataset_label", "fingerprint", "load_dataset"]
-
 
 @dataclass(frozen=True)
 class RawData:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "parts_of", "random_groups"]
-
 CLASSES = 2**20
 """More than any data set has: a part is numbered class + CLASSES · group."""
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["DataInfo", "ImageData", "LabelledSet", "concatenate", "pool"]
-
 
 @dataclass(frozen=True)
 class LabelledSet:

@@ -7,8 +7,6 @@ import numpy as np
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.seeding import derive_seed
 
-__all__ = ["MAX_TRIES", "class_counts", "partition"]
-
 MAX_TRIES = 100
 """Draws of a Dirichlet partition before giving up on the minimum client size."""
 

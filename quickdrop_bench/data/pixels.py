@@ -12,8 +12,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-__all__ = ["GREY", "Header", "Unconvertible", "pixels", "read_header", "spans_of"]
-
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever the file is called; other decoders of Pillow start other programs."""
 

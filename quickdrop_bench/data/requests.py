@@ -13,17 +13,6 @@ from quickdrop_bench.core.seeding import generator
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
 
-__all__ = [
-    "LEVELS",
-    "OPTIONS",
-    "Samples",
-    "UnlearningRequest",
-    "forget_part",
-    "forgotten_classes",
-    "forgotten_rows",
-    "retain_part",
-]
-
 OPTIONS = {"class": "--class", "client": "--client", "sample": "--samples"}
 """The option of each level of requests."""
 

@@ -15,8 +15,6 @@ from quickdrop_bench.distillation.settings import FineTuning
 from quickdrop_bench.functional.initial import draw_parameters
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["FineTuningResult", "fine_tune"]
-
 
 @dataclass(frozen=True)
 class FineTuningResult:

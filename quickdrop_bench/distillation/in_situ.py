@@ -13,16 +13,6 @@ from quickdrop_bench.data.groups import CLASSES, parts_of
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = [
-    "Distillation",
-    "MatchingResult",
-    "SyntheticSet",
-    "augmentation_positions",
-    "initial_synthetic_set",
-    "match",
-    "positions_by_class",
-]
-
 
 @dataclass(frozen=True)
 class Distillation:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from quickdrop_bench.core.errors import positive
 
-__all__ = ["FineTuning"]
-
 
 @dataclass(frozen=True)
 class FineTuning:

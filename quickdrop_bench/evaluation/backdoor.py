@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
 
-__all__ = ["attack_success"]
-
 
 @METRICS.register("backdoor")
 @metric(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, SERVED, STAGES, Evaluated, Number, metric
 
-__all__ = ["class_accuracies"]
-
 
 @METRICS.register("class-accuracy")
 @metric({"class_{c}_accuracy": Number()}, {*STAGES - {"total"}, PER_ROUND, SERVED})

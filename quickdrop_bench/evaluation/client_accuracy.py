@@ -13,8 +13,6 @@ from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
 from quickdrop_bench.evaluation.outputs import holding
 
-__all__ = ["accuracies_of", "client_accuracy"]
-
 
 def accuracies_of(by_class: Sequence[float], clients: Sequence[Sequence[int]]) -> list[float]:
     """One accuracy per client that has images of tested classes, in [0, 1]; the others are left out.

@@ -13,8 +13,6 @@ from quickdrop_bench.evaluation.metric import METRICS, STAGES, Evaluated, Number
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GROWTH", "MARGIN", "collapse", "is_collapsed"]
-
 MARGIN = 0.01
 """Accuracy above chance up to which a model counts as being at chance."""
 

@@ -19,8 +19,6 @@ from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated
 if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
 
-__all__ = ["accuracy"]
-
 
 @METRICS.register("accuracy")
 @metric(

@@ -15,8 +15,6 @@ from quickdrop_bench.evaluation.metric import METRICS, Evaluated, Number, metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["cosine", "layer_distance", "layer_distances", "total_distance"]
-
 
 def layer_distances(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
     """‖u_w − r_w‖ of every parameter by name, ≥ 0, in float64."""

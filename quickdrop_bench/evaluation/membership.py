@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
 
-__all__ = ["FEATURES", "MembershipRates", "membership", "membership_inference"]
-
 MOST = 2000
 """Largest number of samples per side that an attack is fitted on; the time of the fit grows with its square."""
 

@@ -17,8 +17,6 @@ from quickdrop_bench.evaluation.outputs import SCORED, outputs, shuffled
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["class_weights", "membership_auc", "weighted_auc"]
-
 
 def weighted_auc(members: Tensor, others: Tensor, weights: Tensor) -> float:
     """P(member's score > other's) + ½ P(equal), in [0, 1]; NaN without members or without weight.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.federation.phase import Phase
 
-__all__ = ["METRICS", "PER_ROUND", "SERVED", "STAGES", "Evaluated", "Metric", "Number", "measured", "metric"]
-
 STAGES = frozenset({"fl-training", "unlearning", "recovery", "relearning", "total"})
 """The stages of rows; ``total`` is the model that the next request meets."""
 

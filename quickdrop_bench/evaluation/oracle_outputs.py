@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
 
-__all__ = ["activation_distance", "agreement", "jensen_shannon", "oracle_outputs", "tug_of_war"]
-
 
 def agreement(own: Tensor, other: Tensor) -> float:
     """Share of images with the same most likely class (completeness; Cao and Yang, 2015), in [0, 1].

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.labelled import LabelledSet
 
-__all__ = ["SCORED", "Outputs", "holding", "outputs", "plain", "shuffled"]
-
 SCORED = 2500
 """Largest number of training samples that a rate is computed on: its standard error is then at most 1 point."""
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.federation.phase import Phase
 
-__all__ = ["CAP", "SHARE", "gradients_until", "relearn_cost"]
-
 SHARE = 0.9
 """Share of the original model's accuracy on the F-Set that is to be reached."""
 

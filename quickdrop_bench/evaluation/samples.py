@@ -7,8 +7,6 @@ import math
 from quickdrop_bench.data.requests import forgotten_rows
 from quickdrop_bench.evaluation.metric import METRICS, SERVED, STAGES, Evaluated, Number, metric
 
-__all__ = ["samples"]
-
 
 @METRICS.register("samples")
 @metric(

@@ -15,8 +15,6 @@ from quickdrop_bench.federation.passes import BATCH_SIZE, on_clients
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.pruning import channel_activity, class_sums, pooled_means, prunable_layers
 
-__all__ = ["measure", "recorded_activity"]
-
 
 def measure(
     federation: Federation, state: State, data: Mapping[int, LabelledSet], classes: Tensor

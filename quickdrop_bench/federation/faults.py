@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["Fate", "Faults", "corrupted"]
-
 CORRUPTED_VALUES = 3
 """Draws of a weight that becomes NaN in a corrupt update."""
 

@@ -24,16 +24,6 @@ from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.functional.initial import draw_parameters
 
-__all__ = [
-    "MIN_IMPROVEMENT",
-    "Choose",
-    "Federation",
-    "Record",
-    "RoundInfo",
-    "Transform",
-    "sample_clients",
-]
-
 MIN_IMPROVEMENT = 0.01
 """Fall of the clients' mean training loss (nats) that counts as progress, see ``Phase.patience``."""
 

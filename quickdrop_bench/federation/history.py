@@ -14,8 +14,6 @@ from safetensors.torch import save_file
 from quickdrop_bench.core.files import damaged, open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import RunningMean, State, difference
 
-__all__ = ["UpdateHistory", "UpdateRecorder", "last_part", "mean_distances", "retained_rounds"]
-
 INITIAL = "initial.safetensors"
 COUNT = "num_examples"
 """Entry beside the parameters: |D_i|."""

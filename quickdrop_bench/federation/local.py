@@ -20,8 +20,6 @@ from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.matching import ClassGradients
 
-__all__ = ["LocalResult", "LocalWork", "LoopEngine", "Stepper"]
-
 Stepper = Callable[[nn.Module], Callable[[], bool]]
 """From the model that a client trains in a round to what takes the place of each optimizer step there.
 

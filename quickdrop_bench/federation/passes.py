@@ -14,8 +14,6 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.ranks import spread
 from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["BATCH_SIZE", "full_gradients", "logits", "on_clients"]
-
 T = TypeVar("T")
 
 BATCH_SIZE = 512

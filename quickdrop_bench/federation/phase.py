@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.core.cost import Cost
     from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["Phase", "PhaseResult"]
-
 
 @dataclass(frozen=True)
 class Phase:

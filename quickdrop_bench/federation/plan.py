@@ -10,8 +10,6 @@ from torch import Tensor
 
 from quickdrop_bench.distillation.in_situ import Distillation, positions_by_class
 
-__all__ = ["Plan", "batches", "plan_steps", "synthetic_images", "with_matching"]
-
 
 @dataclass(frozen=True)
 class Plan:

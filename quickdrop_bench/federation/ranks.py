@@ -16,20 +16,6 @@ from torch import Tensor, nn
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.launcher import forget_leftovers, process_number
 
-__all__ = [
-    "ClientParallel",
-    "add_up",
-    "find_rank",
-    "hand_round",
-    "is_first",
-    "is_shared",
-    "on_first",
-    "rank",
-    "same",
-    "shares",
-    "spread",
-]
-
 T = TypeVar("T")
 
 SHARED = "All processes have met this error."

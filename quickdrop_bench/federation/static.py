@@ -29,8 +29,6 @@ from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, 
 from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 
-__all__ = ["StaticEngine", "is_possible"]
-
 STAGED = 64
 """Steps whose images lie ready on the device; a client with more steps is served in several portions."""
 

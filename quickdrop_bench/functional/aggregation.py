@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["RunningMean", "State", "difference", "flat", "is_finite", "moved", "norm"]
-
 State = dict[str, Tensor]
 
 

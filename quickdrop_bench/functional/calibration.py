@@ -9,8 +9,6 @@ from torch import Tensor
 
 from quickdrop_bench.functional.aggregation import State
 
-__all__ = ["NO_DIRECTION", "calibrate", "largest_growth"]
-
 NO_DIRECTION = 1e-12
 """A fresh update with a smaller norm points nowhere: its calibrated update is zero."""
 

@@ -7,8 +7,6 @@ import copy
 import torch
 from torch import nn
 
-__all__ = ["draw_parameters"]
-
 
 def draw_parameters(model: nn.Module, seed: int) -> None:
     """Draw the initial parameters of a model, in place, by each module's own ``reset_parameters``.

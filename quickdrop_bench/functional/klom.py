@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["gaussian_klom", "histogram_klom", "mean_and_p95"]
-
 FEWEST_GAUSSIAN, FEWEST_HISTOGRAM = 10, 100
 """Models on either side below which the estimate is mostly noise."""
 

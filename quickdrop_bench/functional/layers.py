@@ -15,17 +15,6 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
 
-__all__ = [
-    "Classes",
-    "Layer",
-    "Weighted",
-    "is_small",
-    "is_supported",
-    "layer_of",
-    "sequence_of",
-    "summed_products",
-]
-
 UNFOLDED = 2**18
 """Most elements of an unfolded input for which products over all classes at once beat convolutions class by class."""
 

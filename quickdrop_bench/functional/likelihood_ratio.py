@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Attack", "attack", "rates", "scores"]
-
 LEAST_VARIANCE = 1e-12
 """Of the margins on a side; constant ones have none."""
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LIMIT", "margins"]
-
 LIMIT = 100.0
 """Margins are cut to ± this (Georgiev et al., arXiv 2410.23232)."""
 

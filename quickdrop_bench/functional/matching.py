@@ -18,8 +18,6 @@ from torch.nn.grad import conv2d_weight
 from quickdrop_bench.functional.layers import Classes, is_small, is_supported, sequence_of, summed_products
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
-__all__ = ["ClassGradients", "matched_weights", "matching_distance"]
-
 
 def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the distance compares: all with two or more dimensions, in module order.

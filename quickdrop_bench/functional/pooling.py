@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["HalvingPool", "halving", "spread_over_squares"]
-
 SMALL = 2**19
 """Elements up to which one kernel of the library beats several."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CUTOFF", "without_span"]
-
 CUTOFF = 1e-6
 """Singular values of unit rows below this share of the largest count as zero."""
 

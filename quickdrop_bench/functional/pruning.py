@@ -12,21 +12,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "channel_activity",
-    "channel_masks",
-    "choose_channels",
-    "class_sums",
-    "inverse_document_frequency",
-    "least_kept",
-    "pooled_means",
-    "prunable_layers",
-    "prune_count",
-    "term_frequency",
-    "tf_idf",
-    "zero_filters",
-]
-
 
 def prunable_layers(model: nn.Module) -> list[tuple[str, str | None]]:
     """The convolutions, whose channels can be pruned, and the normalisation right behind each.

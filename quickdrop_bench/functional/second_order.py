@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from quickdrop_bench.functional.layers import Classes, Layer, Weighted, layer_of
 
-__all__ = ["EPSILON", "class_gradients", "direction", "distance_and_image_gradient"]
-
 EPSILON = 1e-6
 """Added to the product of the norms, as in the published code of the distance."""
 

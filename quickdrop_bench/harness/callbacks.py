@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["EVALUATION", "TRAINING", "UNLEARNING", "RequestInfo"]
-
 TRAINING = "fl-training"
 EVALUATION = "evaluation"
 UNLEARNING = "unlearning"

@@ -20,8 +20,6 @@ from quickdrop_bench.harness.training import client_rows, training_phase
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.rows import RowFile
 
-__all__ = ["OTHERS", "Part", "PlannedCell", "Probe", "plan"]
-
 Part = tuple[str, str, str]
 """A training or a request: hash of the federation, ``fl-training`` or the method, and the requests up to it."""
 

@@ -16,8 +16,6 @@ from quickdrop_bench.data.requests import LEVELS
 from quickdrop_bench.harness.presets import benchmarks_dir
 from quickdrop_bench.methods import METHODS
 
-__all__ = ["Column", "Exhibit", "Variant", "exhibit", "exhibits"]
-
 Kind = Literal["table", "capabilities", "figure"]
 
 UNITS = {

@@ -17,8 +17,6 @@ from quickdrop_bench.harness.sources import digest
 from quickdrop_bench.methods import Method
 from quickdrop_bench.methods.registry import check_support
 
-__all__ = ["ORACLE", "ORIGINAL", "Experiment", "Row", "changes"]
-
 ORACLE = "retrain-or"
 """The method that every other one is compared with: retraining without what is to be forgotten."""
 

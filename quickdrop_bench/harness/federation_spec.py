@@ -16,8 +16,6 @@ from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.harness.sources import digest, source_digest
 from quickdrop_bench.models import MODELS, Model
 
-__all__ = ["MODEL_OPTIONS", "MOST", "ORIGINALS", "FederationSpec", "kept"]
-
 HARNESS = Path(__file__).parent
 
 TRAINING = (HARNESS / "training.py", HARNESS / "fine_tuning.py", HARNESS.parent / "data" / "datasets.py")
@@ -94,7 +92,7 @@ class FederationSpec:
     image_lr: float = _option(0.1, "learning rate η_S of the synthetic images", "distillation")
     image_momentum: float = _option(0.5, "momentum of these steps", "distillation")
     synthetic_batch_size: int = _option(256, "most synthetic images per class and local step, |B_S|", "distillation")
-    fine_tune: int = _option(0, "random networks F on which to fine-tune the synthetic sets (§3.3.2); 0: off")
+    fine_tune: int = _option(0, "random networks F on which to fine-tune the synthetic sets (paper, §3.3.2); 0: off")
     fine_tune_steps: int = _option(50, "fine-tuning: matching steps per network", "fine-tuning")
     fine_tune_epochs: int = _option(
         10, "fine-tuning: epochs of the network on S_i between matching steps", "fine-tuning"

@@ -24,8 +24,6 @@ from quickdrop_bench.harness.training import (
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation
 
-__all__ = ["fine_tuned_federation"]
-
 
 def fine_tuned_federation(
     spec: FederationSpec,

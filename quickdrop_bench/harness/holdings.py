@@ -14,8 +14,6 @@ from quickdrop_bench.data.partition import class_counts
 from quickdrop_bench.methods.context import ClientData
 from quickdrop_bench.store.artifacts import visibly_changed
 
-__all__ = ["changed_pictures", "class_holdings", "synthetic_pairs"]
-
 PER_CLASS = 2
 """Synthetic images of each class that are shown."""
 

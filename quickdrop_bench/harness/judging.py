@@ -30,8 +30,6 @@ from quickdrop_bench.federation.ranks import on_first
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.methods import Context
 
-__all__ = ["HELD_OUT", "SEARCH_IMAGES", "Baseline", "Judge", "Judgement"]
-
 SEARCH_IMAGES = 10_000
 """Most training images on which forgetting and retaining are judged, each drawn at random."""
 

@@ -10,8 +10,6 @@ from quickdrop_bench.harness.experiment import Experiment, Row
 from quickdrop_bench.harness.sources import metric_digest
 from quickdrop_bench.store.rows import RowFile, is_last
 
-__all__ = ["Missing", "completed", "identities", "is_measured", "missing_of", "take_over"]
-
 Missing = Collection[str] | None
 """The metrics that a run's rows lack; None if there is no finished run."""
 

@@ -29,8 +29,6 @@ from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.store.rows import RowFile
 
-__all__ = ["mark_failed", "mark_lost", "measure"]
-
 log = logging.getLogger(__name__)
 
 CLASS_ACCURACY = re.compile(r"class_(\d+)_accuracy")

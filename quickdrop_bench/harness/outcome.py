@@ -14,8 +14,6 @@ from quickdrop_bench.harness.request import stages
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["checked_stages"]
-
 
 def checked_stages(action: str, context: Context, method: Method, **options: Any) -> Iterator[tuple[str, StageResult]]:
     """The :func:`~quickdrop_bench.harness.request.stages` of a method on a copy of the model, which others need too.

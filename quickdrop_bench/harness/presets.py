@@ -14,18 +14,6 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import read_bytes, reason_of
 from quickdrop_bench.methods import METHODS
 
-__all__ = [
-    "benchmarks_dir",
-    "flat",
-    "method_sections",
-    "paper_values",
-    "preset_contents",
-    "preset_files",
-    "preset_values",
-    "presets",
-    "read_options",
-]
-
 LARGEST = 2**20
 """Bytes of a file of options that is still read."""
 

@@ -16,8 +16,6 @@ from lightning.fabric import Fabric
 
 from quickdrop_bench import __version__
 
-__all__ = ["device_name", "precision_name", "provenance"]
-
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pandas")
 
 

@@ -31,8 +31,6 @@ from quickdrop_bench.methods.registry import SMALL_SETS, StageResult
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import TrainedFederation
 
-__all__ = ["RELEARN", "UNLEARN", "Deployment", "needs", "stages", "still_forgotten", "total_cost"]
-
 UNLEARN, RELEARN = "unlearn", "relearn"
 
 

@@ -11,8 +11,6 @@ from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.requests import Samples, UnlearningRequest
 from quickdrop_bench.harness.sources import digest, source_digest
 
-__all__ = ["LETTERS", "PROTOCOLS", "REQUEST", "Rules", "RunSpec", "as_numbers"]
-
 HARNESS = Path(__file__).parent
 
 REQUEST = (HARNESS / "request.py", HARNESS / "tuning.py")

@@ -28,8 +28,6 @@ from quickdrop_bench.harness.tuning import Tuned, by_the_letter, tune
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.store import states
 
-__all__ = ["Session"]
-
 log = logging.getLogger(__name__)
 
 

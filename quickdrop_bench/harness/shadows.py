@@ -29,8 +29,6 @@ from quickdrop_bench.harness.request import UNLEARN, Deployment
 from quickdrop_bench.harness.sources import digest, metric_digest
 from quickdrop_bench.harness.training import client_rows, train_on
 
-__all__ = ["SETS", "Shadows"]
-
 SEED = 1
 """Of what all federations share: who holds which row, the pool, its halves, and the other images."""
 

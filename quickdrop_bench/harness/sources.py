@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["dependencies", "metric_digest", "source_digest"]
-
 PACKAGE = Path(__file__).resolve().parents[1]
 
 APART = (

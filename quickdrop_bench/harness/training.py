@@ -44,21 +44,6 @@ from quickdrop_bench.harness.provenance import device_name
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 
-__all__ = [
-    "SAVING_SHARE",
-    "Checkpoint",
-    "alone_in",
-    "build_federation",
-    "build_model",
-    "client_rows",
-    "load_trained",
-    "planted",
-    "save_finished",
-    "train_federation",
-    "train_on",
-    "training_phase",
-]
-
 log = logging.getLogger(__name__)
 
 SAVING_SHARE = 0.02

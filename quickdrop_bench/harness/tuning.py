@@ -28,8 +28,6 @@ from quickdrop_bench.harness.judging import Judge, Judgement
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["TOLERANCE", "UNTOUCHED", "Tuned", "by_the_letter", "tune"]
-
 LETTER_T = 50
 """T of the paper (§4.1)."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["ClientData", "Context"]
-
 
 @dataclass(frozen=True)
 class ClientData:

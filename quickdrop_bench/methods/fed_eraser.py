@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["FedEraser"]
-
 log = logging.getLogger(__name__)
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.federation.phase import Phase
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["FedQuit"]
-
 
 @METHODS.register("fedquit")
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["FuMp", "measurable_data"]
-
 
 @METHODS.register("fu-mp")
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["Not"]
-
 
 @METHODS.register("not")
 @dataclass(frozen=True)

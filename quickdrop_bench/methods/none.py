@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["Nothing"]
-
 
 @METHODS.register("none")
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["Pga"]
-
 
 @METHODS.register("pga")
 @dataclass(frozen=True)

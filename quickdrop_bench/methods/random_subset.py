@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["RandomSubset"]
-
 
 @METHODS.register("random-subset")
 @dataclass(frozen=True)

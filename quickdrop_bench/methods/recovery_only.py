@@ -12,8 +12,6 @@ from quickdrop_bench.methods.stages import RECOVERY_SEARCH, Recovery, Relearning
 if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["RecoveryOnly"]
-
 
 @METHODS.register("recovery-only")
 @dataclass(frozen=True)

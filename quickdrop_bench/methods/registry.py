@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = [
-    "LEVELS_ALL",
-    "METHODS",
-    "SMALL_SETS",
-    "Method",
-    "Search",
-    "StageResult",
-    "check_support",
-]
-
 SMALL_SETS = frozenset({"synthetic-sets", "real-subset"})
 """What methods need that work on the small sets of the clients, whose size the scale decides."""
 

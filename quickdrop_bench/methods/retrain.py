@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["Retrain", "retrained"]
-
 
 def retrained(context: Context, rounds: int | None) -> StageResult:
     """FedAvg from a fresh θ_0 on what is retained, for some rounds, or as many as the original model had."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["RetrainAgain"]
-
 
 @METHODS.register("retrain-again")
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.functional.aggregation import State
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["S2U"]
-
 
 @METHODS.register("s2u")
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["Sga"]
-
 
 @METHODS.register("sga-or")
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.data.labelled import LabelledSet
     from quickdrop_bench.methods.context import Context
 
-__all__ = ["forget_sets", "relearn_sets", "retain_sets", "stored"]
-
 
 def forget_sets(context: Context, sets: Mapping[int, LabelledSet], *, augment: bool) -> dict[int, LabelledSet]:
     """S_f by client: what the request forgets of S, of all holders of the class or the samples, or of the one client.

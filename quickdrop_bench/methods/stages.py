@@ -15,18 +15,6 @@ if TYPE_CHECKING:
     from quickdrop_bench.methods.context import Context
     from quickdrop_bench.methods.registry import StageResult
 
-__all__ = [
-    "ASCENTS",
-    "ASCENT_SEARCH",
-    "LOCAL_STEPS",
-    "RECOVERY_SEARCH",
-    "Ascent",
-    "Recovery",
-    "Relearning",
-    "check_steps",
-    "stage_phase",
-]
-
 ASCENTS = ("gradient", "reflection")
 """Forms of ascent, see :class:`Ascent`."""
 

@@ -12,8 +12,6 @@ from quickdrop_bench.models.registry import MODELS
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NORMS", "ConvNet"]
-
 NORMS = ("instance", "layer", "none")
 """Normalisations on offer. None of them couples the samples of a batch, which averaging and class-wise
 gradients rely on; batch normalisation would."""

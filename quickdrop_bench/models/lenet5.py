@@ -12,8 +12,6 @@ from quickdrop_bench.models.registry import MODELS
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LeNet5"]
-
 
 @MODELS.register("lenet5")
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from quickdrop_bench.core.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "Model"]
-
 
 class Model(Protocol):
     """An architecture: a frozen dataclass whose fields are its options.

@@ -11,8 +11,6 @@ from quickdrop_bench.models.registry import MODELS
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ResNet18"]
-
 GROUPS = 2
 """Groups of every normalisation, as the field takes where batches must not couple (Hsieh et al., ICML 2020; Reddi et
 al., ICLR 2021)."""

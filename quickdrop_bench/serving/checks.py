@@ -12,8 +12,6 @@ from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.methods.registry import SMALL_SETS, StageResult, check_support
 
-__all__ = ["check", "check_form", "check_stages", "method_name"]
-
 MOST_ROWS = 40_000
 """Forgotten samples of a model version: its file says in its header which they are, and headers are bounded."""
 

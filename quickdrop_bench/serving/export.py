@@ -17,8 +17,6 @@ from quickdrop_bench.core.files import check_replaceable, write_atomically, writ
 from quickdrop_bench.data.labelled import DataInfo
 from quickdrop_bench.serving.run import TrainedRun
 
-__all__ = ["FORMATS", "export"]
-
 BATCH = 2
 """Images of the example that a program is recorded with; any number can be given to it afterwards."""
 

@@ -35,8 +35,6 @@ from quickdrop_bench.core.files import (
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.store.schema import typed
 
-__all__ = ["Entry", "chained_to", "locked", "read_log", "recover_log", "write_log"]
-
 LOCK = ".lock"
 
 ACTIONS = ("unlearn", "relearn")

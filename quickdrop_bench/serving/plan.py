@@ -19,8 +19,6 @@ from quickdrop_bench.harness.request import stages, total_cost
 from quickdrop_bench.methods import Context, Method
 from quickdrop_bench.methods.registry import StageResult
 
-__all__ = ["CountingFederation", "PlannedPhase", "planned_phases"]
-
 
 @dataclass(frozen=True)
 class PlannedPhase:

@@ -34,8 +34,6 @@ from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions
 from quickdrop_bench.store import artifacts
 
-__all__ = ["SECTIONS", "TrainedRun", "find_run"]
-
 SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
 """Sections of the presets whose settings of methods suit a level of requests."""
 

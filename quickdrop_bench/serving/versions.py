@@ -17,8 +17,6 @@ from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.store.schema import Damage
 from quickdrop_bench.store.states import read_state, write_tensors
 
-__all__ = ["Versions"]
-
 
 @dataclass(frozen=True)
 class Versions:

@@ -48,21 +48,6 @@ from quickdrop_bench.store.schema import (
 )
 from quickdrop_bench.store.states import write_tensors
 
-__all__ = [
-    "CLIENTS",
-    "PUBLIC",
-    "UPDATES",
-    "ClientArtifacts",
-    "TrainedFederation",
-    "check_state",
-    "check_updates",
-    "is_complete",
-    "load",
-    "save",
-    "save_synthetic",
-    "visibly_changed",
-]
-
 GLOBAL, HISTORY, CONFIG, MANIFEST = "global.safetensors", "history.csv", "config.yaml", "manifest.json"
 
 PUBLIC = (GLOBAL, HISTORY, CONFIG, MANIFEST)

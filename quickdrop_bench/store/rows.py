@@ -15,8 +15,6 @@ from filelock import FileLock
 from quickdrop_bench.core.errors import BadInput, printable
 from quickdrop_bench.core.files import file_size, remove_unfinished, write_atomically, writing
 
-__all__ = ["KEY", "LARGEST", "LAST", "LOCK", "RowFile", "is_last", "is_row", "read_lines"]
-
 Row = dict[str, Any]
 
 KEY = ("artefact", "dataset", "clients", "distribution", "method", "seed", "request", "stage", "metric", "spec_hash")

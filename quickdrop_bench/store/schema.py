@@ -20,23 +20,6 @@ import yaml
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.data.labelled import DataInfo
 
-__all__ = [
-    "FORMAT",
-    "LARGEST",
-    "Damage",
-    "Header",
-    "Layout",
-    "Listed",
-    "Manifest",
-    "OtherFormat",
-    "check_layout",
-    "client_layout",
-    "parse_history",
-    "parse_manifest",
-    "parse_spec",
-    "typed",
-]
-
 FORMAT = 4
 """Of the files that this version writes and reads. Within it, costs once had fewer counters, see :data:`ADDED`."""
 

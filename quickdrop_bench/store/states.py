@@ -23,8 +23,6 @@ from quickdrop_bench.core.files import (
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.store.schema import Damage
 
-__all__ = ["load", "read_state", "save", "write_tensors"]
-
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors from any device; :class:`OSError` or :class:`SafetensorError` if that is not possible."""

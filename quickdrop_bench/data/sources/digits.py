@@ -7,8 +7,6 @@ from pathlib import Path
 from quickdrop_bench.data.class_names import DIGITS
 from quickdrop_bench.data.datasets import DATASETS, DataSource, RawData
 
-__all__ = ["Digits"]
-
 
 @DATASETS.register("digits")
 class Digits(DataSource):

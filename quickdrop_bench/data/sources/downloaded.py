@@ -14,8 +14,6 @@ from quickdrop_bench.data.datasets import DATASETS, DataSource, RawData
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "SVHN", "FashionMNIST", "Torchvision"]
-
 
 class Torchvision(DataSource):
     """A data set of torchvision, whose class there is called like the one here."""

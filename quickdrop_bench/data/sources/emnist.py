@@ -9,8 +9,6 @@ from string import ascii_uppercase, digits
 from quickdrop_bench.data.datasets import DATASETS, RawData
 from quickdrop_bench.data.sources.downloaded import Torchvision
 
-__all__ = ["EMNIST"]
-
 
 @DATASETS.register("emnist")
 class EMNIST(Torchvision):

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from quickdrop_bench.data.pixels import Header
 
-__all__ = ["ImageFolder", "cache_dir", "load_folder"]
-
 EXTENSIONS = {
     *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pfm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
