@@ -80,7 +80,7 @@ class Found:
 
 def find(results_dir: Path, exhibits: Sequence[str]) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
-    # os.walk passes over folders that vanish meanwhile.
+    # os.walk passes over folders that vanish meanwhile, here and below.
     inside = (Path(place, name) for place, folders, names in os.walk(results_dir) for name in (*folders, *names))
     wanted = [path for path in inside if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits)}
@@ -104,7 +104,8 @@ def _found(folder: Path, results_dir: Path, exhibits: Collection[str]) -> Found:
 
 def _pictures(folder: Path) -> list[Picture]:
     """One per name, SVG rather than PNG."""
-    files = sorted(path for path in folder.iterdir() if _is_picture(path))
+    names = next(os.walk(folder), ("", [], []))[2]
+    files = sorted(folder / name for name in names if _is_picture(folder / name))
     best = {path.stem: path for path in sorted(files, key=lambda path: path.suffix == ".svg")}
     pictures = []
     for stem, path in sorted(best.items()):
