@@ -26,7 +26,7 @@ from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.serving import TrainedRun
 from quickdrop_bench.store.rows import KEY
 from tests.asked import asked
-from tests.conftest import TINY, Run, read_rows
+from tests.conftest import TINY, Run, json_lines
 from tests.served import CLASS_3, CLASS_9, contents, served
 
 ONE = Cost(rounds=1)
@@ -171,7 +171,7 @@ def test_a_request_that_a_metric_fails_on_is_one_sentence(
 
 
 def values(path: Path) -> set[tuple[Any, ...]]:
-    return {tuple(row.get(name) for name in (*KEY, "value")) for row in read_rows(path)}
+    return {tuple(row.get(name) for name in (*KEY, "value")) for row in json_lines(path)}
 
 
 def test_a_table_marks_what_a_metric_fails_on_and_keeps_its_rows(

@@ -277,18 +277,24 @@ def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> No
     assert page.table("Lines that are not shown")[1] == ["quick/table2", f"rows.jsonl: {found.problem}"]
 
 
-def test_a_folder_that_vanishes_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "results/vanishing").mkdir(parents=True)
-    scan = os.scandir
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_folder_that_vanishes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """It does when its files are listed, or between that and the reading of its rows and pictures."""
+    gone, scan, looks = tmp_path / "results/gone", os.scandir, iter(range(1, 9))
+    gone.mkdir(parents=True)
+    (gone / "rows.jsonl").touch()
 
     def vanish(path: Any) -> Any:
-        if os.fspath(path).endswith("vanishing"):
-            (tmp_path / "results/vanishing").rmdir()
+        if Path(path) == gone and next(looks) == look:
+            (gone / "rows.jsonl").unlink()
+            gone.rmdir()
         return scan(path)
 
     monkeypatch.setattr("os.scandir", vanish)
-    assert find(tmp_path / "results", ()) == []
-    assert not (tmp_path / "results/vanishing").exists()
+    assert all(found.rows.empty for found in find(tmp_path / "results", ()))
+    assert not gone.exists()
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Found:
 
 def find(results_dir: Path) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
-    # os.walk passes over folders that vanish meanwhile.
+    # os.walk passes over folders that vanish meanwhile, here and below.
     inside = (Path(place, name) for place, folders, names in os.walk(results_dir) for name in (*folders, *names))
     wanted = [path for path in inside if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits())}
@@ -103,8 +103,9 @@ def _found(folder: Path, results_dir: Path) -> Found:
 
 def _pictures(folder: Path) -> list[Picture]:
     """One per name, SVG rather than PNG."""
+    names = next(os.walk(folder), ("", [], []))[2]
     # Of several files with one name the last stays.
-    files = {path.stem: path for path in sorted(folder.iterdir()) if _is_picture(path)}
+    files = {path.stem: path for path in sorted(folder / name for name in names) if _is_picture(path)}
     pictures = []
     for stem, path in files.items():
         try:
