@@ -147,7 +147,8 @@ class _Steps:
     def _distilled_gradients(
         self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, self._classes)
+        classes = Classes.padded(labels, weights, self._classes)
+        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, classes)
         targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
         return loss, found, targets
 

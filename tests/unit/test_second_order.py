@@ -76,7 +76,9 @@ def test_first_order_of_a_padded_batch(architecture: ConvNet, channels: int, siz
     images[-2:] = images[:2]
     weights = SHARES.clone()
     weights[-2:] = 0
-    loss, found, parts = class_gradients(sequence_of(model), images, OF_EACH, weights, 7)
+    loss, found, parts = class_gradients(
+        sequence_of(model), images, OF_EACH, weights, Classes.padded(OF_EACH, weights, 7)
+    )
     losses = nn.functional.cross_entropy(model(images), OF_EACH, reduction="none") * weights
     of_class = [
         torch.autograd.grad(losses[c == OF_EACH].sum(), list(model.parameters()), retain_graph=True) for c in LABELS
