@@ -20,6 +20,7 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
 from quickdrop_bench.federation.static import StaticEngine, is_possible
+from quickdrop_bench.functional.aggregation import difference, norm
 from quickdrop_bench.models import Model
 from tests.small_models import CONVNETS, SMALL
 
@@ -60,7 +61,10 @@ def ran(
     torch.manual_seed(0)
     net = (model or SMALL["convnet"]).build(1, clients[0].images.shape[-1], CLASSES)
     federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, faults, static=static)
-    assert (isinstance(federation._engine, StaticEngine), federation._stacked is not None) == (static is True, static is None)
+    assert (isinstance(federation._engine, StaticEngine), federation._stacked is not None) == (
+        static is True,
+        static is None,
+    )
     starts = {i: initial_synthetic_set(d, scale, torch.Generator().manual_seed(1)) for i, d in clients.items()}
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if distil else {}
     with federation.held_at_zero(masks or {}):
@@ -73,6 +77,7 @@ def check_same(clients: dict[int, LabelledSet], phase: Phase, engine: str, **opt
         ran(clients, phase, static=static, **options)  # type: ignore[arg-type]
         for static in (False, ENGINES[engine])
     )
+    assert norm(difference(found.state, expected.state)) < 1e-5 * norm(expected.state)
     for name, value in expected.state.items():
         torch.testing.assert_close(found.state[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert replace(found.cost, seconds=0, distillation_seconds=0) == replace(
