@@ -109,8 +109,11 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     try:
         content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"it is no YAML file ({error.problem}{where})") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"it is no YAML file in UTF-8 ({error})") from error
+        raise ValueError(f"it is no YAML file in UTF-8 ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise ValueError("it holds no options, as rounds: 2")
     return {str(key): value for key, value in content.items()}
@@ -122,8 +125,10 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, each of whose keys stands in it once."""
         keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is given twice", node.start_mark)
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0].value} is given twice", twice[-1].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 

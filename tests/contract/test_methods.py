@@ -300,6 +300,29 @@ def test_unsupported_requests_are_refused_before_any_compute() -> None:
         UnlearningRequest("galaxy", (1,))
 
 
+ASCENT = frozenset({"unlearn_lr", "unlearn_local_steps", "unlearn_stop_loss"})
+
+KNOBS = {
+    "federaser": {"calibration_ratio", "replay_every"},
+    "s2u": {"beta", "unlearn_local_steps"},
+    "fu-mp": {"prune_ratio"},
+    "not": {"recover_rounds"},
+    "fedosd": {"unlearn_lr", "unlearn_rounds"},
+    "fedquit": {"unlearn_lr", "unlearn_local_steps"},
+    "mode": {"momentum", "unlearn_lr"},
+    "conda": {"alpha", "factor"},
+    **dict.fromkeys(("sga-or", "random-subset", "quickdrop", "pga"), ASCENT),
+}
+"""What decides how well a method unlearns; a comparison in which some are tuned and others not flatters the former."""
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_the_main_settings_of_every_method_are_searched(name: str) -> None:
+    searched = {field: values for space in METHODS[name].search.values() for field, values in space.items()}
+    assert searched.keys() >= KNOBS[name] | {"recover_lr", "recover_local_steps"}
+    assert all(len(set(values)) > 1 for values in searched.values())
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_bad_settings_are_refused_and_what_the_search_tries_exists(name: str) -> None:
     own = {field.name for field in fields(METHODS[name])}
