@@ -21,8 +21,10 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.local import LocalResult, LocalWork
 from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, with_matching
 from quickdrop_bench.functional.aggregation import State
-from quickdrop_bench.functional.layers import Classes, sequence_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import sequence_of
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
+from quickdrop_bench.functional.side_by_side import classes_of, side_by_side
 
 __all__ = ["StackedEngine"]
 
@@ -39,7 +41,7 @@ class StackedEngine:
     def __init__(self, model: nn.Module, settings: Distillation | None) -> None:
         self._shapes = {name: p.shape for name, p in model.named_parameters()}  # in the order of the layers
         self._layers, self._settings = sequence_of(model), settings
-        self._classes = next(m.out_features for m in reversed(self._layers) if isinstance(m, nn.Linear))
+        self._classes = classes_of(self._layers)
         self._models: dict[int, nn.Sequential] = {}
 
     def stacks(self, works: Mapping[int, LocalWork]) -> list[list[int]]:
@@ -101,7 +103,7 @@ class StackedEngine:
     def _model(self, n: int, state: State) -> nn.Sequential:
         """A model of n clients that all have these parameters."""
         if n not in self._models:
-            self._models[n] = nn.Sequential(*(_side_by_side(m, n) for m in self._layers), _Rows(self._classes))
+            self._models[n] = side_by_side(self._layers, n)
         for name, p in self._by_client(n, self._models[n].parameters()).items():
             p.copy_(state[name])
         return self._models[n]
@@ -186,40 +188,6 @@ class _Matching:
         for own, images, velocity in parts:
             own.images.copy_(images)
             own.velocity.copy_(velocity)
-
-
-class _Columns(nn.Module):
-    """Flattens to images of 1×1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[..., None, None]
-
-
-class _Rows(nn.Module):
-    """From (B, n·C, 1, 1) to the logits, (B·n, C)."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self._classes = classes
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, self._classes)
-
-
-def _side_by_side(m: nn.Module, n: int) -> nn.Module:
-    """What a layer is for n clients with weights of their own."""
-    match m:
-        case nn.Conv2d():
-            sizes, bias = (n * m.in_channels, n * m.out_channels, m.kernel_size), m.bias is not None
-            return nn.Conv2d(*sizes, padding=m.padding, groups=n, bias=bias)
-        case nn.Linear():
-            return nn.Conv2d(n * m.in_features, n * m.out_features, 1, groups=n, bias=m.bias is not None)
-        case nn.GroupNorm():
-            return nn.GroupNorm(n * m.num_groups, n * m.num_channels, m.eps)
-        case nn.Flatten():
-            return _Columns()
-        case _:
-            return m
 
 
 def _gradients(

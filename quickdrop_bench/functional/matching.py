@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from quickdrop_bench.functional.layers import Classes, is_small, is_supported, sequence_of, summed_products
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import is_small, is_supported, sequence_of, summed_products
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
 __all__ = ["ClassGradients", "matched_weights", "matching_distance"]

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quickdrop_bench.functional.layers import Classes, Layer, Weighted, layer_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import Layer, Weighted, layer_of
 
 __all__ = ["EPSILON", "class_gradients", "direction", "distance_and_image_gradient"]
 
@@ -56,8 +57,7 @@ def distance_and_image_gradient(
     Args:
         sequence: as :func:`~quickdrop_bench.functional.layers.is_supported`; the last layer gives logits.
         images: (M, C, H, W) float; of n stacked clients (M, n·C, H, W).
-        labels: (M,) int64; of stacked clients (M·n,), as :meth:`~quickdrop_bench.functional.layers.Classes.stacked` has
-            them.
+        labels: (M,) int64; of stacked clients (M·n,), see :meth:`~quickdrop_bench.functional.classes.Classes.stacked`.
         classes: how the images belong to the K classes.
         targets: one (K, ...) per weight, in the order of the layers.
         matched: see :func:`direction`.

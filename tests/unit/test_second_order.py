@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from quickdrop_bench.functional import layers
-from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import is_supported, sequence_of
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 from quickdrop_bench.models.convnet import NORMS, ConvNet

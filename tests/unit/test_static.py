@@ -17,6 +17,7 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, ini
 from quickdrop_bench.federation import stacked
 from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.local import LocalWork
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
 from quickdrop_bench.federation.static import StaticEngine, is_possible
@@ -158,6 +159,12 @@ def test_clients_that_fail(engine: str, distil: bool) -> None:
     check_same(clients, replace(TRAIN, rounds=4), engine, faults=faults, distil=distil)
 
 
+def test_a_client_that_diverges_spoils_no_other() -> None:
+    clients = {i: images_of([0, 1, 2, 3, 4] * (i + 2)) for i in range(4)}
+    clients[2] = replace(clients[2], images=clients[2].images * float("inf"))
+    check_same(clients, TRAIN, "stacked", faults=Faults(corrupt_rate=0.001), distil=False)
+
+
 def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Like sizes together, equally many steps, never more than five; large batches, soft labels alone."""
     monkeypatch.setattr(stacked, "SMALL", 16 * 64)
@@ -166,7 +173,7 @@ def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     def stacks(sizes: list[int], phase: Phase = TRAIN, side: int = 8) -> list[list[int]]:
         data = [images_of([0] * size, side) for size in sizes]
         none = torch.Generator()
-        return engine.stacks({i: stacked.LocalWork(d, phase, none, {}, None, none) for i, d in enumerate(data)})
+        return engine.stacks({i: LocalWork(d, phase, none, {}, None, none) for i, d in enumerate(data)})
 
     assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 5], [4, 2, 0]]
     assert stacks([3] * 5) == [[0, 1, 2, 3, 4]]
