@@ -31,8 +31,11 @@ __all__ = ["StackedEngine"]
 AT_ONCE = 5
 """Most clients of a stack: what each of two processes has of ten."""
 
-SMALL = 4096
-"""Most images × pixels of a client's step for which stacks pay."""
+SMALL = 2048
+"""Most images × pixels of a client's step that is stacked: 32 images of 8×8.
+
+On one thread a stack of five took 1 / 2.7 of the time for 4 such images, 1 / 1.7 for 32, with distillation or without, and
+for 64 hardly less than one by one (section (g) of ``results/speed/speed-avx512.md``)."""
 
 
 class StackedEngine:
@@ -235,4 +238,4 @@ def _results(plan: Plan, losses: Tensor, made: Tensor, matching: _Matching | Non
 
 def _counted(columns: Tensor, n: int) -> Tensor:
     """(T, n) how many of each client's columns are not zero in a step."""
-    return (columns > 0).unflatten(1, (-1, n)).sum(1)
+    return columns.gt(0).view(len(columns), columns.shape[1] // n, n).sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ def _stacked(m: nn.Module, n: int) -> nn.Module:
     """What a layer is for n clients with weights of their own."""
     match m:
         case nn.Conv2d():
-            sizes, bias = (n * m.in_channels, n * m.out_channels, m.kernel_size), m.bias is not None
-            return nn.Conv2d(*sizes, padding=m.padding, groups=n, bias=bias)
+            options: dict[str, Any] = {"kernel_size": m.kernel_size, "padding": m.padding, "bias": m.bias is not None}
+            return nn.Conv2d(n * m.in_channels, n * m.out_channels, groups=n, **options)
         case nn.Linear():
             return nn.Conv2d(n * m.in_features, n * m.out_features, 1, groups=n, bias=m.bias is not None)
         case nn.GroupNorm():
