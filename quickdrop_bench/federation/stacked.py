@@ -34,8 +34,8 @@ AT_ONCE = 5
 SMALL = 2048
 """Most images × pixels of a client's step that is stacked: 32 images of 8×8.
 
-On one thread a stack of five took 1 / 2.7 of the time for 4 such images, 1 / 1.7 for 32, with distillation or without, and
-for 64 hardly less than one by one (section (g) of ``results/speed/speed-avx512.md``)."""
+On one thread five clients took 1/2.7 of their time one by one with 4 such images, 1/1.7 with 32, with distillation or
+without, and hardly less with 64 (section (g) of ``results/speed/speed-avx512.md``)."""
 
 
 class StackedEngine:
