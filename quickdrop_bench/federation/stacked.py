@@ -210,10 +210,10 @@ def _parts(clients: list[int]) -> list[list[int]]:
 
     Example:
         >>> _parts([3, 1, 4, 5, 9, 2])
-        [[3, 1, 4], [5, 9, 2]]
+        [[1, 3, 4], [2, 5, 9]]
     """
     count = math.ceil(len(clients) / AT_ONCE)
-    return [clients[k * len(clients) // count : (k + 1) * len(clients) // count] for k in range(count)]
+    return [sorted(clients[k * len(clients) // count : (k + 1) * len(clients) // count]) for k in range(count)]
 
 
 def _together(plans: Sequence[Plan]) -> Plan:

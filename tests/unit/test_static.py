@@ -175,7 +175,7 @@ def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
         none = torch.Generator()
         return engine.stacks({i: LocalWork(d, phase, none, {}, None, none) for i, d in enumerate(data)})
 
-    assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 5], [4, 2, 0]]
+    assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 5], [0, 2, 4]]
     assert stacks([3] * 5) == [[0, 1, 2, 3, 4]]
     assert stacks([3, 17, 40, 16], replace(TRAIN, local_epochs=2)) == [[0, 3], [1], [2]]
     assert stacks([3, 17, 4, 16], replace(TRAIN, batch_size=17)) == [[0, 2, 3], [1]]
