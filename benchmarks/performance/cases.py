@@ -33,10 +33,9 @@ from quickdrop_bench.distillation.in_situ import (
 )
 from quickdrop_bench.evaluation.accuracy import class_accuracy
 from quickdrop_bench.evaluation.membership import membership_inference
+from quickdrop_bench.federation import stacked as stacks
 from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.phase import Phase
-from quickdrop_bench.functional import layers
-from quickdrop_bench.functional.matching import ClassGradients
 from quickdrop_bench.functional.pooling import HalvingPool
 from quickdrop_bench.methods import METHODS, Context
 from quickdrop_bench.methods.context import ClientData
@@ -251,37 +250,23 @@ def evaluation() -> Callable[[], Numbers]:
     return call
 
 
-def at_once(work: str, clients: int) -> Callable[[], Numbers]:
-    """(g) Work of several clients on 8×8 images as one batch on one model, by client.
-
-    Models that are stacked are no faster than that: they have weights of their own.
-    """
+def at_once(images: int, synthetic: int, *, stacked: bool) -> Callable[[], Numbers]:
+    """(g) CPU time of a client's step on 8×8 images of five classes, of five clients one by one or in one stack."""
     keep_freed_memory()
-    layers.UNFOLDED *= clients  # the same products as for one client, not convolutions class by class
-    model = paper_model(32, 1, 8, 2)
-    gradients = ClassGradients(model)
-    count, sizes = 5 * clients, [7, 7, 6, 6, 6] * clients
-    real, synthetic = noise(32 * clients, 1, 8).images, noise(3 * count, 1, 8).images
-    labels = torch.arange(count) % CLASSES
-    of_real = labels.repeat_interleave(torch.tensor(sizes))
+    stacks.SMALL = EVERYTHING  # also where it does not pay
+    federation = Federation(
+        fabric_of(), paper_model(32, 1, 8, 2), Distillation(1, 0.1, 0.5, EVERYTHING), static=None if stacked else False
+    )
+    data = noise(2 * images, 1, 8).with_classes(range(5), keep=True)
+    scale = images / max(synthetic, 1)
+    sets = {i: initial_synthetic_set(data, scale, generator(0, i)) for i in range(5) if synthetic}
+    phase, state, steps = Phase("speed", 1, 20, images, 0.01), federation.fresh_state(0), 20 * 5
 
-    def step() -> None:
-        model.zero_grad()
-        F.cross_entropy(model(real), of_real).backward()
+    def call() -> Numbers:
+        cost = federation.run(state, dict.fromkeys(range(5), data), phase, 0, synthetic=sets).cost
+        return {"cpu_seconds": cost.cpu_seconds / steps}
 
-    def class_wise_step() -> list[torch.Tensor]:
-        with gradients.recording():
-            step()
-        return gradients.split(sizes)
-
-    targets = class_wise_step()
-    works: dict[str, Callable[[], object]] = {
-        "step": step,
-        "class-wise step": class_wise_step,
-        "matching": lambda: gradients.distance(targets, synthetic, [3] * count, labels.tolist()),
-    }
-    times = 20
-    return lambda: timed(lambda: [works[work]() for _ in range(times)], times * clients)
+    return call
 
 
 def start_up(*arguments: str) -> Callable[[], Numbers]:

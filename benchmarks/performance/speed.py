@@ -39,7 +39,7 @@ from cases import (
     request_stages,
     start_up,
 )
-from speed_page import AT_ONCE, STACKED, markdown
+from speed_page import STACKED, markdown
 from torch.utils.flop_counter import FlopCounterMode
 
 from quickdrop_bench.core.files import write_text
@@ -187,9 +187,11 @@ def start(repeats: int, threads: int) -> pd.DataFrame:
 
 
 def stacking(repeats: int, threads: int) -> pd.DataFrame:
-    """(g) Several clients at once, in one thread: on 8×8 images the cores work on clients, or seeds, of their own."""
+    """(g) Clients in stacks, in one thread: on 8×8 images the cores work on clients, or seeds, of their own."""
     cases: list[Case] = [
-        (f"{work}, {n} at once", at_once, {"work": work, "clients": n}) for work in STACKED for n in (1, AT_ONCE)
+        (f"{sizes[0]} + {sizes[1]}, {how}", at_once, {"images": sizes[0], "synthetic": sizes[1], "stacked": stacked})
+        for sizes in STACKED
+        for how, stacked in {"alone": False, "stacked": True}.items()
     ]
     return measure("stacking", cases, repeats, 1)
 

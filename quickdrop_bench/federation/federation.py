@@ -17,9 +17,10 @@ from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.faults import Fate, Faults, corrupted
-from quickdrop_bench.federation.local import LocalWork, LoopEngine, Stepper
+from quickdrop_bench.federation.local import LocalResult, LocalWork, LoopEngine, Stepper
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
+from quickdrop_bench.federation.stacked import StackedEngine
 from quickdrop_bench.federation.static import StaticEngine, is_possible
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.functional.initial import draw_parameters
@@ -111,9 +112,10 @@ class _Report:
 class Federation:
     """A server and its simulated clients on one Fabric.
 
-    One working model visits the clients in turn; on a Fabric of several processes, each has one for its share of the
-    clients (:mod:`~quickdrop_bench.federation.ranks`), and all end with the same results. Every random stream is
-    derived from (seed, phase, round, client), so neither the order of the clients nor where they run changes a result.
+    One working model visits the clients in turn, or where that is faster one of several clients visits these at once
+    (:mod:`~quickdrop_bench.federation.stacked`). On a Fabric of several processes, each has its share of the clients
+    (:mod:`~quickdrop_bench.federation.ranks`), and all end with the same results. Every random stream is derived from
+    (seed, phase, round, client), so neither the order of the clients nor where they run changes a result.
 
     Args:
         fabric: launched; decides device and precision, and calls the callbacks' ``on_round_end``.
@@ -121,7 +123,7 @@ class Federation:
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
         faults: how often clients fail, in every phase; None for never.
         static: whether :class:`~quickdrop_bench.federation.static.StaticEngine` makes the local steps where it can;
-            None for on a GPU.
+            False leaves all to the reference; None chooses by the device.
     """
 
     def __init__(
@@ -141,11 +143,14 @@ class Federation:
         self.distillation = distillation
         self.faults = faults or Faults()
         self._masks: Mapping[str, Tensor] = {}
-        wanted = fabric.device.type == "cuda" if static is None else static
         self._loop = LoopEngine(fabric, self.model, self._optimizer, distillation)
         self._engine: LoopEngine | StaticEngine = self._loop
-        if wanted and is_possible(model, fabric.strategy.precision.precision):
-            self._engine = StaticEngine(model, distillation)
+        self._stacked: StackedEngine | None = None
+        if static is not False and is_possible(model, fabric.strategy.precision.precision):
+            if static or fabric.device.type == "cuda":
+                self._engine = StaticEngine(model, distillation)
+            elif fabric.device.type == "cpu":
+                self._stacked = StackedEngine(model, distillation)
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -252,16 +257,22 @@ class Federation:
         mean = RunningMean(before.state)
         computing = [client for client, fate in fates.items() if fate is not Fate.DROPPED]
 
-        def compute(client: int) -> _Report:
-            return self._client_round(client, fates[client], before.state, k, job, mean)
+        works = {client: self._local_work(client, k, job) for client in computing}
+        stacks = [[client] for client in works] if self._stacked is None else self._stacked.stacks(works)
 
-        work = job.work(computing)
-        reports = spread(self.fabric, (job.phase.name, k, *work.items()), work, compute)
+        def compute(number: int) -> dict[int, _Report]:
+            together = {client: works[client] for client in stacks[number]}
+            return self._stack_round(together, fates, before.state, k, job, mean)
+
+        work = {number: sum(job.work(stack).values()) for number, stack in enumerate(stacks)}
+        found = spread(self.fabric, (job.phase.name, k, *work.items()), work, compute)
+        by_client = {client: report for part in found.values() for client, report in part.items()}
+        reports = {client: by_client[client] for client in computing}
         averaged, rejected = ([c for c, its in reports.items() if its.accepted is value] for value in (True, False))
         add_up(self.fabric, list(mean.totals.values()))
         mean.weight = sum(len(job.data[client]) for client in averaged)
         if job.synthetic:
-            hand_round(self.fabric, work, job.synthetic_tensors)
+            hand_round(self.fabric, work, lambda number: [t for c in stacks[number] for t in job.synthetic_tensors(c)])
         tolerated = rejected if self.faults.corrupt_rate else []
         diverged = rejected != tolerated or not averaged
         dropped, late = (tuple(c for c, its in fates.items() if its is fate) for fate in (Fate.DROPPED, Fate.LATE))
@@ -287,27 +298,52 @@ class Federation:
         )
         return PhaseResult(state, cost, diverged), info
 
-    def _client_round(self, client: int, fate: Fate, before: State, k: int, job: _Job, mean: RunningMean) -> _Report:
-        """One client's part of a round; what it sends is taken into ``mean`` if it is finite."""
-        clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
-        self.load(before)
+    def _local_work(self, client: int, k: int, job: _Job) -> LocalWork:
         own = job.synthetic.get(client) if self.distillation is not None else None
         batches = generator(job.seed, job.phase.name, "batches", k, client)
         matching = generator(job.seed, "distillation", k, client)
-        work = LocalWork(job.data[client], job.phase, batches, self._masks, own, matching, job.stepper)
-        result = (self._loop if work.plain else self._engine).train(work, clock, distillation_clock)
-        accepted = None
-        if fate is not Fate.LATE:
-            update = self._received(client, fate, before, k, job, clock)
-            accepted = is_finite(update)
-            if accepted:
-                mean.add(update, len(job.data[client]))
-        cost = result.cost + clock.cost + Cost(distillation_seconds=distillation_clock.seconds)
-        return _Report(cost, result.loss, result.matching_distance, accepted)
+        return LocalWork(job.data[client], job.phase, batches, self._masks, own, matching, job.stepper)
 
-    def _received(self, client: int, fate: Fate, before: State, k: int, job: _Job, clock: Clock) -> State:
-        """What the server has of the client whose trained parameters the working model holds."""
-        update: State = {name: p.detach() for name, p in self._inner.named_parameters()}
+    def _stack_round(
+        self,
+        works: Mapping[int, LocalWork],
+        fates: Mapping[int, Fate],
+        before: State,
+        k: int,
+        job: _Job,
+        mean: RunningMean,
+    ) -> dict[int, _Report]:
+        """The part of a round of clients that are trained together; finite updates are taken into ``mean``."""
+        clock, distillation_clock = Clock(self.fabric.device), Clock(self.fabric.device)
+        reports = {}
+        for client, (result, state) in zip(works, self._train(works, before, clock, distillation_clock), strict=True):
+            own_clock, accepted = Clock(self.fabric.device), None
+            if fates[client] is not Fate.LATE:
+                update = self._received(client, fates[client], before, state, k, job, own_clock)
+                accepted = is_finite(update)
+                if accepted:
+                    mean.add(update, len(job.data[client]))
+            own_clock.add(clock, 1 / len(works))
+            cost = result.cost + own_clock.cost + Cost(distillation_seconds=distillation_clock.seconds / len(works))
+            reports[client] = _Report(cost, result.loss, result.matching_distance, accepted)
+        return reports
+
+    def _train(
+        self, works: Mapping[int, LocalWork], before: State, clock: Clock, distillation_clock: Clock
+    ) -> list[tuple[LocalResult, State]]:
+        """What clients did, and their trained parameters, which the next training overwrites."""
+        if len(works) > 1:
+            assert self._stacked is not None
+            return self._stacked.train(list(works.values()), before, clock, distillation_clock)
+        (work,) = works.values()
+        self.load(before)
+        result = (self._loop if work.plain else self._engine).train(work, clock, distillation_clock)
+        return [(result, {name: p.detach() for name, p in self._inner.named_parameters()})]
+
+    def _received(
+        self, client: int, fate: Fate, before: State, update: State, k: int, job: _Job, clock: Clock
+    ) -> State:
+        """What the server has of a client with these trained parameters."""
         if fate is Fate.CORRUPT:
             update = corrupted(update, generator(job.seed, job.phase.name, "corruption", k, client))
         if self.faults.corrupt_rate and not is_finite(update):

@@ -26,8 +26,10 @@ from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet
 from quickdrop_bench.federation.local import LocalResult, LocalWork
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, with_matching
-from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import is_supported, sequence_of
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
+from quickdrop_bench.functional.side_by_side import classes_of
 
 STAGED = 64
 """Steps whose images lie ready on the device; a client with more steps is served in several portions."""
@@ -145,7 +147,8 @@ class _Steps:
     def _distilled_gradients(
         self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, self._classes)
+        classes = Classes.padded(labels, weights, self._classes)
+        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, classes)
         targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
         return loss, found, targets
 
@@ -256,7 +259,7 @@ class StaticEngine:
         self._fuse = on_gpu and find_spec("triton") is not None
         gc.collect()  # graphs of an engine that is gone hold memory until then, and must not go during a capture
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        self._classes = next(m.out_features for m in reversed(sequence_of(model)) if isinstance(m, nn.Linear))
+        self._classes = classes_of(sequence_of(model))
         self._steps: dict[_Kind, _Steps] = {}
         self._staged: dict[int, Tensor] = {}
         self._on_host: dict[int, tuple[Tensor, Tensor]] = {}

@@ -13,41 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
 
 UNFOLDED = 2**18
 """Most elements of an unfolded input for which products over all classes at once beat convolutions class by class."""
-
-
-class Classes:
-    """How the M images belong to the K classes.
-
-    Attributes:
-        index: (M,) int64, the class of each image, from 0 to K − 1.
-        shares: (M, 1) float32, what an image counts in its class's mean: 1 / (images of the class).
-        count: K.
-        sizes: images of each class where the host knows them and the images are sorted; empty for padded ones.
-        members: (K, M) 1 where an image is of a class, for padded images: a product with it sums by class.
-    """
-
-    def __init__(
-        self, index: Tensor, shares: Tensor, count: int, sizes: Sequence[int] = (), members: Tensor | None = None
-    ) -> None:
-        self.index, self.shares, self.count, self.sizes, self.members = index, shares, count, list(sizes), members
-        self.rows = torch.arange(len(index), device=index.device)
-
-    @classmethod
-    def of_sizes(cls, sizes: Sequence[int], like: Tensor) -> Classes:
-        """Images sorted by class, of K classes with these sizes."""
-        counts = torch.tensor(list(sizes))
-        index = torch.arange(len(counts)).repeat_interleave(counts)
-        return cls(index.to(like.device), (1 / counts)[index].unsqueeze(1).to(like), len(counts), sizes)
-
-    @classmethod
-    def padded(cls, labels: Tensor, shares: Tensor, count: int) -> Classes:
-        """Shapes that never change, and no question to the device: all classes are there, padding has share zero."""
-        members = (torch.arange(count, device=labels.device)[:, None] == labels).to(shares)
-        return cls(labels, shares.unsqueeze(1), count, members=members)
 
 
 class Layer:
@@ -109,16 +79,22 @@ class _Relu(Layer):
     push = back
 
 
-class _Flatten(Layer):
+class _Reshape(Layer):
+    """Flattens, or changes shapes in another way."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._m = module
+
     def forward(self, x: Tensor) -> Tensor:
         self._shape = x.shape
-        return x.flatten(1)
+        return self.push(x)
 
     def back(self, g: Tensor) -> Tensor:
         return g.view(self._shape)
 
     def push(self, a: Tensor) -> Tensor:
-        return a.flatten(1)
+        y: Tensor = self._m(a)
+        return y
 
 
 class _Norm(Layer):
@@ -257,16 +233,24 @@ class _Convolution(Weighted):
 
 
 class _UnfoldedConvolution(_Convolution):
-    """What differs by class as products with the unfolded input, for all classes at once."""
+    """What differs by class as products with the unfolded input, for all classes at once.
+
+    Groups are those of stacked clients: each counts as an image of its own, so that M·n rows belong to K classes.
+    """
 
     def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
         super().__init__(module, classes)
         self._classes = classes
         self._window: tuple[Any, ...] = (module.kernel_size, module.dilation, module.padding, module.stride)
 
+    def _by_group(self, x: Tensor) -> Tensor:
+        """(M, n·C, ...) to (M·n, C, L)."""
+        return x.reshape(len(x) * self._m.groups, x.shape[1] // self._m.groups, -1)
+
     def weight_gradients(self) -> Tensor:
-        self._columns = F.unfold(self._x, *self._window)
-        return summed_products(self._columns, self._g, self._classes.index).view(-1, *self._m.weight.shape)
+        self._columns = self._by_group(F.unfold(self._x, *self._window))
+        found = summed_products(self._columns, self._by_group(self._g), self._classes.index, self._classes.count)
+        return found.view(self._classes.count, -1, *self._m.weight.shape[1:])
 
     def tangent(self, a: Tensor | None) -> Tensor:
         self._own = self.direction.flatten(2)[self._classes.index]
@@ -274,7 +258,7 @@ class _UnfoldedConvolution(_Convolution):
         return own if a is None else own.add_(F.conv2d(a, self._m.weight, None, *self._options))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        columns = torch.bmm(self._own.mT, self._g.flatten(2))
+        columns = torch.bmm(self._own.mT, self._by_group(self._g)).view(len(y), -1, self._columns.shape[2])
         return F.fold(columns, self._x.shape[2:], *self._window).add_(self.back(y))
 
 
@@ -324,10 +308,10 @@ def is_small(m: nn.Conv2d, x: Tensor) -> bool:
     return x.numel() * m.kernel_size[0] * m.kernel_size[1] <= UNFOLDED
 
 
-def summed_products(columns: Tensor, g: Tensor, index: Tensor) -> Tensor:
-    """Σ over a class's samples of g·columnsᵀ: from (M, C, H, W), (M, n, H·W) and sorted (M,) classes to (K, C·n)."""
-    each = torch.bmm(g.flatten(2), columns.mT).flatten(1)
-    return each.new_zeros(int(index[-1]) + 1, each.shape[1]).index_add(0, index, each)
+def summed_products(columns: Tensor, g: Tensor, index: Tensor, count: int) -> Tensor:
+    """Σ over a class's samples of g·columnsᵀ: from (M, n, L), (M, C, L) and (M,) classes below K to (K, C·n)."""
+    each = torch.bmm(g, columns.mT).flatten(1)
+    return each.new_zeros(count, each.shape[1]).index_add(0, index, each)
 
 
 def sequence_of(model: nn.Module) -> list[nn.Module]:
@@ -357,6 +341,8 @@ def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
     match module:
         case nn.Conv2d() if classes.members is not None:
             return _PaddedConvolution(module, classes)
+        case nn.Conv2d() if module.groups > 1:
+            return _UnfoldedConvolution(module, classes)
         case nn.Conv2d():
             return (_UnfoldedConvolution if is_small(module, x) else _Convolution)(module, classes)
         case nn.Linear():
@@ -368,4 +354,4 @@ def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
         case HalvingPool():
             return _Pool(module)
         case _:
-            return _Flatten()
+            return _Reshape(module)

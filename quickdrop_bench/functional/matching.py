@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from quickdrop_bench.functional.layers import Classes, is_small, is_supported, sequence_of, summed_products
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import is_small, is_supported, sequence_of, summed_products
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
 
@@ -191,5 +192,5 @@ def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes:
         window: tuple[Any, ...] = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         columns = F.unfold(x, *window)
         index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(x.device)
-        return summed_products(columns, g, index).view(-1, *shape)
+        return summed_products(columns, g.flatten(2), index, len(sizes)).view(-1, *shape)
     return torch.stack([conv2d_weight(a, shape, b, *options) for a, b in parts])

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quickdrop_bench.functional.layers import Classes, Layer, Weighted, layer_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import Layer, Weighted, layer_of
 
 EPSILON = 1e-6
 """Added to the product of the norms, as in the published code of the distance."""
 
 
 def direction(real: Tensor, synthetic: Tensor, matched: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The distance d over all rows of one weight, and ∂d/∂synthetic.
+    """The distance d over all rows of one weight, (K,) class by class, and ∂d/∂synthetic.
 
     Args:
         real: (K, ...) class-wise gradients.
@@ -37,7 +38,7 @@ def direction(real: Tensor, synthetic: Tensor, matched: Tensor | None = None) ->
     if matched is not None:
         mask = matched.view(-1, 1, 1)
         distance, gradient = distance * mask, gradient.mul_(mask)
-    return distance.sum(), gradient.view_as(synthetic)
+    return distance.sum((1, 2)), gradient.view_as(synthetic)
 
 
 @torch.no_grad()
@@ -53,14 +54,14 @@ def distance_and_image_gradient(
 
     Args:
         sequence: as :func:`~quickdrop_bench.functional.layers.is_supported`; the last layer gives logits.
-        images: (M, C, H, W) float.
-        labels: (M,) int64.
+        images: (M, C, H, W) float; of n stacked clients (M, n·C, H, W).
+        labels: (M,) int64; of stacked clients (M·n,), see :meth:`~quickdrop_bench.functional.classes.Classes.stacked`.
         classes: how the images belong to the K classes.
         targets: one (K, ...) per weight, in the order of the layers.
         matched: see :func:`direction`.
 
     Returns:
-        A scalar, and (M, C, H, W).
+        A scalar, of stacked clients (n,); and a tensor of the images' shape.
     """
     layers, logits = _forward(sequence, images, classes)
     p = logits.softmax(1)
@@ -71,7 +72,7 @@ def distance_and_image_gradient(
         layer.keep(g)
         if layer is not layers[0]:  # the images themselves are not wanted yet
             g = layer.back(g)
-    distance = images.new_zeros(())
+    distance = images.new_zeros(classes.count)
     weighted = [layer for layer in layers if isinstance(layer, Weighted)]
     for layer, target in zip(weighted, targets, strict=True):
         own, layer.direction = direction(target, layer.weight_gradients(), matched)
@@ -84,12 +85,12 @@ def distance_and_image_gradient(
     y = p * (a - (p * a).sum(1, keepdim=True))
     for layer in reversed(layers):
         y = layer.adjoint(y)
-    return distance, y
+    return classes.total(distance), y
 
 
 @torch.no_grad()
 def class_gradients(
-    sequence: Sequence[nn.Module], images: Tensor, labels: Tensor, weights: Tensor, count: int
+    sequence: Sequence[nn.Module], images: Tensor, labels: Tensor, weights: Tensor, classes: Classes
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The loss Σ_b w_b·CE_b of a padded batch, its gradients, and each class's part of the weights' gradients.
 
@@ -97,19 +98,20 @@ def class_gradients(
 
     Args:
         sequence: as for :func:`distance_and_image_gradient`.
-        images: (B, C, H, W) float32.
-        labels: (B,) int64.
-        weights: (B,) float32; zero for padding.
-        count: number of all classes.
+        images: likewise, B in the place of M.
+        labels: likewise.
+        weights: (B,) float32, of stacked clients (B·n,); zero for padding.
+        classes: how the images belong to the K classes.
 
     Returns:
-        A scalar; the gradients of the layers' parameters, in order; and one (count, ...) tensor per weight, whose sum
-        over the classes is the weight's gradient.
+        A scalar, of stacked clients (n,); the gradients of the layers' parameters, in order, weights of stacked clients
+        as (n, ...); and one (K, ...) tensor per weight, whose sum over a client's classes is the weight's gradient.
     """
-    layers, logits = _forward(sequence, images, Classes.padded(labels, weights, count))
+    layers, logits = _forward(sequence, images, classes)
     logarithms = logits.log_softmax(1)
-    loss = -(weights * logarithms.gather(1, labels[:, None]).squeeze(1)).sum()
-    truth = (labels[:, None] == torch.arange(count, device=labels.device)).to(logits)
+    losses = -(weights * logarithms.gather(1, labels[:, None]).squeeze(1))
+    loss = losses.view(-1, classes.clients).sum(0).squeeze(0)
+    truth = (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(logits)
     g = (logarithms.exp() - truth) * weights[:, None]
     found: list[list[Tensor]] = []
     parts = []
@@ -118,7 +120,7 @@ def class_gradients(
         own = layer.own_gradients(g)
         if isinstance(layer, Weighted):
             parts.append(layer.weight_gradients())
-            own = [parts[-1].sum(0), *own]
+            own = [classes.total(parts[-1]), *own]
         found.append(own)
         if layer is not layers[0]:
             g = layer.back(g)

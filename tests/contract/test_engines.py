@@ -1,4 +1,4 @@
-"""Every method's stages by the static engine against the reference loop."""
+"""Every method's stages by the static engine and by the one that stacks clients, against the reference loop."""
 
 from __future__ import annotations
 
@@ -44,24 +44,26 @@ def test_every_stage_is_the_same(
 ) -> None:
     context = make_context(make_federation(faults=faults), toy_clients, level)
     method = tiny(name)
-    expected = stages(method, context)
-    found = stages(method, replace(context, federation=make_federation(faults=faults, static=True)))
-    for a, b in zip(found, expected, strict=True):
-        assert max(far_apart(a.state, b.state, context.state).values()) < 1e-4
-        assert replace(a.cost, seconds=0) == replace(b.cost, seconds=0)
+    expected = stages(method, replace(context, federation=make_federation(faults=faults, static=False)))
+    for static in (True, None):
+        found = stages(method, replace(context, federation=make_federation(faults=faults, static=static)))
+        for a, b in zip(found, expected, strict=True):
+            assert max(far_apart(a.state, b.state, context.state).values()) < 1e-4
+            assert replace(a.cost, seconds=0) == replace(b.cost, seconds=0)
 
 
 @pytest.mark.parametrize("model", ["convnet", "lenet5"])
 def test_training_with_distillation_is_the_same(
     model: str, make_federation: Make, toy_clients: dict[int, LabelledSet]
 ) -> None:
-    federations = [make_federation(static=static, architecture=SMALL[model]) for static in (False, True)]
-    contexts = [make_context(federation, toy_clients) for federation in federations]
-    start = contexts[0].federation.fresh_state(1, "init")
-    assert max(far_apart(contexts[1].state, contexts[0].state, start).values()) < 1e-5
-    for client in toy_clients:
-        reference, own = (c.clients[client].synthetic for c in contexts)
-        assert reference is not None
-        assert own is not None
-        torch.testing.assert_close(own.images, reference.images, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(own.velocity, reference.velocity, rtol=1e-4, atol=1e-5)
+    federations = [make_federation(static=static, architecture=SMALL[model]) for static in (False, True, None)]
+    expected, *others = [make_context(federation, toy_clients) for federation in federations]
+    start = expected.federation.fresh_state(1, "init")
+    for found in others:
+        assert max(far_apart(found.state, expected.state, start).values()) < 1e-5
+        for client in toy_clients:
+            reference, own = (c.clients[client].synthetic for c in (expected, found))
+            assert reference is not None
+            assert own is not None
+            torch.testing.assert_close(own.images, reference.images, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(own.velocity, reference.velocity, rtol=1e-4, atol=1e-5)

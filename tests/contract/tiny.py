@@ -71,7 +71,9 @@ def trained_once(
 ) -> tuple[State, Sets]:
     """Train, or take over what was trained before; either way the updates are recorded here."""
     rows = {i: d.rows.tolist() for i, d in clients.items()}  # of the same 45 images
-    key = repr((federation.faults, federation.model, type(federation._engine), scale, rows, train))
+    key = repr(
+        (federation.faults, federation.model, type(federation._engine), federation._stacked is None, scale, rows, train)
+    )
     if key not in _trained:
         synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()}
         recorder = UpdateRecorder(Path("updates"), train.rounds, every=1)

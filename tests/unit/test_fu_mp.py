@@ -159,7 +159,7 @@ def test_masks_hold_channels_that_would_grow_again(norm: str, make_federation: M
     With ReLU they do behind norm ``layer`` only, whose statistics hand a gradient to all channels. The hold ends
     with recovery: the same phase run plainly lets them grow.
     """
-    federation = make_federation(norm=norm)
+    federation = make_federation(norm=norm, static=False)
     context = trained(federation, toy_clients)
     for position in (2, 6):
         federation.model.module.features[position] = torch.nn.GELU()

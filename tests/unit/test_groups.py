@@ -74,7 +74,7 @@ def test_every_group_has_images_of_its_own(toy_clients: Clients) -> None:
 
 
 def test_one_group_is_quickdrop_bit_for_bit(make_federation: Make, toy_clients: Clients) -> None:
-    plain, own = distilled(make_federation(), toy_clients, 3)
+    plain, own = distilled(make_federation(static=False), toy_clients, 3)
     state, grouped = distilled(make_federation(), toy_clients, 3, groups_of(toy_clients, 1))
     assert equal(state, plain)
     for i, one in own.items():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from quickdrop_bench.functional import layers
-from quickdrop_bench.functional.layers import Classes, is_supported, sequence_of
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layers import is_supported, sequence_of
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
 from quickdrop_bench.models.convnet import NORMS, ConvNet
@@ -76,7 +77,9 @@ def test_first_order_of_a_padded_batch(architecture: ConvNet, channels: int, siz
     images[-2:] = images[:2]
     weights = SHARES.clone()
     weights[-2:] = 0
-    loss, found, parts = class_gradients(sequence_of(model), images, OF_EACH, weights, 7)
+    loss, found, parts = class_gradients(
+        sequence_of(model), images, OF_EACH, weights, Classes.padded(OF_EACH, weights, 7)
+    )
     losses = nn.functional.cross_entropy(model(images), OF_EACH, reduction="none") * weights
     of_class = [
         torch.autograd.grad(losses[c == OF_EACH].sum(), list(model.parameters()), retain_graph=True) for c in LABELS

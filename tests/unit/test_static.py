@@ -1,7 +1,8 @@
-"""The engine for GPUs, run on a CPU, against the reference loop."""
+"""The engine for GPUs, run on a CPU, and the one that stacks clients, against the reference loop."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,16 +14,30 @@ from torch import nn
 
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
+from quickdrop_bench.federation import stacked
+from quickdrop_bench.federation.faults import Faults
 from quickdrop_bench.federation.federation import Federation
+from quickdrop_bench.federation.local import LocalWork
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
 from quickdrop_bench.federation.static import StaticEngine, is_possible
+from quickdrop_bench.functional.aggregation import difference, norm
 from quickdrop_bench.models import Model
 from tests.small_models import CONVNETS, SMALL
 
 CLASSES = 5
 SETTINGS = Distillation(1, 0.1, 0.5, 4)
 TRAIN = Phase("fl-training", rounds=2, local_steps=4, batch_size=16, lr=0.05)
+ENGINES = {"static": True, "stacked": None}
+"""What chooses each; False is the reference."""
+
+both_engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture(autouse=True)
+def any_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are stacked, whatever their images."""
+    monkeypatch.setattr(stacked, "SMALL", math.inf)
 
 
 def images_of(labels: list[int], size: int = 8) -> LabelledSet:
@@ -36,24 +51,34 @@ def ran(
     clients: dict[int, LabelledSet],
     phase: Phase,
     *,
-    static: bool,
+    static: bool | None,
     distillation: Distillation = SETTINGS,
+    faults: Faults | None = None,
+    masks: dict[str, torch.Tensor] | None = None,
     scale: float = 4,
     distil: bool = True,
     model: Model | None = None,
 ) -> tuple[PhaseResult, dict[int, SyntheticSet]]:
     torch.manual_seed(0)
     net = (model or SMALL["convnet"]).build(1, clients[0].images.shape[-1], CLASSES)
-    federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, static=static)
-    assert isinstance(federation._engine, StaticEngine) == static
+    federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, faults, static=static)
+    assert (isinstance(federation._engine, StaticEngine), federation._stacked is not None) == (
+        static is True,
+        static is None,
+    )
     starts = {i: initial_synthetic_set(d, scale, torch.Generator().manual_seed(1)) for i, d in clients.items()}
     synthetic = {i: replace(s, images=s.images.clone()) for i, s in starts.items()} if distil else {}
-    result = federation.run(federation.fresh_state(1, "init"), clients, phase, 1, synthetic=synthetic)
+    with federation.held_at_zero(masks or {}):
+        result = federation.run(federation.fresh_state(1, "init"), clients, phase, 1, synthetic=synthetic)
     return result, synthetic
 
 
-def check_same(clients: dict[int, LabelledSet], phase: Phase, **options: object) -> None:
-    (expected, theirs), (found, ours) = (ran(clients, phase, static=static, **options) for static in (False, True))  # type: ignore[arg-type]
+def check_same(clients: dict[int, LabelledSet], phase: Phase, engine: str, **options: object) -> None:
+    (expected, theirs), (found, ours) = (
+        ran(clients, phase, static=static, **options)  # type: ignore[arg-type]
+        for static in (False, ENGINES[engine])
+    )
+    assert norm(difference(found.state, expected.state)) < 1e-5 * norm(expected.state)
     for name, value in expected.state.items():
         torch.testing.assert_close(found.state[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert replace(found.cost, seconds=0, distillation_seconds=0) == replace(
@@ -64,9 +89,9 @@ def check_same(clients: dict[int, LabelledSet], phase: Phase, **options: object)
         torch.testing.assert_close(ours[i].velocity, own.velocity, rtol=1e-4, atol=1e-5)
 
 
-def check_ragged(clients: list[list[int]], image_steps: int, scale: float) -> None:
+def check_ragged(clients: list[list[int]], image_steps: int, scale: float, engine: str) -> None:
     data = {i: images_of(labels) for i, labels in enumerate(clients)}
-    check_same(data, TRAIN, distillation=replace(SETTINGS, image_steps=image_steps), scale=scale)
+    check_same(data, TRAIN, engine, distillation=replace(SETTINGS, image_steps=image_steps), scale=scale)
 
 
 RAGGED = [
@@ -76,40 +101,85 @@ RAGGED = [
 ]
 
 
+@both_engines
 @pytest.mark.parametrize(("clients", "image_steps", "scale"), RAGGED)
 def test_ragged_clients_with_missing_and_fixed_classes(
-    clients: list[list[int]], image_steps: int, scale: float
+    clients: list[list[int]], image_steps: int, scale: float, engine: str
 ) -> None:
-    check_ragged(clients, image_steps, scale)
+    check_ragged(clients, image_steps, scale, engine)
 
 
 @pytest.mark.long
 @settings(max_examples=50, deadline=None)
 @given(
-    clients=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=40), min_size=1, max_size=3),
+    clients=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=40), min_size=1, max_size=7),
     image_steps=st.integers(0, 2),
     scale=st.sampled_from([1.0, 3.0, 100.0]),
+    engine=st.sampled_from(list(ENGINES)),
 )
-def test_any_ragged_clients(clients: list[list[int]], image_steps: int, scale: float) -> None:
-    check_ragged(clients, image_steps, scale)
+def test_any_ragged_clients(clients: list[list[int]], image_steps: int, scale: float, engine: str) -> None:
+    check_ragged(clients, image_steps, scale, engine)
 
 
+@both_engines
 @pytest.mark.parametrize("model", [*CONVNETS.values(), SMALL["lenet5"]], ids=str)
-def test_every_normalisation_and_kernels_with_other_paddings(model: Model) -> None:
-    check_same({0: images_of([0, 1, 1, 2, 4] * 6, size=28)}, TRAIN, model=model)
+def test_every_normalisation_and_kernels_with_other_paddings(model: Model, engine: str) -> None:
+    check_same({i: images_of([0, 1, 1, 2, 4] * (6 - i), size=28) for i in range(2)}, TRAIN, engine, model=model)
 
 
-def test_a_stopping_rule_ends_the_steps_at_the_same_batch() -> None:
+@both_engines
+def test_a_stopping_rule_ends_the_steps_at_the_same_batch(engine: str) -> None:
     """Losses of 2 to 3 stop some clients early and others not at all."""
     clients = {i: images_of([i, i, 3] * (4 + 9 * i)) for i in range(3)}
     phase = replace(TRAIN, rounds=1, local_steps=12, lr=0.3, ascend=True, stop_loss=2.5)
-    check_same(clients, phase, distil=False)
+    check_same(clients, phase, engine, distil=False)
     whole = sum(min(len(d), 16) * 12 for d in clients.values())
-    assert ran(clients, phase, static=True, distil=False)[0].cost.sample_gradients < whole
+    assert ran(clients, phase, static=ENGINES[engine], distil=False)[0].cost.sample_gradients < whole
 
 
-def test_passes_longer_than_a_portion() -> None:
-    check_same({0: images_of([0, 1, 2] * 20)}, replace(TRAIN, rounds=1, local_epochs=20, lr=0.01))
+@both_engines
+def test_passes_longer_than_a_portion(engine: str) -> None:
+    clients = {0: images_of([0, 1, 2] * 20), 1: images_of([3, 1] * 31), 2: images_of([4, 0] * 30)}
+    check_same(clients, replace(TRAIN, rounds=1, local_epochs=20, lr=0.01), engine)
+
+
+@both_engines
+def test_weights_that_are_held_at_zero(engine: str) -> None:
+    masks = {"features.4.weight": torch.tensor([1.0, 0, 0, 1]).view(-1, 1, 1, 1), "classifier.bias": torch.zeros(5)}
+    clients = {i: images_of([0, 1, 2, 3, 4] * (i + 2)) for i in range(4)}
+    for distil in (False, True):
+        check_same(clients, TRAIN, engine, distil=distil, masks=masks)
+
+
+@both_engines
+@pytest.mark.parametrize("distil", [False, True])
+def test_clients_that_fail(engine: str, distil: bool) -> None:
+    clients = {i: images_of([0, 1, 2, 3, 4] * (i + 2)) for i in range(8)}
+    faults = Faults(dropout_rate=0.2, straggler_rate=0.2, corrupt_rate=0.3)
+    check_same(clients, replace(TRAIN, rounds=4), engine, faults=faults, distil=distil)
+
+
+def test_a_client_that_diverges_spoils_no_other() -> None:
+    clients = {i: images_of([0, 1, 2, 3, 4] * (i + 2)) for i in range(4)}
+    clients[2] = replace(clients[2], images=clients[2].images * float("inf"))
+    check_same(clients, TRAIN, "stacked", faults=Faults(corrupt_rate=0.001), distil=False)
+
+
+def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like sizes together, equally many steps, never more than five; large batches, soft labels alone."""
+    monkeypatch.setattr(stacked, "SMALL", 16 * 64)
+    engine = stacked.StackedEngine(SMALL["convnet"].build(1, 8, CLASSES), SETTINGS)
+
+    def stacks(sizes: list[int], phase: Phase = TRAIN, side: int = 8) -> list[list[int]]:
+        data = [images_of([0] * size, side) for size in sizes]
+        none = torch.Generator()
+        return engine.stacks({i: LocalWork(d, phase, none, {}, None, none) for i, d in enumerate(data)})
+
+    assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 5], [0, 2, 4]]
+    assert stacks([3] * 5) == [[0, 1, 2, 3, 4]]
+    assert stacks([3, 17, 40, 16], replace(TRAIN, local_epochs=2)) == [[0, 3], [1], [2]]
+    assert stacks([3, 17, 4, 16], replace(TRAIN, batch_size=17)) == [[0, 2, 3], [1]]
+    assert stacks([3, 3], side=28) == [[0], [1]]
 
 
 def test_a_plan_pads_and_sorts() -> None:
