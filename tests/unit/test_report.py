@@ -293,7 +293,7 @@ def test_a_folder_that_vanishes_meanwhile_is_passed_over(
         return scan(path)
 
     monkeypatch.setattr("os.scandir", vanish)
-    assert all(found.rows.empty for found in find(tmp_path / "results", ()))
+    assert all(found.rows.empty for found in find(tmp_path / "results"))
     assert not gone.exists()
 
 
