@@ -152,6 +152,10 @@ def test_what_to_take_is_in_the_rows() -> None:
     touched = rows[(rows.metric == "touched_share") & (rows.method == "quickdrop")].groupby("changes").value.mean()
     assert "touches about {:.0f} training images".format(round(touched[""], -2)) in said
     assert f"{touched['groups 16']:.0f} when trained" in said
+    auc = pd.read_csv(ROOT / f"{digits}shadows/table.csv").set_index("method").auc
+    text = "{none:.3f} before, {retrain-or:.3f} after retraining, {sga-or:.3f} after SGA-Or"
+    assert f"{text.format(**auc)} with {fewer(f'{digits}table9')['sga-or']:.0f} times fewer" in said
+    assert f"{auc['quickdrop']:.3f} after QuickDrop" in said
 
 
 def test_what_was_found_at_the_papers_scale_is_in_the_rows() -> None:
