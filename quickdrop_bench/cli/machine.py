@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Sequence
@@ -63,12 +64,20 @@ def make_fabric(
         raise BadInput("--devices", devices, f"the processes cannot be launched: {error}") from error
     if several and is_first():
         end_when_interrupted()
+    if several and fabric.device.type == "cpu":
+        atexit.register(_leave)
     if fabric.device.type == "cuda":
         # The host only plans, on some thousand numbers; threads that wait for each other make that 4 times slower.
         torch.set_num_threads(1)
     if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
         _warn_of_slow_bfloat16()
     return fabric
+
+
+def _leave() -> None:
+    """End Gloo's threads before Python itself ends, which they may abort otherwise."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_device(args: Namespace) -> None:
