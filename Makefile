@@ -14,7 +14,7 @@ PINNED = $(GPU)$(filter-out quick,$(PRESET))$(filter 1,$(CORES))$(findstring --j
 SPREAD = $(if $(PINNED),,--devices 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep paper results shadows report speed
+.PHONY: help install run sweep paper results shadows leaderboard report speed
 .PHONY: test test-slow test-long check format clean
 
 help: ## show this help
