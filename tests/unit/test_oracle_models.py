@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,15 @@ from tests.unit.conftest import session_of, small_experiment
 NAMES = ("retrain-or", "retrain-again", "none")
 
 
+ITSELF = {
+    **{f"{part}_set_{name}": best for part in "fr" for name, best in (("agreement", 1), ("js", 0))},
+    **{f"{part}_set_activation_distance": 0 for part in "fr"},
+    **dict.fromkeys(("layer_distance", "layer_distance_mean", "worst_client_drop"), 0),
+    **dict.fromkeys(("tug_of_war", "weight_cosine"), 1),
+}
+"""What metrics that compare with the oracle say of the oracle."""
+
+
 def values(rows: RowFile, metric: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in json_lines(rows.path):
@@ -39,11 +49,14 @@ def session(tmp_path: Path) -> Session:
 def test_another_retraining_is_near_the_oracle_and_none_is_itself(session: Session, tmp_path: Path) -> None:
     rows = RowFile(tmp_path / "rows.jsonl")
     assert measure(session, rows, NAMES)
-    distance, agreeing = values(rows, "layer_distance"), values(rows, "tug_of_war")
-    assert distance["retrain-or"] == [0, 0]
-    assert agreeing["retrain-or"] == [1, 1]
+    for metric, best in ITSELF.items():
+        found = values(rows, metric)
+        assert found["retrain-or"] == pytest.approx([best, best], abs=1e-6), metric
+        assert all(map(math.isfinite, found["retrain-again"])), metric
+        assert any(value != pytest.approx(best, abs=1e-6) for value in found["retrain-again"]), metric
+    distance, near = values(rows, "layer_distance"), values(rows, "tug_of_war")
     assert all(value > 0 for value in distance["retrain-again"])
-    assert all(0 <= value <= 1 for value in agreeing["retrain-again"])
+    assert all(again > untouched for again, untouched in zip(near["retrain-again"], near["none"], strict=True))
     assert "original" not in distance
     files = sorted((tmp_path / "artifacts").glob("*/oracles/*.safetensors"))
     assert files == sorted(session.oracle_path(1, step) for step in (0, 1))
