@@ -61,9 +61,9 @@ def _answer(argv: Sequence[str]) -> int:
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    except (ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+    except (ArithmeticError, OSError, MemoryError, RuntimeError, ImportError) as error:
         said = exhausted(error)
-        if not said and isinstance(error, RuntimeError):
+        if not said and isinstance(error, RuntimeError | ImportError):
             raise
         print(f"{PROGRAM}: {said or error}", file=sys.stderr)
         return 1

@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 EXHAUSTED = {
     "Too many open files": "too many files are open; allow more, as with ulimit -n 1024",
     **dict.fromkeys(
-        ("allocate memory", "out of memory", "bad_alloc"),
+        # What the linker says of a library, and oneDNN of a kernel, for which no address space is left, stands last.
+        ("allocate memory", "out of memory", "bad_alloc", "failed to map segment", "could not create a primitive"),
         "there is not enough memory; use a smaller model, batch or data set",
     ),
 }
@@ -63,7 +64,7 @@ def exhausted(error: BaseException) -> str:
     """What the machine has no more of, for a sentence; nothing if an error is about something else."""
     if isinstance(error, MemoryError):
         return EXHAUSTED["out of memory"]
-    told = str(error) if isinstance(error, RuntimeError | OSError) else ""
+    told = str(error) if isinstance(error, RuntimeError | OSError | ImportError) else ""
     return next((sentence for text, sentence in EXHAUSTED.items() if text in told), "")
 
 

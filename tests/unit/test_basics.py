@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quickdrop_bench.cli.main import main
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.registry import Registry
@@ -170,3 +171,25 @@ def test_what_a_killed_writer_of_rows_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     RowFile(tmp_path / "rows.jsonl").check_writable()
     assert {path.name for path in tmp_path.iterdir()} <= {"mine.tmp.txt", "rows.jsonl", ".rows.lock"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_said_wherever_it_shows(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: object) -> int:
+        raise error
+
+    monkeypatch.setattr("quickdrop_bench.cli.main._run", run)
+    assert main(["methods"]) == 1
+    assert capsys.readouterr().err.startswith("quickdrop-bench: there is not enough memory")
+    error = ImportError("no such library")
+    with pytest.raises(ImportError):
+        main(["methods"])
