@@ -1,20 +1,55 @@
-"""Copies of the federation that serves requests."""
+"""Federations: one made up, and copies of the one that serves requests."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from lightning.fabric import Fabric
 
+from quickdrop_bench.core.cost import Cost
+from quickdrop_bench.core.seeding import generator
+from quickdrop_bench.data.labelled import DataInfo, LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.store.artifacts import ClientArtifacts, TrainedFederation
 from tests.served import CLASS_3, CLASS_9, NAME, Measured, measure_all, served
+
+
+def artifacts_of(data: LabelledSet) -> ClientArtifacts:
+    start = initial_synthetic_set(data, 4, generator(0))
+    synthetic = replace(start, images=start.images + 1)
+    few = data.subset(torch.arange(min(3, len(data))))
+    return ClientArtifacts(data.rows, start.as_labelled(), start.origin, concatenate(few), few.rows, synthetic)
+
+
+@pytest.fixture
+def trained(toy_clients: dict[int, LabelledSet]) -> TrainedFederation:
+    clients = {i: artifacts_of(data) for i, data in toy_clients.items()}
+    clients[3] = replace(artifacts_of(toy_clients[0].subset(torch.empty(0, dtype=torch.int64))), synthetic=None)
+    history = pd.DataFrame(
+        {
+            "round": [1, 2],
+            "loss": [0.5, 0.25],
+            "matching_distance": [1.0, 0.5],
+            "participants": [3, 3],
+            "seconds": [0.5, 1.5],
+            "distillation_seconds": [0.25, 0.5],
+            "class_0_accuracy": [float("nan"), 0.5],
+        }
+    )
+    data = DataInfo("toy", (1, 8, 8), ("a", "b", "c"), (0.5,), (0.25,), 45, 9)
+    cost = Cost(seconds=1.5, rounds=2)
+    return TrainedFederation({"w": torch.randn(3)}, clients, history, cost, {"alpha": 0.1}, "a CPU", data, "32-true")
 
 
 def small_experiment(artefact: str, *names: str) -> Experiment:
