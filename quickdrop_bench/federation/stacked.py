@@ -44,6 +44,7 @@ class StackedEngine:
         self._layers, self._settings = sequence_of(model), settings
         self._classes = classes_of(self._layers)
         self._models: dict[int, nn.Sequential] = {}
+        self._warm: set[tuple[int, int]] = set()
 
     def stacks(self, works: Mapping[int, LocalWork]) -> list[list[int]]:
         """Who is trained with whom, by client; one whose steps are not small is alone.
@@ -77,8 +78,10 @@ class StackedEngine:
         """
         n, phase = len(works), works[0].phase
         losses, made, going = [], [], torch.ones(n, dtype=torch.bool)
+        model = self._model(n, before)
+        self._warm_up(model, works)
         with clock.running():
-            model, plans = self._model(n, before), self._plans(works)
+            plans = self._plans(works)
             plan = _together(plans)
             matching = None
             if self._settings is not None and plan.picks.shape[1]:
@@ -108,6 +111,15 @@ class StackedEngine:
         for name, p in self._by_client(n, self._models[n].parameters()).items():
             p.copy_(state[name])
         return self._models[n]
+
+    def _warm_up(self, model: nn.Sequential, works: Sequence[LocalWork]) -> None:
+        """One uncounted pass for each shape of a batch, so that kernels are chosen outside the clock."""
+        n, width = len(works), max(map(_batch, works))
+        if (n, width) not in self._warm:
+            self._warm.add((n, width))
+            images = torch.cat([work.data.images[:1] for work in works], 1).expand(width, -1, -1, -1)
+            labels = torch.zeros(width * n, dtype=torch.int64)
+            _gradients(model, images, labels, torch.zeros(width * n), n)
 
     def _by_client(self, n: int, tensors: Iterable[Tensor]) -> State:
         """Views of (n, ...), by name, from parameters of a stack or their gradients."""

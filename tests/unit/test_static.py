@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from lightning.fabric import Fabric
 from torch import nn
 
+from quickdrop_bench.core.cost import Clock
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
 from quickdrop_bench.federation import stacked
@@ -180,6 +184,34 @@ def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stacks([3, 17, 40, 16], replace(TRAIN, local_epochs=2)) == [[0, 3], [1], [2]]
     assert stacks([3, 17, 4, 16], replace(TRAIN, batch_size=17)) == [[0, 2, 3], [1]]
     assert stacks([3, 3], side=28) == [[0], [1]]
+
+
+def test_a_stack_is_built_and_warm_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[bool] = []
+    passes: list[bool] = []
+    running, build, step = Clock.running, stacked.side_by_side, stacked._gradients
+
+    @contextmanager
+    def watched(clock: Clock) -> Iterator[None]:
+        timed.append(True)
+        with running(clock):
+            yield
+        timed.pop()
+
+    def built(*args: Any) -> nn.Sequential:
+        assert not timed
+        return build(*args)
+
+    def passed(*args: Any) -> Any:
+        passes.append(bool(timed))
+        return step(*args)
+
+    monkeypatch.setattr(Clock, "running", watched)
+    monkeypatch.setattr(stacked, "side_by_side", built)
+    monkeypatch.setattr(stacked, "_gradients", passed)
+    clients = {i: images_of([0, 1, 2, 3, 4]) for i in range(3)}
+    ran(clients, replace(TRAIN, rounds=2, local_steps=2), static=None, distil=False)
+    assert passes == [False, True, True, True, True]
 
 
 def test_a_plan_pads_and_sorts() -> None:
