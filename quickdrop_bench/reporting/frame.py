@@ -263,14 +263,14 @@ class Setting:
         return {seed for shared in found for seed in shared.index[shared > 0]}
 
     def remembered(self, method: str) -> Cell:
-        """How far a method is from having forgotten, in fractions from 0 on; no seeds without an oracle.
+        """How far a method is from having forgotten, as a fraction; no seeds without an oracle.
 
-        That is the distance of its F-Set accuracy to the oracle's, or, where the F-Set has a backdoor, by how much more
-        often than the oracle it falls for the trigger.
+        That is the distance of its mean F-Set accuracy to the oracle's, or, where the F-Set has a backdoor, by how much
+        more often than the oracle it falls for the trigger, below 0 where less often.
         """
         attack = self.cell(method, "total", "attack_success_gap")
         if attack.seeds:
-            return replace(attack, mean=max(attack.mean, 0.0))
+            return attack
         gap = self.cell(method, "total", "f_set_gap")
         return replace(gap, mean=abs(gap.mean))
 
