@@ -18,7 +18,7 @@ POINTS = {"percent": 100.0, "points": 100.0, "percentage": 1.0}
 """Factor to percentage points of the kinds of number that have a difference rather than a ratio."""
 
 LEGEND = (
-    f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
+    f"{EMPTY}: no such number or stage, a request that the method cannot serve, or a failed run; blank cells: not run"
 )
 COLLAPSE = (
     f"{COLLAPSED}: collapsed in at least one run: no better on the retained classes than one answer for every image, "
