@@ -9,7 +9,7 @@ import pandas as pd
 
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Column, exhibit, exhibits
-from quickdrop_bench.reporting.figures.tradeoff import decided, forgets
+from quickdrop_bench.reporting.forgetting import decided, forgets
 from quickdrop_bench.reporting.frame import SETTING, Setting, derive, latest, read_rows, settings_in, without_training
 from quickdrop_bench.reporting.names import ORACLE, method_title, registered, setting_name
 from quickdrop_bench.reporting.tables.shape import EMPTY

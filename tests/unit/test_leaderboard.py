@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from quickdrop_bench.reporting.figures.tradeoff import decided, forgets, front
+from quickdrop_bench.reporting.figures.tradeoff import front
+from quickdrop_bench.reporting.forgetting import decided, forgets
 from quickdrop_bench.reporting.frame import Setting
 from tests.golden import common
 

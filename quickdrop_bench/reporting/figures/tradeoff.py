@@ -17,19 +17,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.points import measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles, rows_of_panels, say
+from quickdrop_bench.reporting.forgetting import NEAR, decided, forgets, judged_by
 from quickdrop_bench.reporting.frame import Setting, derive
-from quickdrop_bench.reporting.names import ORACLE, method_title, registered
+from quickdrop_bench.reporting.names import ORACLE, method_title
 
 Point = tuple[float, float, float, float]
 """Sample-gradients; gap in percentage points; both ends of its interval."""
 
 COUNT = Column("", "", "", "", "count")
-NEAR = 0.01
-"""Distance to the oracle, as a fraction, up to which a method has forgotten."""
-
-ROUNDED = 9
-"""Digits behind the point that count: 0.95 - 0.94 is 0.01."""
-
 UNDECIDED = "?"
 """Behind the names of methods of which the seeds do not decide whether they have."""
 
@@ -71,28 +66,13 @@ def _label(setting: Setting) -> str:
 
 def _legend(settings: Sequence[Setting]) -> list[Line2D]:
     mark: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
-    backdoor = any((setting.rows["metric"] == "attack_success_gap").any() for setting in settings)
-    what = "attack success" if backdoor else "F-Set"
+    what = judged_by(settings)
     return [
         Line2D([], [], **mark, label=f"{what} within {100 * NEAR:g} point of {method_title(ORACLE)}'s (mean)"),
         Line2D([], [], **mark, markerfacecolor="white", label=f"{what} farther from it"),
         Line2D([], [], linestyle="none", label=f"{UNDECIDED}: not decided, 95% interval on both sides or none"),
         Line2D([], [], color=GREY, linewidth=1, label="best at its cost (Pareto front)"),
     ]
-
-
-def forgets(setting: Setting, method: str) -> bool:
-    """Whether a method has forgotten as the oracle has: the mean of :meth:`Setting.remembered` is :data:`NEAR` at most.
-
-    How much it varies over seeds does not matter, see :func:`decided`.
-    """
-    return round(setting.remembered(method).mean, ROUNDED) <= NEAR
-
-
-def decided(setting: Setting, method: str) -> bool:
-    """Whether the 95% interval of that mean lies on one side of :data:`NEAR`; of one seed, but for the oracle, not."""
-    low, high = (round(end, ROUNDED) for end in setting.remembered(method).interval())
-    return registered(method) == ORACLE or high <= NEAR or low > NEAR
 
 
 def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:

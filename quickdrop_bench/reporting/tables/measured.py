@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_tr
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, method_title, registered
 from quickdrop_bench.reporting.published import beside, published_dataset, read_published
 from quickdrop_bench.reporting.tables import texts
+from quickdrop_bench.reporting.tables.best import best, note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import cell_of
 
@@ -50,12 +51,14 @@ class Section:
     def table(self, *, alike: bool = False) -> Table:
         """Every column of the exhibit, the paper's numbers beside ours; with ``alike`` beside the same data alone."""
         columns, methods = self.exhibit.columns, [method for method, _ in self.lines]
-        lines = [self._line(method, settings, alike) for method, settings in self.lines]
+        bold = {setting: best(setting, methods, columns) for setting in self.settings}
+        lines = [self._line(method, settings, bold, alike) for method, settings in self.lines]
         shown = {entry.text for line in lines for entry in line.entries}
         facts = texts.facts(self.settings)
         notes = [
             *facts,
             texts.COLLAPSE if any(texts.COLLAPSED in text for text in (*shown, *facts)) else "",
+            note(self.settings) if any(entry.best for line in lines for entry in line.entries) else "",
             texts.RATIOS if any(column.kind == "ratio" for column in columns) else "",
             texts.shared_note(self.settings, methods, columns) if any(texts.SHARED in text for text in shown) else "",
             texts.LEGEND if shown & {"", EMPTY} else "",
@@ -71,11 +74,21 @@ class Section:
             for column in columns
         ]
 
-    def _line(self, method: str, settings: Sequence[Setting], alike: bool) -> Line:
+    def _line(
+        self,
+        method: str,
+        settings: Sequence[Setting],
+        bold: Mapping[Setting, Mapping[Column, Collection[str]]],
+        alike: bool,
+    ) -> Line:
         title = settings[0].label if self.exhibit.per == "dataset" else method_title(method)
         return Line(
             title,
-            [_entry(setting, method, column, alike) for setting in settings for column in self.exhibit.columns],
+            [
+                replace(_entry(setting, method, column, alike), best=method in bold[setting][column])
+                for setting in settings
+                for column in self.exhibit.columns
+            ],
             _marks(method, settings),
             "; ".join(dict.fromkeys(s.published.name for s in settings if s.published.alike or not alike)),
             labels(method, settings),
