@@ -62,6 +62,19 @@ def test_settings_are_blocks_of_their_own() -> None:
     assert "over 1 seed (1)" in second.table().footnote
 
 
+def test_a_setting_changed_again_has_lines_of_what_was_run_alone() -> None:
+    """The first block shows what was not run; those that differ in a setting name it below."""
+    usual = runs({"retrain-or": [0.9], "sga-or": [0.8]})
+    first, second, other = tables_of(
+        *usual, *runs({"retrain-or": [0.1], "quickdrop": [0.2]}, **SHORT), *runs({"quickdrop": [0.2]}, clients=5)
+    )
+    assert {"QuickDrop (not run)", "FedEraser (not run)", "S2U"} < texts(first.table()).keys()
+    assert [line.title for line in second.table().lines] == ["Retrain-Or", "QuickDrop"]
+    assert "Not run: FedEraser, SGA-Or, FU-MP, Random subset (control)." in second.table().footnote
+    assert "Not run: " not in first.table().footnote
+    assert "SGA-Or (not run)" in texts(other.table())
+
+
 def test_settings_that_bear_one_name_show_their_hash() -> None:
     one, two = tables_of(*runs({"quickdrop": [0.9]}), *runs({"quickdrop": [0.1]}, first=2, setting="ccc"))
     assert (one.heading[-14:], two.heading[-14:]) == (", with setting aaa"[-14:], ", with setting ccc"[-14:])

@@ -16,6 +16,7 @@ from quickdrop_bench.reporting.tables.texts import (
     COLLAPSED,
     cell_of,
     facts,
+    not_run,
     papers_left_out,
     shared_note,
     sign,
@@ -100,7 +101,7 @@ def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str], *, bo
         note([setting]) if bold else "",
         shared_note([setting], there, [SECONDS]) if any(sign(setting, m, c) for m, c in times) else "",
         f"{COLLAPSED}: collapsed in at least one run" if any(setting.count(m, "collapsed") for m in there) else "",
-        f"not run: {', '.join(absent)}" if absent else "",
+        not_run(absent),
         f"cannot serve such a request: {', '.join(unable)}" if unable else "",
         papers_left_out([setting]),
     ]

@@ -37,11 +37,13 @@ class Section:
         exhibit: which.
         heading: what the settings share; may be empty.
         lines: methods, each with the settings of its line from left to right.
+        again: whether one before it differs in ``changes`` alone: what was not run need not be shown once more.
     """
 
     exhibit: Exhibit
     heading: str
     lines: Sequence[tuple[str, tuple[Setting, ...]]]
+    again: bool = False
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -53,6 +55,8 @@ class Section:
         columns, methods = self.exhibit.columns, [method for method, _ in self.lines]
         bold = {setting: best(setting, methods, columns) for setting in self.settings}
         lines = [self._line(method, settings, bold, alike) for method, settings in self.lines]
+        absent = [line.title for line in lines if self.again and line.idle and line.marks]
+        lines = [line for line in lines if not (self.again and line.idle)]
         shown = {entry.text for line in lines for entry in line.entries}
         facts = texts.facts(self.settings)
         notes = [
@@ -62,6 +66,7 @@ class Section:
             texts.RATIOS if any(column.kind == "ratio" for column in columns) else "",
             texts.shared_note(self.settings, methods, columns) if any(texts.SHARED in text for text in shown) else "",
             texts.LEGEND if shown & {"", EMPTY} else "",
+            texts.not_run(absent),
             texts.papers_left_out(self.settings) if alike else "",
         ]
         corner = "Data set" if self.exhibit.per == "dataset" else "Method"
@@ -128,11 +133,15 @@ def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
     rows = without_training(rows)
     # Other data have another hash, though nothing else differs.
     varied = {exhibit.beside, "setting"} if exhibit.beside == "dataset" else {exhibit.beside}
-    found = []
+    found: list[Section] = []
+    seen = set()
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         settings = _side_by_side(exhibit, group, published)
         lines = [(method, settings) for method in _methods(group, exhibit)]
-        found.append(Section(exhibit, names.setting_name(settings[0].in_words, (exhibit.beside,)), lines))
+        own = settings[0].in_words
+        heading, usual = (names.setting_name(own | more, (exhibit.beside,)) for more in ({}, {"changes": ""}))
+        found.append(Section(exhibit, heading, lines, again=usual in seen))
+        seen.add(usual)
     return found
 
 

@@ -130,6 +130,11 @@ def papers_left_out(settings: Sequence[Setting]) -> str:
     return f"the paper's numbers are of {'; '.join(names)}, other data, and stand in table.md" if names else ""
 
 
+def not_run(titles: Sequence[str]) -> str:
+    """Methods that have no line, without full stop; empty if there are none."""
+    return f"not run: {', '.join(titles)}" if titles else ""
+
+
 def _each(settings: Sequence[Setting], sentence: str, fact: Callable[[Setting], str]) -> str:
     """A sentence about every setting, said once where it is the same; empty if there is nothing to say."""
     found = [(setting.label, fact(setting)) for setting in settings]
