@@ -36,7 +36,7 @@ class Method(Protocol):
     """
 
     title: ClassVar[str]
-    """How tables and figures call it; a control's ends with ``(control)``, and no table calls it best."""
+    """How tables and figures call it."""
     color: ClassVar[str]
     """Of its lines and bars, as #RRGGBB."""
     order: ClassVar[int]

@@ -24,7 +24,7 @@ def registered(method: str) -> str:
 
 
 def is_control(method: str) -> bool:
-    """Whether a method is there to be compared with, which its registered title says."""
+    """Whether a method is there to be compared with: then its registered title ends with ``(control)``."""
     return method_title(registered(method)).endswith("(control)")
 
 
