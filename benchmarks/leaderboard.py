@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Column, exhibit, exhibits
 from quickdrop_bench.reporting.forgetting import decided, forgets
 from quickdrop_bench.reporting.frame import SETTING, Setting, derive, latest, read_rows, settings_in, without_training
-from quickdrop_bench.reporting.names import ORACLE, method_title, registered, setting_name
+from quickdrop_bench.reporting.names import ORACLE, is_control, method_title, registered, setting_name
 from quickdrop_bench.reporting.tables.shape import EMPTY
 from quickdrop_bench.reporting.tables.texts import paired, signed_text
 
@@ -38,7 +39,8 @@ gap to retraining is at most one point, however much the gap varies from seed to
 where the mean's 95% interval reaches to both sides of that limit, or where one seed gives none. Among those that
 forget, the higher R-Set's gap to retraining, the better. Gaps are in percentage points, paired by seed, with their 95%
 interval. Sample-gradients: a forward pass counts a third. Where a client has a backdoor, the success of the attack
-takes the F-Set's place, and those that leave the backdoor at work stand in the order of what they leave of it.
+takes the F-Set's place, and those that leave the backdoor at work stand in the order of what they leave of it. The
+oracle and controls have no place.
 [How a method gets its line](../CONTRIBUTING.md#a-line-on-the-leaderboard).
 """
 
@@ -79,7 +81,8 @@ def ranking(setting: Setting) -> list[tuple[str, str]]:
     backdoor = any(setting.cell(m, "total", "attack_success_gap").seeds for m in methods)
     left = {m: setting.remembered(m).mean if backdoor and not forgets(setting, m) else 0.0 for m in methods}
     order = sorted(methods, key=lambda m: (not forgets(setting, m), left[m], gap[m] != gap[m], -gap[m]))
-    ranked = [(str(k) if forgets(setting, m) else "–", m) for k, m in enumerate(order, 1)]
+    places = count(1)
+    ranked = [("" if is_control(m) else str(next(places)) if forgets(setting, m) else "–", m) for m in order]
     return [*(("", m) for m in setting.methods() if registered(m) == ORACLE), *ranked]
 
 

@@ -48,12 +48,12 @@ def test_those_that_forget_stand_first_and_then_the_nearest_to_the_oracle(
     write(tmp_path / "reference/a/table2", rows("quickdrop", artefact="table2"))
     write(tmp_path / "quick/table7", rows("retrain-or", day=3), rows("pga", r_set=0.1, day=3))  # not committed
     (setting,) = leaderboard.measured(tmp_path)
-    assert leaderboard.ranking(setting) == [("", "retrain-or"), ("1", "pga"), ("2", "quickdrop"), ("–", "none")]
+    assert leaderboard.ranking(setting) == [("", "retrain-or"), ("1", "pga"), ("2", "quickdrop"), ("", "none")]
     page = leaderboard.page(tmp_path)
     assert "|  | Retrain-Or | — | — | — |" in page
     assert "| 1 | PGA | yes | +0.00 [+0.00, +0.00] | -2.00 [-2.00, -2.00] | 20 | 50.0×" in page
     assert "| 2 | QuickDrop | not decided | +0.50 | -5.00 | 10 | 100.0×" in page
-    assert "| – | Original model (control) | no | +90.00 [+90.00, +90.00] |" in page
+    assert "|  | Original model (control) | no | +90.00 [+90.00, +90.00] |" in page
     assert next(line for line in page.splitlines() if "QuickDrop" in line).endswith("| one |")
     assert "commit abc; version 1; device a CPU, 2 threads." in page
 
@@ -69,7 +69,7 @@ def test_a_backdoor_counts_in_the_place_of_the_f_set(leaderboard: SimpleNamespac
 
     write(tmp_path / "reference/a", *map(table_10, ("none", "quickdrop", "pga", "retrain-or")))
     (setting,) = leaderboard.measured(tmp_path)
-    order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("–", "none")]  # R-Set would have "none" first
+    order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("", "none")]  # R-Set would have "none" first
     assert leaderboard.ranking(setting) == order
     page = leaderboard.page(tmp_path)
     assert "| Method | Forgets | Attack success − oracle | F-Set − oracle |" in page
