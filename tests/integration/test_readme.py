@@ -137,7 +137,7 @@ def test_what_to_take_is_in_the_rows() -> None:
     for method, found, text, d in (
         ("pga", classes, "`pga` | {:.1f} (MNIST), {:.1f} (digits) | {:.{d}f} and {:.{d}f} times fewer", 0),
         ("random-subset", classes, "`random-subset` | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times fewer", 0),
-        ("quickdrop", classes, "`quickdrop` (training takes twice as long) | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times", 0),
+        ("quickdrop", classes, "(training takes twice as long) | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times", 0),
         ("federaser", poisoned, "`federaser` | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times fewer", 1),
     ):
         numbers = [gap[method] for gap, _ in found] + [times[method] for _, times in found]
