@@ -178,8 +178,8 @@ def test_the_finding_is_what_the_rows_say(seeds: tuple[int, ...], ends: bool, ve
     (section,) = measured_sections(exhibit("table2"), common.frame(rows))
     assert finding(section.settings[0]) == (
         f"QuickDrop's R-Set is 5.0 points{' [-5.0, -5.0]' * ends} below Retrain-Or's, at 1/20 of its sample-gradients; "
-        f"the F-Set falls from 90.0% to 0.0%. Its R-Set is 1.0 points{' [+1.0, +1.0]' * ends} above that of its control, a "
-        f"random subset of real images: {verdict}."
+        f"the F-Set falls from 90.0% to 0.0%. Its R-Set is 1.0 points{' [+1.0, +1.0]' * ends} above that of its "
+        f"control, a random subset of real images: {verdict}."
     )
 
 
