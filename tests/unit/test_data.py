@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.datasets import DATASETS, dataset_label, fingerprint, load_dataset
+from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.data.sources.imagefolder import cache_dir, load_folder
@@ -97,13 +97,6 @@ def test_missing_data_without_network(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "svhn"):
         with pytest.raises(BadInput, match=r"^--data-dir .*not there and could not be downloaded"):
             load_dataset(name, tmp_path / name)
-
-
-def test_unknown_data_set_and_needless_size(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"--dataset mnits: did you mean mnist\?"):
-        _ = DATASETS["mnits"]
-    with pytest.raises(BadInput, match=r"--image-size 16: digits images keep their size; only imagefolder"):
-        fingerprint("digits", tmp_path, 16)
 
 
 # Image folders ----------------------------------------------------------------------------------------------
