@@ -238,6 +238,9 @@ SINGLE: dict[str, tuple[str, list[str], str]] = {
     "a pipe of samples": ("unlearn", ["--samples", "pipe"], "--samples pipe: a number, or a file that lists"),
     "endless samples": ("unlearn", ["--samples", "/dev/zero"], "--samples /dev/zero: a number, or a file that lists"),
     "samples in a folder": ("unlearn", ["--samples", "pics"], "--samples pics: a number, or a file that lists"),
+    "no α when all is measured again": ("table", ["--force", "--alpha", "0"], "--alpha 0"),
+    "no class when all is measured again": ("table", ["--force", "--class", "77"], "--class 77"),
+    "no device when all is measured again": ("table", ["--force", "--accelerator", "cuda"], "--accelerator cuda"),
     "a dashboard of nobody": ("dashboard", ["--wandb-entity", ""], "--wandb-entity"),
     "long data set": ("distribution", ["--dataset", LONG], "--dataset"),
     "long results folder of a report": ("report", ["--results-dir", LONG], "--results-dir"),
@@ -249,7 +252,10 @@ SINGLE: dict[str, tuple[str, list[str], str]] = {
 
 
 @pytest.mark.parametrize(("command", "argv", "named"), cases(SINGLE))
-def test_single_cases_are_refused(at_home: Path, command: str, argv: list[str], named: str) -> None:
+def test_single_cases_are_refused(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, command: str, argv: list[str], named: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     os.mkfifo("pipe")
     try:
         with bounded_memory(2**28):
