@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.data.datasets import dataset_label, fingerprint, load_dataset
+from quickdrop_bench.data.datasets import DATASETS, dataset_label, fingerprint, load_dataset
 from quickdrop_bench.data.labelled import LabelledSet, concatenate
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, retain_part
 from quickdrop_bench.data.sources.imagefolder import cache_dir, load_folder
