@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,9 @@ from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.serving.checks import check, check_form, check_stages, method_name
-from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
+from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, settle
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
-from quickdrop_bench.serving.versions import Versions
+from quickdrop_bench.serving.versions import Versions, hidden_name
 from quickdrop_bench.store import artifacts
 
 SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
@@ -317,7 +318,8 @@ class TrainedRun:
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
-            self.versions.settle(self.current)
+            with writing("RUN", self.folder):
+                settle(self.folder, self.log)  # the command that served last may have been killed before
             parent = self._version(from_version, "--from-version")
             gone = self.forgotten(parent)
             check(self.deployment, action, request, method, gone, absent, self.data_dir)
@@ -361,15 +363,15 @@ class TrainedRun:
     ) -> Entry:
         """Make a model the current version: its file first, then the log that names it."""
         after = self._evaluated(state, *sets) if self.data else None
-        entry = replace(entry, after=after, sha256=self.versions.save(entry.version, state, entry.metadata))
         try:
+            entry = replace(entry, after=after, sha256=self.versions.save(entry.version, state, entry.metadata))
             with writing("RUN", self.folder):
-                write_log(self.folder, [*self.log, entry])
-        except BadInput:
-            self.versions.waiting(entry.version).unlink(missing_ok=True)
+                settle(self.folder, [*self.log, entry])
+        except Exception:
+            with suppress(OSError):
+                hidden_name(self.folder, entry.version).unlink()  # it would count
             raise
         self.log.append(entry)
-        self.versions.settle(entry.version)
         return entry
 
     def _context(

@@ -123,10 +123,14 @@ def as_format_3(manifest: dict[str, Any]) -> None:
     manifest["format"] = 3
 
 
+@pytest.mark.parametrize("said", [{}, {"written_by": "quickdrop-bench 0.1.0"}], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("served", [False, True])
-def test_an_older_format_is_not_called_damaged(trained: TrainedFederation, tmp_path: Path, *, served: bool) -> None:
+def test_an_older_format_is_not_called_damaged(
+    trained: TrainedFederation, tmp_path: Path, said: dict[str, str], *, served: bool
+) -> None:
+    """That version 0.1.0 wrote it, which this one is, would be no way back."""
     save(trained, tmp_path)
-    with_manifest(tmp_path, as_format_3)
+    with_manifest(tmp_path, lambda manifest: (as_format_3(manifest), manifest.update(said)))
     if served:
         (tmp_path / "versions").mkdir()
     with pytest.raises(BadInput) as caught:
@@ -382,11 +386,9 @@ def test_saving_follows_no_link(trained: TrainedFederation, tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_bad_input(trained: TrainedFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors import SafetensorError
-
     def full(*args: object, **options: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quickdrop_bench.store.states.save_file", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(BadInput, match="No space left"):
         save(trained, tmp_path / "run")

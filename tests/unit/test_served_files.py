@@ -24,13 +24,13 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.serving import TrainedRun, export
 from quickdrop_bench.store.schema import FORMAT
 from tests.conftest import TINY, Run
-from tests.damage import few_files, largest_file, seal
+from tests.damage import GONE, few_files, largest_file, seal
 from tests.served import CLASS_3, CLASS_9, CLIENT_0, NAME, contents, refused, sentence, served, versions
 
 
 def test_an_interrupted_command_continues_as_it_says(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        break_at(patched, "quickdrop_bench.store.states.save_file", 2, KeyboardInterrupt())
+        break_at(patched, "pathlib.Path.write_bytes", 2, KeyboardInterrupt())
         code, _, err = run("unlearn", NAME, "--class", "9,3")
     assert code == 130
     assert TrainedRun(folder).current == 1
@@ -214,7 +214,7 @@ def test_a_version_that_is_no_model_of_the_run_is_refused(
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 WRITE_STEPS = {
-    "save_file": ("quickdrop_bench.store.states.save_file", 1),
+    "write_bytes": ("pathlib.Path.write_bytes", 1),
     "fsync": ("os.fsync", 2),
     "replace": ("pathlib.Path.replace", 2),
     "write_text": ("pathlib.Path.write_text", 1),
@@ -297,15 +297,40 @@ def test_a_folder_that_cannot_be_written_is_refused_and_read(folder: Path, run: 
     assert run("show", NAME)[0] == run("evaluate", NAME)[0] == 0
 
 
-def test_a_model_that_nothing_names_does_no_harm(folder: Path) -> None:
-    run = served(folder, CLASS_9)
-    (folder / "versions/.0002.new.safetensors").write_bytes(b"from a process that was killed")
-    for name in (".0002.99.tmp.safetensors", ".tmpA1b2C3"):
-        (folder / "versions" / name).write_bytes(b"half of a model")
-    assert TrainedRun(folder).current == 1
-    run.unlearn(CLASS_3)
-    assert {path.name for path in (folder / "versions").iterdir()} == {"0001.safetensors", "0002.safetensors"}
-    assert TrainedRun(folder).state(2).keys() == run.state(0).keys()
+@pytest.mark.parametrize("argv", [["unlearn", "--class", "3"], ["relearn", "--class", "9"], ["show", "--recover-log"]])
+def test_what_killed_writers_left_in_a_run_is_swept_by_who_writes_there_next(
+    folder: Path, run: Run, argv: list[str]
+) -> None:
+    """Exports, logs, models and pictures, but no file of a writer that is at work, nor of the user."""
+    before = served(folder, CLASS_9).state(0)
+    left = [".model-0001.{}.tmp.pt", ".requests.{}.tmp.jsonl", "versions/.0002.{}.tmp.safetensors", "oracles/.a.{}.tmp"]
+    paths = [folder / name.format(GONE) for name in left] + [folder / ".tmpA1b2C3", folder / "versions/.tmpA1b2C3"]
+    kept = [folder / name.format(os.getppid()) for name in left] + [folder / ".mine.tmp.txt", folder / "my.99.tmp.txt"]
+    (folder / "oracles").mkdir(exist_ok=True)
+    for path in paths + kept:
+        path.write_bytes(b"half of a model")
+    assert run("evaluate", NAME)[0] == 0
+    assert all(path.exists() for path in paths + kept)
+    assert run(argv[0], NAME, *argv[1:])[0] == 0
+    assert not any(path.exists() for path in paths)
+    assert all(path.exists() for path in kept)
+    assert TrainedRun(folder).state().keys() == before.keys()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torchscript"])
+def test_an_export_has_no_temporary_file_but_one_that_says_who_writes_it(folder: Path, form: str) -> None:
+    run, seen = TrainedRun(folder), set()
+    real = Path.write_bytes
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        seen.update(other.name for other in folder.iterdir() if ".tmp" in other.name)
+        seen.add(path.name)
+        return real(path, content)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write_bytes)
+        export(run, folder / "model-0000.x", form)
+    assert seen == {f".model-0000.{os.getpid()}.tmp.x"}
 
 
 OPENING = {
