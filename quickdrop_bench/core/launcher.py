@@ -107,7 +107,7 @@ def _check_srun() -> None:
         while process not in (0, task):
             process = int(Path(f"/proc/{process}/status").read_text().partition("\nPPid:")[2].split()[0])
     if not task or process != task:
-        raise _leftover(SRUN[0], f"process {task} is none that this one comes from")
+        raise _leftover(SRUN[0], f"the task that it started was process {task}, from which this one does not come")
 
 
 def _whole(sign: str, name: str) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -23,7 +24,7 @@ from quickdrop_bench.evaluation.metric import METRICS, SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.outcome import checked_stages
-from quickdrop_bench.harness.presets import preset_values, presets
+from quickdrop_bench.harness.presets import SECTIONS, preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_forgotten, total_cost
 from quickdrop_bench.harness.training import build_federation, build_model
@@ -34,9 +35,6 @@ from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, set
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions, hidden_name
 from quickdrop_bench.store import artifacts
-
-SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
-"""Sections of the presets whose settings of methods suit a level of requests."""
 
 
 def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
@@ -207,10 +205,21 @@ class TrainedRun:
         return str(name)
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
-        """A method with the preset's settings for a level of requests."""
-        values, section = preset_values(self.preset, self.spec.dataset, SECTIONS[level]), name.replace("-", "_")
-        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
-        return METHODS[name](**own)
+        """A method with the :meth:`settings` for a level of requests."""
+        return METHODS[name](**_part(self.settings(level), name.replace("-", "_")))
+
+    def settings(self, level: str) -> dict[str, Any]:
+        """Those of methods, e.g. ``quickdrop.unlearn_lr``, for a level of requests, as the preset had them in training.
+
+        Raises:
+            BadInput: methods cannot use them, or it is a federation from before they were kept, and of no known preset.
+        """
+        own = _part(self.trained.spec, SECTIONS[level])
+        try:
+            _ = [METHODS[name](**_part(own, name.replace("-", "_"))) for name in METHODS]
+        except (TypeError, ValueError) as error:
+            raise BadInput("RUN", self.folder, f"no request is served with what config.yaml sets ({error})") from error
+        return own or preset_values(self.preset, self.spec.dataset, SECTIONS[level])
 
     def samples(
         self,
@@ -391,6 +400,11 @@ class TrainedRun:
         if not 0 <= version <= self.current:
             raise BadInput(option, version, f"between 0 (as trained) and {self.current}")
         return version
+
+
+def _part(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The values of a section, by their names in it."""
+    return {key.removeprefix(f"{section}."): v for key, v in values.items() if key.startswith(f"{section}.")}
 
 
 def _on_cpu(precision: str) -> Fabric:
