@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
 
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Column, exhibit, exhibits
-from quickdrop_bench.reporting.figures.tradeoff import forgets
+from quickdrop_bench.reporting.forgetting import decided, forgets
 from quickdrop_bench.reporting.frame import SETTING, Setting, derive, latest, read_rows, settings_in, without_training
-from quickdrop_bench.reporting.names import ORACLE, method_title, registered, setting_name
+from quickdrop_bench.reporting.names import ORACLE, is_control, method_title, registered, setting_name
+from quickdrop_bench.reporting.tables.shape import EMPTY
 from quickdrop_bench.reporting.tables.texts import paired, signed_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,11 +34,13 @@ COLUMNS = (
 )
 INTRODUCTION = """# Leaderboard
 
-Written by `make leaderboard` from the rows in this folder. Methods that forget come first: their F-Set accuracy is
-within one point of retraining's, plus a standard error over seeds of one point at most. Among them, the higher R-Set's
-gap to retraining, the better. Gaps are in percentage points, paired by seed, with their 95% interval; with one seed
-there is none. Sample-gradients: a forward pass counts a third. Where a client has a backdoor, the success of the attack
-takes the F-Set's place, and those that leave the backdoor at work stand in the order of what they leave of it.
+Written by `make leaderboard` from the rows in this folder. Methods that forget come first: the mean of their F-Set's
+gap to retraining is at most one point, however much the gap varies from seed to seed. *Forgets* says "not decided"
+where the mean's 95% interval reaches to both sides of that limit, or where one seed gives none. Among those that
+forget, the higher R-Set's gap to retraining, the better. Gaps are in percentage points, paired by seed, with their 95%
+interval. Sample-gradients: a forward pass counts a third. Where a client has a backdoor, the success of the attack
+takes the F-Set's place, and those that leave the backdoor at work stand in the order of what they leave of it. The
+oracle and controls have no place.
 [How a method gets its line](../CONTRIBUTING.md#a-line-on-the-leaderboard).
 """
 
@@ -77,7 +81,8 @@ def ranking(setting: Setting) -> list[tuple[str, str]]:
     backdoor = any(setting.cell(m, "total", "attack_success_gap").seeds for m in methods)
     left = {m: setting.remembered(m).mean if backdoor and not forgets(setting, m) else 0.0 for m in methods}
     order = sorted(methods, key=lambda m: (not forgets(setting, m), left[m], gap[m] != gap[m], -gap[m]))
-    ranked = [(str(k) if forgets(setting, m) else "–", m) for k, m in enumerate(order, 1)]
+    places = count(1)
+    ranked = [("" if is_control(m) else str(next(places)) if forgets(setting, m) else "–", m) for m in order]
     return [*(("", m) for m in setting.methods() if registered(m) == ORACLE), *ranked]
 
 
@@ -87,14 +92,21 @@ def block(setting: Setting) -> str:
     names = ", ".join(setting.rows["artefact"].dropna().unique())
     heading = f"## {setting.rows['preset'].iloc[0]}, {names}: {setting_name(setting.in_words)}"
     columns = [c for c in COLUMNS if any(setting.cell(m, c.stage, c.metric).seeds for m in setting.methods())]
-    lines = [["", "Method", *(column.header for column in columns), "Seeds"]]
-    lines += [["--:", "---", *(["--:"] * len(columns)), "--:"]]
+    lines = [["", "Method", "Forgets", *(column.header for column in columns), "Seeds"]]
+    lines += [["--:", "---", "---", *(["--:"] * len(columns)), "--:"]]
     for place, method in ranking(setting):
         values = [(paired if c.kind == "points" else signed_text)(setting, method, c) for c in columns]
         own = len(setting.seeds(method))
-        lines.append([place, method_title(method), *values, "one" if own == 1 else str(own)])
+        lines.append([place, method_title(method), _verdict(setting, method), *values, "one" if own == 1 else str(own)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([heading + f" ({seeds} seed{'s'[: seeds != 1]})", table, "; ".join(_sources(setting)) + "."])
+
+
+def _verdict(setting: Setting, method: str) -> str:
+    """Whether the seeds decide that a method forgets; a dash for the oracle."""
+    if registered(method) == ORACLE:
+        return EMPTY
+    return ("yes" if forgets(setting, method) else "no") if decided(setting, method) else "not decided"
 
 
 def _sources(setting: Setting) -> Iterator[str]:

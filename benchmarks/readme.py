@@ -40,7 +40,7 @@ def main() -> None:
         if figure := tradeoff.tradeoff(
             setting,
             shown(),
-            f"{what}, 95% intervals; hollow: not on every seed; grey line: best at its cost",
+            f"{what}, 95% intervals; hollow: not forgotten; ?: not decided; grey: best at its cost",
         ):
             save_picture(figure, ROOT / SOURCE / "front")
 

@@ -57,8 +57,12 @@ IMAGES, REQUEST = 50_000, UnlearningRequest("class", (9,))
 
 
 def measured_lines(name: str, folder: str, protocol: str) -> Iterable[str]:
-    """A line per setting: medians over seeds of our time, and of the seeds' ratios of time and sample-gradients."""
-    frame = named(latest(frame_of(RowFile(RESULTS / folder / "rows.jsonl").rows)))
+    """A line per setting: medians over seeds of our time, and of the seeds' ratios of time and sample-gradients.
+
+    Methods have the preset's values.
+    """
+    frame = latest(frame_of(RowFile(RESULTS / folder / "rows.jsonl").rows))
+    frame = named(frame[frame["method_changes"] == ""])
     frame = frame[(frame["stage"] == "total") & (frame["protocol"] == protocol)]
     for _, part in frame.groupby(SETTING, sort=False):
         seconds, gradients = (

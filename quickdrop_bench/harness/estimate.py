@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from lightning.fabric import Fabric
 
 from quickdrop_bench.core.seeding import generator
+from quickdrop_bench.data.datasets import load_dataset
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import initial_synthetic_set
 from quickdrop_bench.harness.callbacks import TRAINING
@@ -17,6 +19,7 @@ from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment
 from quickdrop_bench.harness.lacking import is_measured
 from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows, training_phase
+from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.store import artifacts
 from quickdrop_bench.store.rows import RowFile
 
@@ -24,7 +27,7 @@ Part = tuple[str, str, str]
 """A training or a request: hash of the federation, ``fl-training`` or the method, and the requests up to it."""
 
 OTHERS = 0.1
-"""What a method other than the oracle is taken to cost, as a share of a training without distillation."""
+"""What a method other than the oracle is taken to cost, as a share of what the oracle costs."""
 
 PROBE_STEPS = 3
 
@@ -122,14 +125,30 @@ def plan(
 def _steps(e: Experiment, seed: int, missing: Sequence[str], done: int | None) -> dict[Part, float]:
     """Local steps for what is missing on a federation that was fine-tuned up to ``done``; None is not trained."""
     spec, folder = e.federation, e.federation_hash(seed)
-    training = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5)) * spec.local_steps
+    visits = spec.rounds * max(1, math.floor(spec.participation * spec.clients + 0.5))
     matching = max(spec.fine_tune - (done or 0), 0) * spec.fine_tune_steps * spec.clients
-    found = {(folder, TRAINING, ""): matching + (training if done is None else 0.0)}
+    found = {(folder, TRAINING, ""): matching + (visits * spec.local_steps if done is None else 0.0)}
+    retraining = visits * _steps_by_the_letter(e)
     shares = {ORIGINAL: 0.0, ORACLE: 1.0}
     for method in missing:
         for step in range(len(e.requests)):
-            found[folder, method, e.identity(step)["request"]] = shares.get(method, OTHERS) * training
+            found[folder, method, e.identity(step)["request"]] = shares.get(method, OTHERS) * retraining
     return {part: steps for part, steps in found.items() if steps}
+
+
+def _steps_by_the_letter(e: Experiment) -> int:
+    """A client's local steps in a round of retraining, with passes over an equal share of the images."""
+    spec = e.federation
+    phase = by_the_letter(training_phase(spec), e.rules.protocol)
+    if phase.local_epochs is None:
+        return phase.local_steps
+    return phase.steps(_images(spec.dataset, e.data_dir, spec.image_size) // spec.clients)
+
+
+@cache
+def _images(dataset: str, data_dir: Path, image_size: int | None) -> int:
+    """How many images there are to train on."""
+    return len(load_dataset(dataset, data_dir, image_size).train)
 
 
 def _seconds(steps: Mapping[Part, float], plain: float, distilling: float) -> float:

@@ -14,6 +14,7 @@ from scipy.stats import t
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS
+from quickdrop_bench.methods.registry import SMALL_SETS
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, registered, request_name
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, Published
 from quickdrop_bench.store.rows import KEY, is_row, read_lines
@@ -44,6 +45,9 @@ COUNTED = (
     *("f_set_accuracy", "r_set_accuracy", "attack_success", "storage_server_bytes", "storage_client_bytes"),
 )
 """Metrics of a whole request from which others follow."""
+
+OF_SMALL_SETS = "touched_share"
+"""Every run has it, but of methods without small sets it says nothing."""
 
 NONE = pd.Series(dtype=float)
 
@@ -127,8 +131,16 @@ def without_training(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["stage"] != TRAINING) | (rows["method"] == ORIGINAL)]
 
 
+def has_small_sets(method: str) -> bool:
+    """Whether a method works on the clients' small sets, whose size the scale decides."""
+    own = registered(method)
+    return own in METHODS and bool(METHODS[own].needs & SMALL_SETS)
+
+
 def derive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Name methods, and add what follows, each against another's run of the same setting, seed and device.
+    """Name methods, leave out what says nothing of them, and add what follows, each against another's run.
+
+    Both runs are of one setting, seed and device.
 
     Returns:
         The rows and, at stage ``total``, the metrics ``storage_bytes`` (server's + clients'), ``gradients`` (first-
@@ -141,6 +153,7 @@ def derive(rows: pd.DataFrame) -> pd.DataFrame:
     total = rows[(rows["stage"] == "total") & (rows["method"] != ORIGINAL)] if len(rows) else rows
     if total.empty:
         return rows
+    rows = rows[(rows["metric"] != OF_SMALL_SETS) | rows["method"].map(has_small_sets)]
     place = [*SETTING, "seed", "device"]  # seconds of two devices have no ratio
     runs = total.pivot_table(index=[*place, "method"], columns="metric", values="value", aggfunc="last").reset_index()
     own = runs["method"].map(registered)
@@ -263,14 +276,14 @@ class Setting:
         return {seed for shared in found for seed in shared.index[shared > 0]}
 
     def remembered(self, method: str) -> Cell:
-        """How far a method is from having forgotten, in fractions from 0 on; no seeds without an oracle.
+        """How far a method is from having forgotten, as a fraction; no seeds without an oracle.
 
-        That is the distance of its F-Set accuracy to the oracle's, or, where the F-Set has a backdoor, by how much more
-        often than the oracle it falls for the trigger.
+        That is the distance of its mean F-Set accuracy to the oracle's, or, where the F-Set has a backdoor, by how much
+        more often than the oracle it falls for the trigger, below 0 where less often.
         """
         attack = self.cell(method, "total", "attack_success_gap")
         if attack.seeds:
-            return replace(attack, mean=max(attack.mean, 0.0))
+            return attack
         gap = self.cell(method, "total", "f_set_gap")
         return replace(gap, mean=abs(gap.mean))
 

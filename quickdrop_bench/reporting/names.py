@@ -23,6 +23,11 @@ def registered(method: str) -> str:
     return method.partition(" (")[0]
 
 
+def is_control(method: str) -> bool:
+    """Whether a method is there to be compared with: then its registered title ends with ``(control)``."""
+    return method_title(registered(method)).endswith("(control)")
+
+
 def method_title(method: str, marks: Sequence[str] = ()) -> str:
     """The title that tables and figures show, with what differs from the preset, and further marks."""
     own = registered(method)

@@ -117,7 +117,7 @@ def distillation_share(folder: str, protocol: str = "preset") -> pd.Series[float
 
 
 def test_what_to_take_is_in_the_rows() -> None:
-    said = " ".join(README.split())
+    said = " ".join((README + PAGES["results/README.md"]).split())
     digits, mnist = ("results/reference/quick/", "results/reference/small/")
 
     def off(folder: str, metric: str) -> pd.Series[float]:
@@ -133,6 +133,15 @@ def test_what_to_take_is_in_the_rows() -> None:
     assert all(round(-gap["random-subset"], 1) <= 1.1 for gap, _ in classes)
     for method in ("pga", "random-subset"):
         assert "with {:.0f} and {:.0f} times fewer".format(*(times[method] for _, times in classes)) in said
+    poisoned = [(off(f"{where}table10", "r_set_accuracy"), fewer(f"{where}table10")) for where in (mnist, digits)]
+    for method, found, text, d in (
+        ("pga", classes, "`pga` | {:.1f} (MNIST), {:.1f} (digits) | {:.{d}f} and {:.{d}f} times fewer", 0),
+        ("random-subset", classes, "`random-subset` | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times fewer", 0),
+        ("quickdrop", classes, "(training takes twice as long) | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times", 0),
+        ("federaser", poisoned, "`federaser` | {:.1f} and {:.1f} | {:.{d}f} and {:.{d}f} times fewer", 1),
+    ):
+        numbers = [gap[method] for gap, _ in found] + [times[method] for _, times in found]
+        assert text.format(*numbers, d=d) in README
     clients = [off(f"{where}table8", "f_set_accuracy") for where in (mnist, digits)]
     assert "is {:.0f} points (MNIST) and {:.0f} (digits)".format(*(gap["none"] for gap in clients)) in said
     assert [round(abs(gap["mode"])) for gap in clients] == [2, 2]
@@ -144,12 +153,15 @@ def test_what_to_take_is_in_the_rows() -> None:
         "on digits, FedEraser {federaser_digits:.0f}%), {mode:.0f}% after MoDe, {sga-or:.0f}% after SGA-Or, "
         "{quickdrop:.0f}% after QuickDrop ({least:.0f} to {most:.0f}% by seed), {s2u:.0f}% after S2U"
     )
+    short = "in {none:.0f}% of attacks on MNIST before the request, in {retrain-or:.1f}% after retraining"
+    assert f"{short} and in {{federaser:.1f}}% after FedEraser (QuickDrop {{quickdrop:.0f}}%)".format(**attack) in said
     seeds = 100 * by_method(f"{mnist}table10", "attack_success")["quickdrop"]
     others = (100 * by_method(f"{digits}table10", "attack_success")).mean().add_suffix("_digits")
     assert text.format(**attack, **others, least=seeds.min(), most=seeds.max()) in said
     assert [round(attack[method]) for method in ("conda", "fedquit")] == [1, 1]
     below = [-off(f"{mnist}{table}", "r_set_accuracy")["federaser"] for table in ("table10", "table8")]
-    assert "R-Set is {:.1f} points below the oracle there, {:.1f} with 20 clients".format(*below) in said
+    text = "R-Set is {:.1f} points below the oracle there where a client planted a backdoor, {:.1f} with 20 clients"
+    assert text.format(*below) in said
     assert f"where F-Set falls {-clients[0]['federaser']:.0f} too low" in said
     stand_out = (100 * by_method(f"{mnist}table9", "f_set_advantage_mia_loss")).mean()
     assert "advantage {sga-or:.1f} points, {none:.1f} before".format(**stand_out) in said

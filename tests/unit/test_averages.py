@@ -15,6 +15,7 @@ from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.harness.exhibits import exhibit
 from quickdrop_bench.harness.experiment import changes
 from quickdrop_bench.harness.presets import paper_values
+from quickdrop_bench.methods import METHODS
 from quickdrop_bench.reporting.figures.points import panels
 from quickdrop_bench.reporting.frame import Cell, derive, latest, named
 from quickdrop_bench.reporting.published import read_published
@@ -59,6 +60,19 @@ def test_settings_are_blocks_of_their_own() -> None:
     assert texts(second.table())["QuickDrop"][gap] == "+10.00"
     assert "over 3 seeds (1, 2, 3)" in first.table().footnote
     assert "over 1 seed (1)" in second.table().footnote
+
+
+def test_a_setting_changed_again_has_lines_of_what_was_run_alone() -> None:
+    """The first block shows what was not run; those that differ in a setting name it below."""
+    usual = runs({"retrain-or": [0.9], "sga-or": [0.8]})
+    first, second, other = tables_of(
+        *usual, *runs({"retrain-or": [0.1], "quickdrop": [0.2]}, **SHORT), *runs({"quickdrop": [0.2]}, clients=5)
+    )
+    assert {"QuickDrop (not run)", "FedEraser (not run)", "S2U"} < texts(first.table()).keys()
+    assert [line.title for line in second.table().lines] == ["Retrain-Or", "QuickDrop"]
+    assert "Not run: FedEraser, SGA-Or, FU-MP, Random subset (control)." in second.table().footnote
+    assert "Not run: " not in first.table().footnote
+    assert "SGA-Or (not run)" in texts(other.table())
 
 
 def test_settings_that_bear_one_name_show_their_hash() -> None:
@@ -135,6 +149,17 @@ def test_interval_of_student() -> None:
     assert (low, high) == (pytest.approx(3 - half), pytest.approx(3 + half))
     assert Cell.of(pd.Series([1.0, 1.0])).interval() == (1.0, 1.0)
     assert all(map(math.isnan, Cell.of(pd.Series([1.0])).interval()))
+
+
+def test_how_many_images_a_request_touches_is_said_of_methods_with_small_sets_alone() -> None:
+    own = common.setting(9, request="sample-100")
+    total = common.accuracy(0.9, 0.9) | common.cost(1, 10) | {"touched_share": 500.0}
+    methods = [method for method in METHODS if "sample" in METHODS[method].levels]
+    rows = [row for method in [*methods, "quickdrop (x)"] for row in common.run(own, method, 1, {"total": total})]
+    shown = pd.read_csv(io.StringIO(render(exhibit("table9"), common.frame(rows))["table.csv"]))
+    known = shown[shown["total_touched_share_median"].notna()]
+    assert len(shown) > len(methods)
+    assert {*known["method"]} == {"quickdrop", "quickdrop (x)", "random-subset"}
 
 
 def test_differences_are_paired_by_seed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import struct
 import tracemalloc
@@ -87,6 +88,45 @@ def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data = load_dataset("svhn", tmp_path)
     assert data.image_shape == (3, 32, 32)
     assert data.train.own_labels()[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "train", "test", "labels"),
+    [
+        ("cifar10", "cifar-10-batches-py", [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "labels"),
+        ("cifar100", "cifar-100-python", ["train"], "test", "fine_labels"),
+    ],
+)
+def test_cifar_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, train: list[str], test: str, labels: str
+) -> None:
+    """An image is a line: its red, its green and its blue pixels; CIFAR-100 has coarse labels beside the fine ones."""
+    from torchvision.datasets import cifar
+
+    classes = int(name.removeprefix("cifar"))
+    pixels = np.random.default_rng(0).integers(0, 256, (classes * len(train), 3, 32, 32)).astype(np.uint8)
+    (tmp_path / folder).mkdir()
+    for file, part in zip([*train, test], [*np.split(pixels, len(train)), pixels[:classes]], strict=True):
+        lines = {
+            "data": part.reshape(len(part), -1),
+            labels: [*range(len(part))][::-1],
+            "coarse_labels": [0] * len(part),
+        }
+        (tmp_path / folder / file).write_bytes(pickle.dumps(lines))
+    meta = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}[name]
+    (tmp_path / folder / meta[0]).write_bytes(pickle.dumps({meta[1]: [*DATASETS[name].classes]}))
+    # torchvision looks for files with the sums of the real ones
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
+    data = load_dataset(name, tmp_path)
+    assert (data.image_shape, len(data.class_names)) == ((3, 32, 32), classes)
+    assert data.train.own_labels().tolist() == [*range(classes)][::-1] * len(train)
+    source = DATASETS[name]
+    mean, std = (np.reshape(each, (3, 1, 1)) for each in (source.mean, source.std))
+    np.testing.assert_allclose(data.train.images.numpy(), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert torch.equal(data.test.images, data.train.images[:classes])
+    (tmp_path / folder / test).write_bytes(b"")
+    with pytest.raises(BadInput, match=r"--data-dir .*files there cannot be read \(EOFError\)"):
+        load_dataset(name, tmp_path)
 
 
 def test_missing_data_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

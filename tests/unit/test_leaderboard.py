@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from quickdrop_bench.reporting.figures.tradeoff import forgets, front
+from quickdrop_bench.reporting.figures.tradeoff import front
+from quickdrop_bench.reporting.forgetting import decided, forgets
+from quickdrop_bench.reporting.frame import Setting
 from tests.golden import common
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,10 +48,12 @@ def test_those_that_forget_stand_first_and_then_the_nearest_to_the_oracle(
     write(tmp_path / "reference/a/table2", rows("quickdrop", artefact="table2"))
     write(tmp_path / "quick/table7", rows("retrain-or", day=3), rows("pga", r_set=0.1, day=3))  # not committed
     (setting,) = leaderboard.measured(tmp_path)
-    assert leaderboard.ranking(setting) == [("", "retrain-or"), ("1", "pga"), ("2", "quickdrop"), ("–", "none")]
+    assert leaderboard.ranking(setting) == [("", "retrain-or"), ("1", "pga"), ("2", "quickdrop"), ("", "none")]
     page = leaderboard.page(tmp_path)
-    assert "| 1 | PGA | +0.00 [+0.00, +0.00] | -2.00 [-2.00, -2.00] | 20 | 50.0×" in page
-    assert "| 2 | QuickDrop | +0.50 | -5.00 | 10 | 100.0×" in page
+    assert "|  | Retrain-Or | — | — | — |" in page
+    assert "| 1 | PGA | yes | +0.00 [+0.00, +0.00] | -2.00 [-2.00, -2.00] | 20 | 50.0×" in page
+    assert "| 2 | QuickDrop | not decided | +0.50 | -5.00 | 10 | 100.0×" in page
+    assert "|  | Original model (control) | no | +90.00 [+90.00, +90.00] |" in page
     assert next(line for line in page.splitlines() if "QuickDrop" in line).endswith("| one |")
     assert "commit abc; version 1; device a CPU, 2 threads." in page
 
@@ -65,11 +69,11 @@ def test_a_backdoor_counts_in_the_place_of_the_f_set(leaderboard: SimpleNamespac
 
     write(tmp_path / "reference/a", *map(table_10, ("none", "quickdrop", "pga", "retrain-or")))
     (setting,) = leaderboard.measured(tmp_path)
-    order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("–", "none")]  # R-Set would have "none" first
+    order = [("", "retrain-or"), ("1", "pga"), ("–", "quickdrop"), ("", "none")]  # R-Set would have "none" first
     assert leaderboard.ranking(setting) == order
     page = leaderboard.page(tmp_path)
-    assert "| Method | Attack success − oracle | F-Set − oracle |" in page
-    assert "| 1 | PGA | -2.00 [-2.00, -2.00] |" in page
+    assert "| Method | Forgets | Attack success − oracle | F-Set − oracle |" in page
+    assert "| 1 | PGA | yes | -2.00 [-2.00, -2.00] |" in page
 
 
 def test_the_newest_rows_of_a_method_count_with_the_oracle_beside_them(
@@ -82,18 +86,40 @@ def test_the_newest_rows_of_a_method_count_with_the_oracle_beside_them(
     assert gaps == pytest.approx({"quickdrop": -0.01, "pga": -0.02})
 
 
-def test_one_point_and_a_standard_error_are_near(leaderboard: SimpleNamespace, tmp_path: Path) -> None:
-    write(tmp_path / "reference/a", rows("retrain-or"), rows("quickdrop"), rows("none"))
-    (setting,) = leaderboard.measured(tmp_path)
-    near = [method for method in ("retrain-or", "quickdrop", "none", "pga") if forgets(setting, method)]
-    assert near == ["retrain-or", "quickdrop"]
-    spread = setting.rows.copy()
-    own = (spread["method"] == "none") & (spread["metric"] == "f_set_gap")
-    spread.loc[own, "value"] = [0.01, 0.028]  # mean 1.9, standard error 0.9 points
-    assert forgets(type(setting)(spread), "none")
-    for values in ([0.019, 0.021], [-0.2, 0.3]):  # mean 2, standard error 0.1; mean 5, standard error 25
-        spread.loc[own, "value"] = values
-        assert not forgets(type(setting)(spread), "none")
+ROW = common.setting("table7")
+GAPS = {  # of three seeds, whose mean's interval reaches 4.303 / 3 ** 0.5 = 2.484 standard deviations to both sides
+    "exactly one point": ([0.95 - 0.94] * 3, True, True),
+    "the same below": ([0.94 - 0.95] * 3, True, True),
+    "half a point, surely": ([0.004, 0.005, 0.006], True, True),
+    "half a point, perhaps more": ([0.002, 0.005, 0.008], True, False),
+    "a bit more than a point, perhaps less": ([0.012, 0.015, 0.018], False, False),
+    "noise alone": ([-0.3, 0.0, 0.36], False, False),
+    "two points, surely": ([0.019, 0.020, 0.021], False, True),
+    "two points below, surely": ([-0.019, -0.020, -0.021], False, True),
+    "one seed": ([0.0], True, False),
+    "nothing to compare with": ([], False, False),
+}
+
+
+@pytest.mark.parametrize("metric", ["f_set_gap", "attack_success_gap"])
+@pytest.mark.parametrize("name", GAPS)
+def test_a_gap_of_one_point_is_near_and_noise_only_leaves_it_undecided(name: str, metric: str) -> None:
+    gaps, near, sure = GAPS[name]
+    lines = [row for seed, gap in enumerate(gaps) for row in common.run(ROW, "pga", seed, {"total": {metric: gap}})]
+    setting = Setting(common.frame(lines))
+    below = metric == "attack_success_gap" and sum(gaps) < 0  # a trigger that works less often is no harm
+    assert forgets(setting, "pga") == (near or below)
+    assert decided(setting, "pga") == sure
+
+
+def test_a_backdoor_that_works_less_often_than_with_the_oracle_is_surely_forgotten() -> None:
+    gaps = (-0.072, -0.05, -0.028)  # the interval of the mean is -0.05 ± 0.055
+    lines = [
+        row for k, gap in enumerate(gaps) for row in common.run(ROW, "pga", k, {"total": {"attack_success_gap": gap}})
+    ]
+    setting = Setting(common.frame(lines))
+    assert forgets(setting, "pga")
+    assert decided(setting, "pga")
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -11,6 +11,7 @@ import pytest
 from quickdrop_bench.cli.grid import cells
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.federation.phase import Phase
+from quickdrop_bench.harness.estimate import plan
 from quickdrop_bench.harness.tuning import by_the_letter
 from quickdrop_bench.methods import METHODS
 from tests.asked import asked
@@ -109,3 +110,11 @@ def test_what_the_oracle_costs_in_both_letters(make_federation: Make, toy_client
     assert costs["letter-passes"].sample_gradients == 50 * 30
     # Clients keep 16, 8 and 6 images: 8 a step, but for the last, whose full batch is 6.
     assert costs["letter-steps"].sample_gradients == 50 * (8 + 8 + 6)
+
+
+@pytest.mark.parametrize(("protocol", "steps"), [("preset", 10), ("letter-steps", 50), ("letter-passes", 50 * 5)])
+def test_what_a_letter_takes_is_planned(protocol: str, steps: int, tmp_path: Path) -> None:
+    """In 30 rounds of ten clients, whose equal share of digits is 144 images, 5 batches of 32."""
+    line = ["table", "2", "--preset", "quick", "--seeds", "1,", "--methods", "retrain-or", "--protocol", protocol]
+    (cell,) = plan(list(cells("table2", parse(line))), [], tmp_path, None)
+    assert {run: n for (_, run, _), n in cell.steps.items()} == {"fl-training": 3000, "retrain-or": 300 * steps}

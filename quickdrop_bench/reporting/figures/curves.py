@@ -13,7 +13,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from quickdrop_bench.reporting.figures.points import (
     VARIED,
-    depends_on_scale,
     marks,
     measure,
     methods_in,
@@ -30,7 +29,7 @@ from quickdrop_bench.reporting.figures.style import (
     rows_of_panels,
     say,
 )
-from quickdrop_bench.reporting.frame import Setting
+from quickdrop_bench.reporting.frame import Setting, has_small_sets
 from quickdrop_bench.reporting.names import dataset_name, method_title
 from quickdrop_bench.reporting.published import Published, is_fraction
 
@@ -146,7 +145,7 @@ class Axis:
     def draw(self, points: pd.DataFrame, look: Style, label: str, line: str) -> None:
         """One line with a band of one standard deviation; a level where the method does not depend on the parameter."""
         method = str(points["method"].iloc[0]) if len(points) else ""
-        alone = self.column in VARIED and (points["runs"] > 0).sum() == 1 and not depends_on_scale(method)
+        alone = self.column in VARIED and (points["runs"] > 0).sum() == 1 and not has_small_sets(method)
         points, factor = points.dropna(subset="mean"), 100 if self.fraction else 1
         x, mean, std = self._places(points), factor * points["mean"], factor * points["std"]
         level = x.isna() | alone

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quickdrop_bench.reporting.figures.curves import LABELS, R_SET, Axis, draw_trend, trend_lines
-from quickdrop_bench.reporting.figures.points import depends_on_scale, methods_in, numbers_frame, panels
+from quickdrop_bench.reporting.figures.points import methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.figures.style import legend_below, method_styles, rows_of_panels, same_heights
-from quickdrop_bench.reporting.frame import SETTING, Setting
+from quickdrop_bench.reporting.frame import SETTING, Setting, has_small_sets
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED
 
 STAGES = {"recovery": "-", "unlearning": "--"}
@@ -37,7 +37,7 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
     for setting, (left, right) in zip(settings, axes, strict=True):
         shown = methods_in(setting, methods)
         accuracy = draw_trend(left, setting, "scale", shown, R_SET, "R-Set accuracy after recovery (%)")
-        own = [method for method in shown if depends_on_scale(method)]
+        own = [method for method in shown if has_small_sets(method)]
         seconds = numbers_frame(trend_lines(setting, "scale", own, [(stage, "seconds") for stage in STAGES]))
         time = Axis(right, seconds, "scale", setting.published)
         _draw_seconds(time, own)

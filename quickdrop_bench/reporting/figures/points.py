@@ -10,9 +10,7 @@ from typing import Any
 import pandas as pd
 
 from quickdrop_bench.harness.exhibits import Column
-from quickdrop_bench.methods import METHODS
-from quickdrop_bench.methods.registry import SMALL_SETS
-from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, named, without_training
+from quickdrop_bench.reporting.frame import SETTING, TRAINING, Cell, Setting, has_small_sets, named, without_training
 from quickdrop_bench.reporting.names import ORIGINAL, registered, setting_name
 from quickdrop_bench.reporting.published import NOTHING_PUBLISHED, beside, is_fraction
 from quickdrop_bench.reporting.tables.shape import EMPTY, Table, plain_table
@@ -24,12 +22,6 @@ VARIED = {"scale": "s", "fine_tuning": "F"}
 NUMBERS = [*SETTING, *VARIED, "method", "stage", "metric", "mean", "std", "seeds"]
 NUMBERS += ["runs", "diverged", "failed", "published"]
 """Columns of every figure's numbers; a figure may add its own."""
-
-
-def depends_on_scale(method: str) -> bool:
-    """Whether a method works on the clients' small sets, so that the columns of :data:`VARIED` matter to it."""
-    own = registered(method)
-    return own in METHODS and bool(METHODS[own].needs & SMALL_SETS)
 
 
 def panels(rows: pd.DataFrame, published: pd.DataFrame, within: Collection[str] = ()) -> list[Setting]:
@@ -58,7 +50,7 @@ def _variants(group: pd.DataFrame, columns: list[str]) -> Iterator[tuple[list[st
     parts = group.groupby(columns, dropna=False, sort=False).ngroup()
     often = parts.groupby(group["method"]).nunique()
     varied = group["method"].isin(often.index[often > 1])
-    dependent = group["method"].map(lambda method: method == ORIGINAL or depends_on_scale(method)).astype(bool)
+    dependent = group["method"].map(lambda method: method == ORIGINAL or has_small_sets(method)).astype(bool)
     if parts[dependent].nunique() > 1:  # none of them is at home in another's part
         varied |= dependent
     if not varied.any():

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.figures.points import measure, methods_in, numbers_frame, panels
 from quickdrop_bench.reporting.figures.style import GREY, label_points, method_styles, rows_of_panels, say
+from quickdrop_bench.reporting.forgetting import NEAR, decided, forgets, judged_by
 from quickdrop_bench.reporting.frame import Setting, derive
 from quickdrop_bench.reporting.names import ORACLE, method_title
 
@@ -24,8 +25,8 @@ Point = tuple[float, float, float, float]
 """Sample-gradients; gap in percentage points; both ends of its interval."""
 
 COUNT = Column("", "", "", "", "count")
-NEAR = 0.01
-"""Distance to the oracle, as a fraction, up to which a method has forgotten."""
+UNDECIDED = "?"
+"""Behind the names of methods of which the seeds do not decide whether they have."""
 
 FREE = 4.0
 """What costs nothing stands at the least cost ÷ this."""
@@ -49,7 +50,7 @@ def draw(rows: pd.DataFrame, published: pd.DataFrame, methods: Sequence[str]) ->
             say(panel, "no method beside the oracle")
         lines += [measure(setting, m, "total", metric) for m in shown if setting.seeds(m) for metric in METRICS]
     if names:
-        figure.legend(handles=_legend(settings), loc="outside lower center", ncols=3)
+        figure.legend(handles=_legend(settings), loc="outside lower center", ncols=2)
     for panel, texts in names:
         label_points(panel, texts, 7)
     return figure, numbers_frame(lines)
@@ -65,25 +66,13 @@ def _label(setting: Setting) -> str:
 
 def _legend(settings: Sequence[Setting]) -> list[Line2D]:
     mark: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
-    backdoor = any((setting.rows["metric"] == "attack_success_gap").any() for setting in settings)
-    what = "attack success" if backdoor else "F-Set"
-    forgets = f"{what} within 1 point (+ a standard error, ≤ 1) of {method_title(ORACLE)}'s"
+    what = judged_by(settings)
     return [
-        Line2D([], [], **mark, label=forgets),
+        Line2D([], [], **mark, label=f"{what} within {100 * NEAR:g} point of {method_title(ORACLE)}'s (mean)"),
         Line2D([], [], **mark, markerfacecolor="white", label=f"{what} farther from it"),
+        Line2D([], [], linestyle="none", label=f"{UNDECIDED}: not decided, 95% interval on both sides or none"),
         Line2D([], [], color=GREY, linewidth=1, label="best at its cost (Pareto front)"),
     ]
-
-
-def forgets(setting: Setting, method: str) -> bool:
-    """Whether a method has forgotten as the oracle has, up to one point and a standard error over seeds.
-
-    See :meth:`Setting.remembered`. The standard error counts one point at most: what varies much from seed to seed is
-    no reason to pass.
-    """
-    left = setting.remembered(method)
-    noise = min(left.std / math.sqrt(left.seeds), NEAR) if left.seeds > 1 else 0.0
-    return bool(left.seeds) and left.mean <= NEAR + noise
 
 
 def points(setting: Setting, methods: Sequence[str]) -> dict[str, Point]:
@@ -142,7 +131,8 @@ def draw_tradeoff(axes: Axes, setting: Setting, methods: Sequence[str]) -> list[
         inside: dict[str, Any] = {} if forgets(setting, method) else {"markerfacecolor": "white"}
         drawn: dict[str, Any] = {"color": look.color, "fmt": look.marker, "markersize": 7, "capsize": 3, **inside}
         axes.errorbar(places[method], mean, ends, **drawn)
-        names.append((places[method], mean, method_title(method), look.color))
+        title = method_title(method) + ("" if decided(setting, method) else f" {UNDECIDED}")
+        names.append((places[method], mean, title, look.color))
     best = front({method: point for method, point in found.items() if forgets(setting, method)})
     corners = [(places[m], found[m][1]) for m in best]
     for (x, y), (further, higher) in pairwise(corners):

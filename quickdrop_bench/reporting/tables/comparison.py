@@ -9,20 +9,19 @@ from dataclasses import replace
 from quickdrop_bench.harness.exhibits import Column
 from quickdrop_bench.reporting.frame import TRAINING, Cell, Setting
 from quickdrop_bench.reporting.names import ORACLE, ORIGINAL, method_title, registered, setting_name
+from quickdrop_bench.reporting.tables.best import best, note
 from quickdrop_bench.reporting.tables.measured import Section, labels
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import (
     COLLAPSED,
     cell_of,
     facts,
+    not_run,
     papers_left_out,
     shared_note,
     sign,
     typical,
 )
-
-FORGOTTEN = 0.05
-"""A method whose F-Set, or the attack on it, is farther from the oracle's is not called best, whatever it keeps."""
 
 F_SET = Column("", "F-Set", "total", "f_set_accuracy", "percent")
 R_SET = Column("", "R-Set", "total", "r_set_accuracy", "percent")
@@ -39,12 +38,9 @@ RELEARNED = tuple(
     Column("", f"Relearned {letter}-Set", "relearning", f"{letter.lower()}_set_accuracy", "percent") for letter in "FR"
 )
 
-
-Shown = tuple[Column, int]
-"""A column of the summary, and whether more (1) or less (-1) of it is better; 0 has no best."""
-
-FIRST: tuple[Shown, ...] = ((F_SET, 0), (R_SET, 1), (GAP, 0), (ATTACK, 0), (COST, -1), (SPEEDUP, 1))
-THEN: tuple[Shown, ...] = ((SECONDS, -1), (IN_SECONDS, 1), (UPLOAD, -1), (STORAGE, -1))
+FIRST = (F_SET, R_SET, GAP)
+THEN = (ATTACK, COST, SPEEDUP, SECONDS, IN_SECONDS, UPLOAD, STORAGE)
+"""Columns of the summary, before and after those of relearning."""
 
 
 def comparison_tables(section: Section) -> list[Table]:
@@ -56,11 +52,14 @@ def comparison_tables(section: Section) -> list[Table]:
 
 
 def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: bool = False) -> Table:
-    """One line per method that was run; the oracle is no candidate for the best."""
-    shown = [*FIRST[:3], *((column, 0) for column in RELEARNED if relearned), *FIRST[3:], *THEN]
+    """One line per method that was run."""
+    shown = [*FIRST, *(column for column in RELEARNED if relearned), *THEN]
     there = [method for method in methods if setting.seeds(method)]
-    candidates = [method for method in there if _is_candidate(setting, method)]
-    columns = {column.header: _entries(setting, there, column, better, candidates) for column, better in shown}
+    bold = best(setting, there, shown)
+    columns = {
+        c.header: {m: Entry(_text(setting, m, c, cell_of(setting, m, c)), best=m in bold[c]) for m in there}
+        for c in shown
+    }
     if setting.published.alike and setting.published.name:
         for column in (F_SET, R_SET):
             papers = {m: setting.published.of_request(registered(m), column.metric) for m in there}
@@ -72,25 +71,8 @@ def comparison_table(setting: Setting, methods: Sequence[str], *, relearned: boo
         for m in there
     ]
     heading = setting_name(setting.in_words)
-    return Table(heading, "Method", [(header,) for header in headers], lines, _notes(setting, there, methods))
-
-
-def _is_candidate(setting: Setting, method: str) -> bool:
-    """Whether it forgot as the oracle did, and nothing went wrong."""
-    wrong = any(setting.count(method, what) for what in ("failed", "diverged", "collapsed"))
-    return registered(method) != ORACLE and not wrong and not setting.remembered(method).mean > FORGOTTEN
-
-
-def _entries(
-    setting: Setting, methods: Sequence[str], column: Column, better: int, candidates: Sequence[str]
-) -> dict[str, Entry]:
-    cells = {m: cell_of(setting, m, column) for m in methods}
-    entries = {m: Entry(_text(setting, m, column, cell)) for m, cell in cells.items()}
-    values = {m: better * typical(cells[m], column) for m in candidates if cells[m].seeds and better}
-    if len({entries[m].text for m in values}) > 1:
-        best = entries[max(values, key=lambda m: values[m])]
-        entries |= {m: replace(best, best=True) for m in values if entries[m].text == best.text}
-    return entries
+    notes = _notes(setting, there, methods, bold=any(bold.values()))
+    return Table(heading, "Method", [(header,) for header in headers], lines, notes)
 
 
 def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
@@ -107,20 +89,19 @@ def _text(setting: Setting, method: str, column: Column, cell: Cell) -> str:
     return column.format(typical(cell, column)) + sign(setting, method, column)
 
 
-def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str]) -> list[str]:
+def _notes(setting: Setting, there: Sequence[str], methods: Sequence[str], *, bold: bool) -> list[str]:
     """Where the numbers come from, and what is not in the table."""
     absent = [method_title(m) for m in methods if m not in there and setting.status(m) == "not run"]
     unable = [method_title(m) for m in methods if m not in there and setting.status(m) == "unsupported"]
     times = [(m, c) for m in there for c in (SECONDS, IN_SECONDS) if cell_of(setting, m, c).seeds]
-    what = "attack success" if any(cell_of(setting, m, ATTACK).seeds for m in there) else "F-Set"
     return [
         *facts([replace(setting, label="")]),
         "gap: R-Set − the oracle's, in percentage points; gradients: of single images, a forward pass counts a third; "
         "speed-up: the oracle's gradients ÷ the method's, median over seeds",
-        f"bold: best of those whose {what} is within {100 * FORGOTTEN:g} points of the oracle's",
+        note([setting]) if bold else "",
         shared_note([setting], there, [SECONDS]) if any(sign(setting, m, c) for m, c in times) else "",
         f"{COLLAPSED}: collapsed in at least one run" if any(setting.count(m, "collapsed") for m in there) else "",
-        f"not run: {', '.join(absent)}" if absent else "",
+        not_run(absent),
         f"cannot serve such a request: {', '.join(unable)}" if unable else "",
         papers_left_out([setting]),
     ]

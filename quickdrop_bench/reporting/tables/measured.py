@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from quickdrop_bench.reporting.frame import SETTING, Setting, derive, without_tr
 from quickdrop_bench.reporting.names import CONTROL, ORACLE, ORIGINAL, method_title, registered
 from quickdrop_bench.reporting.published import beside, published_dataset, read_published
 from quickdrop_bench.reporting.tables import texts
+from quickdrop_bench.reporting.tables.best import best, note
 from quickdrop_bench.reporting.tables.shape import EMPTY, Entry, Line, Table
 from quickdrop_bench.reporting.tables.texts import cell_of
 
@@ -36,11 +37,13 @@ class Section:
         exhibit: which.
         heading: what the settings share; may be empty.
         lines: methods, each with the settings of its line from left to right.
+        again: whether one before it differs in ``changes`` alone: what was not run need not be shown once more.
     """
 
     exhibit: Exhibit
     heading: str
     lines: Sequence[tuple[str, tuple[Setting, ...]]]
+    again: bool = False
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -50,15 +53,20 @@ class Section:
     def table(self, *, alike: bool = False) -> Table:
         """Every column of the exhibit, the paper's numbers beside ours; with ``alike`` beside the same data alone."""
         columns, methods = self.exhibit.columns, [method for method, _ in self.lines]
-        lines = [self._line(method, settings, alike) for method, settings in self.lines]
+        bold = {setting: best(setting, methods, columns) for setting in self.settings}
+        lines = [self._line(method, settings, bold, alike) for method, settings in self.lines]
+        absent = [line.title for line in lines if self.again and line.idle and line.marks]
+        lines = [line for line in lines if not (self.again and line.idle)]
         shown = {entry.text for line in lines for entry in line.entries}
         facts = texts.facts(self.settings)
         notes = [
             *facts,
             texts.COLLAPSE if any(texts.COLLAPSED in text for text in (*shown, *facts)) else "",
+            note(self.settings) if any(entry.best for line in lines for entry in line.entries) else "",
             texts.RATIOS if any(column.kind == "ratio" for column in columns) else "",
             texts.shared_note(self.settings, methods, columns) if any(texts.SHARED in text for text in shown) else "",
             texts.LEGEND if shown & {"", EMPTY} else "",
+            texts.not_run(absent),
             texts.papers_left_out(self.settings) if alike else "",
         ]
         corner = "Data set" if self.exhibit.per == "dataset" else "Method"
@@ -71,11 +79,21 @@ class Section:
             for column in columns
         ]
 
-    def _line(self, method: str, settings: Sequence[Setting], alike: bool) -> Line:
+    def _line(
+        self,
+        method: str,
+        settings: Sequence[Setting],
+        bold: Mapping[Setting, Mapping[Column, Collection[str]]],
+        alike: bool,
+    ) -> Line:
         title = settings[0].label if self.exhibit.per == "dataset" else method_title(method)
         return Line(
             title,
-            [_entry(setting, method, column, alike) for setting in settings for column in self.exhibit.columns],
+            [
+                replace(_entry(setting, method, column, alike), best=method in bold[setting][column])
+                for setting in settings
+                for column in self.exhibit.columns
+            ],
             _marks(method, settings),
             "; ".join(dict.fromkeys(s.published.name for s in settings if s.published.alike or not alike)),
             labels(method, settings),
@@ -115,11 +133,15 @@ def measured_sections(exhibit: Exhibit, rows: pd.DataFrame) -> list[Section]:
     rows = without_training(rows)
     # Other data have another hash, though nothing else differs.
     varied = {exhibit.beside, "setting"} if exhibit.beside == "dataset" else {exhibit.beside}
-    found = []
+    found: list[Section] = []
+    seen = set()
     for _, group in rows.groupby([name for name in SETTING if name not in varied], sort=False):
         settings = _side_by_side(exhibit, group, published)
         lines = [(method, settings) for method in _methods(group, exhibit)]
-        found.append(Section(exhibit, names.setting_name(settings[0].in_words, (exhibit.beside,)), lines))
+        own = settings[0].in_words
+        heading, usual = (names.setting_name(own | more, (exhibit.beside,)) for more in ({}, {"changes": ""}))
+        found.append(Section(exhibit, heading, lines, again=usual in seen))
+        seen.add(usual)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -108,13 +108,19 @@ class Table:
                 lines.append(spans)
         return lines
 
-    def body(self) -> Iterator[list[str]]:
-        """Cells, line by line; the paper's numbers have a line of their own, which begins with two spaces."""
+    def body(self, bold: str = "{}", escape: Callable[[str], str] = str) -> Iterator[list[str]]:
+        """Cells, line by line; the paper's numbers have a line of their own, which begins with two spaces.
+
+        Args:
+            bold: how the best of a column are written.
+            escape: of every text, before that.
+        """
         for line in self.lines:
-            yield [line.name, *(entry.text for entry in line.entries)]
+            texts = [(escape(entry.text), entry.best) for entry in line.entries]
+            yield [escape(line.name), *(bold.format(text) if best else text for text, best in texts)]
             if any(entry.paper for entry in line.entries):
                 name = f"  paper ({line.paper})" if line.paper else "  paper"
-                yield [name, *(entry.paper or EMPTY for entry in line.entries)]
+                yield [*map(escape, (name, *(entry.paper or EMPTY for entry in line.entries)))]
 
     def used(self) -> Table:
         """The same without columns in which every cell is empty."""

@@ -18,7 +18,7 @@ POINTS = {"percent": 100.0, "points": 100.0, "percentage": 1.0}
 """Factor to percentage points of the kinds of number that have a difference rather than a ratio."""
 
 LEGEND = (
-    f"{EMPTY}: the method has no such stage or cannot serve such a request, or its run failed; blank cells: not run"
+    f"{EMPTY}: no such number or stage, a request that the method cannot serve, or a failed run; blank cells: not run"
 )
 COLLAPSE = (
     f"{COLLAPSED}: collapsed in at least one run: no better on the retained classes than one answer for every image, "
@@ -128,6 +128,11 @@ def papers_left_out(settings: Sequence[Setting]) -> str:
         setting.published.name: None for setting in settings if setting.published.name and not setting.published.alike
     }
     return f"the paper's numbers are of {'; '.join(names)}, other data, and stand in table.md" if names else ""
+
+
+def not_run(titles: Sequence[str]) -> str:
+    """Methods that have no line, without full stop; empty if there are none."""
+    return f"not run: {', '.join(titles)}" if titles else ""
 
 
 def _each(settings: Sequence[Setting], sentence: str, fact: Callable[[Setting], str]) -> str:

@@ -43,7 +43,7 @@ def csv_text(tables: Iterable[Table]) -> str:
 
 def markdown(table: Table) -> str:
     """One section: heading, table, notes."""
-    body = list(table.body())
+    body = list(table.body("**{}**"))
     widths = [max(len(line[i]) for line in [table.titles, *body]) for i in range(len(table.titles))]
 
     def line(cells: Sequence[str]) -> str:
@@ -59,7 +59,7 @@ def latex(table: Table, title: str) -> str:
     """A table environment."""
     caption = " ".join(f"{text.rstrip('.')}." for text in (title, table.heading, table.footnote) if text)
     *groups, headers = table.header_lines
-    body = [" & ".join(map(escape_latex, line)) + r" \\" for line in table.body()]
+    body = [" & ".join(line) + r" \\" for line in table.body(r"\textbf{{{}}}", escape_latex)]
     return "\n".join(
         [
             rf"% needs \usepackage{{{table.packages}}}",
