@@ -92,6 +92,11 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def part(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """What stands in a section of flat options, by the names in it."""
+    return {key.removeprefix(f"{section}."): v for key, v in values.items() if key.startswith(f"{section}.")}
+
+
 def method_sections() -> set[str]:
     """Keys under which a file has the settings of methods."""
     return {name.replace("-", "_") for name in METHODS}

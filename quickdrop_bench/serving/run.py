@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import cached_property
@@ -24,13 +24,13 @@ from quickdrop_bench.evaluation.metric import METRICS, SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.outcome import checked_stages
-from quickdrop_bench.harness.presets import SECTIONS, preset_values, presets
+from quickdrop_bench.harness.presets import SECTIONS, part, preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_forgotten, total_cost
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.serving.checks import check, check_form, check_stages, method_name
+from quickdrop_bench.serving.checks import check, check_form, check_settings, check_stages, method_name
 from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, settle
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions, hidden_name
@@ -206,19 +206,12 @@ class TrainedRun:
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
         """A method with the :meth:`settings` for a level of requests."""
-        return METHODS[name](**_part(self.settings(level), name.replace("-", "_")))
+        return METHODS[name](**part(self.settings(level), name.replace("-", "_")))
 
     def settings(self, level: str) -> dict[str, Any]:
-        """Those of methods, e.g. ``quickdrop.unlearn_lr``, for a level of requests, as the preset had them in training.
-
-        Raises:
-            BadInput: methods cannot use them, or it is a federation from before they were kept, and of no known preset.
-        """
-        own = _part(self.trained.spec, SECTIONS[level])
-        try:
-            _ = [METHODS[name](**_part(own, name.replace("-", "_"))) for name in METHODS]
-        except (TypeError, ValueError) as error:
-            raise BadInput("RUN", self.folder, f"no request is served with what config.yaml sets ({error})") from error
+        """Those of methods, as ``quickdrop.unlearn_lr``, that the preset had in training; :class:`BadInput` for others."""
+        own = part(self.trained.spec, SECTIONS[level])
+        check_settings(own, self.folder)
         return own or preset_values(self.preset, self.spec.dataset, SECTIONS[level])
 
     def samples(
@@ -400,11 +393,6 @@ class TrainedRun:
         if not 0 <= version <= self.current:
             raise BadInput(option, version, f"between 0 (as trained) and {self.current}")
         return version
-
-
-def _part(values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """The values of a section, by their names in it."""
-    return {key.removeprefix(f"{section}."): v for key, v in values.items() if key.startswith(f"{section}.")}
 
 
 def _on_cpu(precision: str) -> Fabric:
