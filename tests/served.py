@@ -84,7 +84,9 @@ def without_data(folder: Path) -> TrainedRun:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Of all files but the one that commands lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def versions(folder: Path) -> dict[str, bytes]:
@@ -93,10 +95,10 @@ def versions(folder: Path) -> dict[str, bytes]:
 
 def refused(folder: Path, match: str, call: Callable[[], object]) -> None:
     """In one sentence, and nothing has changed."""
-    before = {name: content for name, content in contents(folder).items() if name != ".lock"}
+    before = contents(folder)
     with pytest.raises(BadInput, match=match):
         call()
-    assert {name: content for name, content in contents(folder).items() if name != ".lock"} == before
+    assert contents(folder) == before
 
 
 class Participants:

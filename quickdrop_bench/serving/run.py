@@ -209,7 +209,7 @@ class TrainedRun:
         return METHODS[name](**part(self.settings(level), name.replace("-", "_")))
 
     def settings(self, level: str) -> dict[str, Any]:
-        """Those of methods, as ``quickdrop.unlearn_lr``, that the preset had in training; :class:`BadInput` for others."""
+        """Those of methods, as ``quickdrop.unlearn_lr``, that the preset had in training, or :class:`BadInput`."""
         own = part(self.trained.spec, SECTIONS[level])
         check_settings(own, self.folder)
         return own or preset_values(self.preset, self.spec.dataset, SECTIONS[level])

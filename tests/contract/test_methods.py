@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import product
 
@@ -317,12 +319,25 @@ def test_the_main_settings_of_every_method_are_searched(name: str) -> None:
     assert all(len(set(values)) > 1 for values in searched.values())
 
 
+OUTSIDE: dict[str, dict[str, Sequence[object]]] = {
+    "federaser": {"calibration_ratio": (0.0, 1.1), "replay_every": (0,)},
+    "s2u": {"beta": (-0.1, 1.1), "alpha": (0.0, math.nan), "max_alpha": (0.5,)},
+    "fu-mp": {"prune_ratio": (0.0, -0.1, 1.0, 1.5, math.nan), "score_samples": (0,)},
+    "fedquit": {"temperature": (0.0,)},
+    "mode": {"momentum": (1.1, -0.1), "degrade_rounds": (-1, 11)},
+    "conda": {"alpha": (-0.1,), "factor": (0.0,), "cap": (1.5,), "sums": ("all",)},
+    "pga": {"unlearn_momentum": (1.0,), "clip": (0.0,), "ball": (-1.0,), "stop_distance": (0.0,)},
+}
+"""Values that settings of a method's own cannot have."""
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_bad_settings_are_refused_and_what_the_search_tries_exists(name: str) -> None:
     own = {field.name for field in fields(METHODS[name])}
-    for field in own:
-        if field.endswith(("_rounds", "_local_steps", "_lr", "_participation")):
+    common = {field: (-1,) for field in own if field.endswith(("_rounds", "_local_steps", "_lr", "_participation"))}
+    for field, values in (common | OUTSIDE.get(name, {})).items():
+        for value in values:
             with pytest.raises(BadInput, match=field):
-                METHODS[name](**{field: -1})
+                METHODS[name](**{field: value})
     assert set(METHODS[name].search) <= {"unlearning", "recovery"}
     assert own >= {field for space in METHODS[name].search.values() for field in space}

@@ -22,7 +22,8 @@ from tests.conftest import PARTITION, TINY
 
 RUN = [*TINY, "--methods", "quickdrop"]
 NO_NUMBER = ("abc", "", "1,2", "ü☃", "[1,2]", "{a: 1}", "nan", "-inf", "inf", "-1", "1e400", "1e", "--3", "½")
-PICTURES = ["--dataset", "imagefolder", "--data-dir", "damaged", "--min-client-size", "0"]
+PICTURES = [*PARTITION, "--dataset", "imagefolder", "--data-dir", "pics", "--min-client-size", "0"]
+ROWS = "quick/table2/rows.jsonl"
 TEXTS = (
     "a: &a [1]\nrounds: *a\n", "rounds: &a 2\nclients: *a\n", "<<: {rounds: 2}\n", "rounds: 2\n---\nrounds: 3\n",
     "- 1\n", "\trounds: 2\n", "rounds:\n- 2\n", "!!python/object/apply:os.system [ls]\n", "? [rounds]\n: 2\n",
@@ -194,7 +195,7 @@ def kept(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        remove(folder)
         shutil.move(copy, folder)
 
 

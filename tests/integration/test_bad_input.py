@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import PARTITION, TINY
+from tests.conftest import TINY
 from tests.damage import (
     ARTIFACT_KINDS,
     JUNK,
@@ -34,6 +34,7 @@ from tests.integration.judging import (
     CULPRITS,
     NO_NUMBER,
     PICTURES,
+    ROWS,
     SERVED,
     TEXTS,
     base,
@@ -47,7 +48,6 @@ from tests.integration.judging import (
     kept,
     numeric,
     options,
-    remove,
 )
 
 pytestmark = pytest.mark.slow
@@ -191,13 +191,9 @@ def test_damaged_image_folders_are_refused_or_still_valid(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, number: int, size: list[str]
 ) -> None:
     monkeypatch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
-    shutil.copytree("pics", "damaged")
-    try:
-        picture_damage(kind, Drawn(number=number, byte=number + 1))(Path("damaged"))
-        ended = call(["distribution", *PARTITION, *PICTURES, *size, "--results-dir", "drawn"])
-    finally:
-        remove(Path("damaged"))
-        shutil.rmtree("drawn", ignore_errors=True)
+    with kept(Path("pics")) as folder, kept(Path("results")):
+        picture_damage(kind, Drawn(number=number, byte=number + 1))(folder)
+        ended = call(["distribution", *PICTURES, *size])
     judge(ended, [kind.__name__], ["--data-dir", "--image-size", "--clients", "--alpha"], codes=(0, 2))
 
 
@@ -206,14 +202,9 @@ def test_damaged_image_folders_are_refused_or_still_valid(
 
 @pytest.mark.parametrize("kind", dict.fromkeys(RESULT_KINDS))
 def test_any_rows_are_read_or_refused(idle: Path, kind: Any) -> None:
-    rows = Path("results/quick/table2/rows.jsonl")
-    original = rows.read_bytes()
-    result_damage(kind, Drawn())(rows)
-    try:
+    with kept(Path("results")) as folder:
+        result_damage(kind, Drawn())(folder / ROWS)
         check(base("table"), ["--results-dir"], codes=(0, 2))
-    finally:
-        remove(rows)
-        rows.write_bytes(original)
 
 
 KINDS = {
@@ -227,15 +218,12 @@ KINDS = {
 
 @pytest.mark.parametrize(("column", "value"), cases(KINDS))
 def test_rows_of_another_kind_are_left_out(idle: Path, column: str, value: object) -> None:
-    rows = Path("results/quick/table2/rows.jsonl")
-    original = rows.read_bytes()
-    lines = [json.dumps({**json.loads(line), column: value}) for line in original.splitlines()]
-    try:
-        for command, changed in (("report", lines), ("table", [*original.decode().splitlines()[:-1], lines[-1]])):
+    with kept(Path("results")) as folder:
+        original = (rows := folder / ROWS).read_text().splitlines()
+        lines = [json.dumps({**json.loads(line), column: value}) for line in original]
+        for command, changed in (("report", lines), ("table", [*original[:-1], lines[-1]])):
             rows.write_text("\n".join(changed) + "\n")
             check(base(command), ["--results-dir"], codes=(0, 2))
-    finally:
-        rows.write_bytes(original)
 
 
 # 6. Single cases ---------------------------------------------------------------------------------------------
@@ -250,6 +238,9 @@ SINGLE: dict[str, tuple[str, list[str], str]] = {
     "a pipe of samples": ("unlearn", ["--samples", "pipe"], "--samples pipe: a number, or a file that lists"),
     "endless samples": ("unlearn", ["--samples", "/dev/zero"], "--samples /dev/zero: a number, or a file that lists"),
     "samples in a folder": ("unlearn", ["--samples", "pics"], "--samples pics: a number, or a file that lists"),
+    "no α when all is measured again": ("table", ["--force", "--alpha", "0"], "--alpha 0"),
+    "no class when all is measured again": ("table", ["--force", "--class", "77"], "--class 77"),
+    "no device when all is measured again": ("table", ["--force", "--accelerator", "cuda"], "--accelerator cuda"),
     "a dashboard of nobody": ("dashboard", ["--wandb-entity", ""], "--wandb-entity"),
     "long data set": ("distribution", ["--dataset", LONG], "--dataset"),
     "long results folder of a report": ("report", ["--results-dir", LONG], "--results-dir"),
@@ -261,7 +252,10 @@ SINGLE: dict[str, tuple[str, list[str], str]] = {
 
 
 @pytest.mark.parametrize(("command", "argv", "named"), cases(SINGLE))
-def test_single_cases_are_refused(at_home: Path, command: str, argv: list[str], named: str) -> None:
+def test_single_cases_are_refused(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, command: str, argv: list[str], named: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     os.mkfifo("pipe")
     try:
         with bounded_memory(2**28):

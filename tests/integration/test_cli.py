@@ -240,26 +240,6 @@ def test_the_latest_federation_is_the_one_that_was_asked_for_last(run: Run) -> N
     assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
 
 
-@pytest.mark.parametrize(
-    "more", [["--alpha", "0"], ["--class", "77"], ["--force", "--accelerator", "cuda"]], ids=" ".join
-)
-def test_bad_input_destroys_nothing(run: Run, table_2: Ended, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    before = {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()}
-    assert run("table", "2", *TINY, *more)[0] == 2
-    assert {p: p.read_bytes() for p in Path("results").rglob("*") if p.is_file()} == before
-
-
-def test_unwritable_folders(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    code, _, err = run("table", "2", *TINY, "--results-dir", "file")
-    assert (code, "--results-dir" in err) == (2, True)
-    code, _, err = run("table", "2", *TINY, "--artifacts-dir", "file")
-    assert (code, "--artifacts-dir" in err) == (2, True)
-    code, _, err = run("distribution", *PARTITION, "--results-dir", "file")
-    assert (code, "--results-dir" in err) == (2, True)
-
-
 def test_a_full_disk_is_one_sentence_wherever_a_table_writes(run: Run, table_2: Ended) -> None:
     (table,) = Path("results").rglob("table.csv")
     folder = table.parent

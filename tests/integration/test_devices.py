@@ -202,18 +202,6 @@ def test_inside_a_slurm_job_without_srun_the_processes_are_started_here(monkeypa
     assert (asked["devices"], type(asked["plugins"])) == (2, LightningEnvironment)
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        (["sweep", *TINY, "--scales", "1,10", "--jobs", "2"], "--jobs 2: either cells or, with --devices, clients run"),
-        (["train", *TINY, "--num-nodes", "2"], "--num-nodes 2: several machines are started by torchrun or srun"),
-    ],
-)
-def test_what_cannot_be_spread_is_refused(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, *TWO]) == 2
-    assert words in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_path: Path) -> None:
     """Going on with the next method would mix it with what the other process still does."""

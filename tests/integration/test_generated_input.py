@@ -6,19 +6,18 @@ The examples are the same in every run. ``MANY_EXAMPLES=1`` asks for ten times a
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import PARTITION
 from tests.damage import JUNK, Damage, artifact_damages, picture_damages, result_damages
 from tests.integration.judging import (
     BASES,
     CULPRITS,
     PICTURES,
+    ROWS,
     SERVED,
     base,
     call,
@@ -28,7 +27,6 @@ from tests.integration.judging import (
     judge,
     kept,
     options,
-    remove,
 )
 
 pytestmark = pytest.mark.long
@@ -86,14 +84,10 @@ def test_damaged_image_folders_are_refused_or_still_valid(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, several: list[Damage], size: list[str]
 ) -> None:
     monkeypatch.setattr("quickdrop_bench.cli.training.write_distribution", lambda *args: [])
-    shutil.copytree("pics", "damaged")
-    try:
+    with kept(Path("pics")) as folder, kept(Path("results")):
         for damage in several:
-            damage(Path("damaged"))
-        ended = call(["distribution", *PARTITION, *PICTURES, *size, "--results-dir", "drawn"])
-    finally:
-        remove(Path("damaged"))
-        shutil.rmtree("drawn", ignore_errors=True)
+            damage(folder)
+        ended = call(["distribution", *PICTURES, *size])
     culprits = ["--data-dir", "--image-size", "--clients", "--alpha"]
     judge(ended, [d.__name__ for d in several], culprits, codes=(0, 2))
 
@@ -101,11 +95,6 @@ def test_damaged_image_folders_are_refused_or_still_valid(
 @examples(30, 600)
 @given(command=st.sampled_from([*["table"] * 8, "sweep", "sweep", "report"]), damage=result_damages())
 def test_any_rows_are_read_or_refused(idle: Path, command: str, damage: Damage) -> None:
-    rows = Path("results/quick/table2/rows.jsonl")
-    original = rows.read_bytes()
-    damage(rows)
-    try:
+    with kept(Path("results")) as folder:
+        damage(folder / ROWS)
         check(base(command), ["--results-dir"], codes=(0, 2))
-    finally:
-        remove(rows)
-        rows.write_bytes(original)

@@ -9,7 +9,6 @@ import pytest
 
 from quickdrop_bench.cli.main import main
 from tests.conftest import PARTITION, TINY, Run
-from tests.integration.judging import Ended
 
 FILES = {
     "unknown": "nonsense: 1\n",
@@ -51,11 +50,26 @@ REFUSED = {
     "table 2 --precision 8": "--precision 8",
     "table 2 --precision 16-mixed": "--precision 16-mixed",
     "table 2 --dataset imagefolder --data-dir none": "--data-dir none",
+    "table 2 --results-dir flag.yaml": "--results-dir flag.yaml",
+    "table 2 --artifacts-dir flag.yaml": "--artifacts-dir flag.yaml",
+    "distribution --results-dir flag.yaml": "--results-dir flag.yaml",
+    "train --wandb sometimes": "--wandb sometimes: use one of auto, online, offline, disabled.",
+    "train --wandb offline --wandb-project a/b": "use at most 128 characters, and none of / \\ # ? % :.",
+    f"train --wandb offline --wandb-project {'x' * 129}": "at most 128 characters",
+    "train --wandb offline --wandb-project ' '": "at most 128 characters",
+    "table 2 --sga-or.ascent sideways": "--sga-or.ascent sideways: use one of gradient, reflection",
     # No such number.
     "table 2 --alpha 0": "--alpha 0.0",
     "table 2 --alpha nan": "--alpha nan: a number is needed",
     "table 2 --patience 1.5": "--patience 1.5: a whole number or null is needed",
     "table 2 --scale 0.5": "--scale 0.5",
+    "train --dropout-rate=-0.1": "--dropout-rate -0.1: a number at least 0 and below 1",
+    "train --straggler-rate 1": "--straggler-rate 1.0: a number at least 0 and below 1",
+    "train --corrupt-rate .nan": "--corrupt-rate nan: a number at least 0 and below 1",
+    "train --corrupt-rate often": "--corrupt-rate often",
+    "table 4 --backdoor client=20": "client must be between 0 and 2",
+    "train --backdoor share=1": "only client is required",
+    "train --backdoor client=0,target=10": "target must be between 0 and 9",
     "table 2 --clients 5000": "--clients 5000",
     "table 2 --depth 9": "--depth 9",
     "table 2 --min-client-size 2000": "--min-client-size 2000: between 0 and 480 for 3 clients and 1442 training",
@@ -99,6 +113,8 @@ REFUSED = {
     "sweep --fine-tunes 1.5": "--fine-tunes 1.5: whole numbers are needed",
     "sweep --jobs 5000": "--jobs 5000",
     "sweep --jobs 0": "--jobs 0",
+    "sweep --scales 1,10 --jobs 2 --devices 2": "--jobs 2: either cells or, with --devices, clients run",
+    "train --num-nodes 2 --devices 2": "--num-nodes 2: several machines are started by torchrun or srun",
     "table 2 --class 3,3": "--class 3,3: each must be given once",
     "table 4 --client 0,00": "--client 0,00: each must be given once",
     "table 2 --class 3 --class=5": "--class is given twice: several are written as 9,3",
@@ -154,6 +170,7 @@ REFUSED = {
     "train --wandb disabled --wandb-images": "--wandb-images true: --wandb is disabled",
     "train --model lenet5 --resume": "--resume artifacts: no training with these options was begun",
     "distribution --rounds 2": "--rounds 2: this command trains nothing",
+    "distribution --backdoor client=0": "this command trains nothing",
     "distribution --image-size 8": "--image-size 8: digits images keep",
     "distribution --data-dir x": "--data-dir x: digits is read from no",
     "distribution --iid --alpha 1": "--alpha 1: IID parts have no α",
@@ -213,39 +230,10 @@ def test_what_does_something_is_not_refused(run: Run, monkeypatch: pytest.Monkey
     assert code == 0, err
 
 
-@pytest.mark.parametrize(
-    ("command", "sentence"),
-    {
-        "unlearn --class 3,3": "--class 3,3: each must be given once",
-        "unlearn --class 3 --absent 1,1": "--absent 1,1: each must be given once",
-        "unlearn --class 3 --data-dir x": "--data-dir x: digits is read from no folder",
-        "unlearn --class 3 --method nope": "--method nope",
-        "evaluate --data-dir x": "--data-dir x: digits is read from no folder.",
-        "unlearn --class 3 --quickdrop.unlearn-rounds 0": "--quickdrop.unlearn-rounds 0: the stage unlearning would",
-        "export --output /": "--output /: it cannot be written (this is no name of a file)",
-        "unlearn --class 3 --s2u.beta 0.1": "--s2u.beta 0.1: --method is quickdrop",
-        "unlearn --class 3 --quickdrop.relearn-lr 0.1": "--quickdrop.relearn-lr 0.1: unlearn does not use it",
-        "unlearn --class 3 --wandb-project mine": "--wandb-project mine: --wandb is disabled, and nothing goes to W&B",
-        "relearn --class 3 --wandb-entity me": "--wandb-entity me: --wandb is disabled, and nothing goes to W&B",
-        "relearn --class 3 --quickdrop.recover-lr 0.1": "--quickdrop.recover-lr 0.1: relearn does not use it",
-    }.items(),
-)
-def test_requests_refuse_what_they_would_not_use(trained: str, run: Run, command: str, sentence: str) -> None:
-    name, *more = command.split()
-    code, _, err = run(name, trained, *more)
-    assert (code, err.startswith(f"quickdrop-bench: {sentence}")) == (2, True), err
-
-
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_nothing_goes_with_what_is_asked_of_the_program(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert main([option, "table"]) == 2
     assert f"{option} table: nothing goes with it" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def trained(table_2_once: tuple[Path, Ended]) -> str:
-    """The folder of a trained federation, which is only read."""
-    return str(next((table_2_once[0] / "artifacts").iterdir()))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.methods import METHODS, Context
 from tests.asked import FULL_BATCHES, asked
 from tests.by_hand import assert_close, descended
-from tests.conftest import Clients, Make, Run
+from tests.conftest import Clients, Make
 
 LR = 0.1
 
@@ -68,9 +68,3 @@ def test_a_presets_bound_gives_way_to_reflection_and_a_typed_one_is_refused() ->
     bound = ("--quickdrop.unlearn-stop-loss", "6")  # the preset's own value was typed as well
     with pytest.raises(BadInput, match=r"--quickdrop.unlearn-stop-loss .*: it bounds gradient ascent only"):
         settings("--quickdrop.ascent", "reflection", *bound)
-
-
-def test_forms_of_ascent_have_names(run: Run) -> None:
-    code, _, err = run("table", "2", "--preset", "quick", "--sga-or.ascent", "sideways")
-    assert code == 2
-    assert "--sga-or.ascent sideways: use one of gradient, reflection" in err

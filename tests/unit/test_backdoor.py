@@ -275,19 +275,3 @@ def test_a_printed_configuration_says_who_is_forgotten(run: Run) -> None:
     assert "forget_client: '2'" in out
     _, out, _ = run("table", "10", *TINY, "--backdoor", "client=2", "--client", "1", "--print_config")
     assert "forget_client: '1'" in out
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["table", "4", "--backdoor", "client=20"], "client must be between 0 and 19"),
-        (["train", "--backdoor", "share=1"], "only client is required"),
-        (["train", "--rounds", "1", "--backdoor", "client=0,target=10"], "target must be between 0 and 9"),
-        (["distribution", "--backdoor", "client=0"], "trains nothing"),
-        (["unlearn", "latest", "--backdoor", "client=0"], "--backdoor"),
-    ],
-)
-def test_refusals_are_one_sentence(run: Run, argv: list[str], said: str) -> None:
-    code, _, err = run(*argv, *([] if argv[0] == "unlearn" else ["--preset", "quick", "--seeds", "1"]))
-    assert code == 2
-    assert said in err.strip().splitlines()[-1]

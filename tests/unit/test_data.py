@@ -139,13 +139,6 @@ def test_missing_data_without_network(tmp_path: Path, monkeypatch: pytest.Monkey
             load_dataset(name, tmp_path / name)
 
 
-def test_unknown_data_set_and_needless_size(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"--dataset mnits: did you mean mnist\?"):
-        _ = DATASETS["mnits"]
-    with pytest.raises(BadInput, match=r"--image-size 16: digits images keep their size; only imagefolder"):
-        fingerprint("digits", tmp_path, 16)
-
-
 # Image folders ----------------------------------------------------------------------------------------------
 
 

@@ -15,20 +15,23 @@ from quickdrop_bench.core.files import (
     file_size,
     open_tensors,
     read_bytes,
-    write_atomically,
     write_text,
 )
 
 
-def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["pathlib.Path.write_text", "os.fsync", "pathlib.Path.replace"])
+def test_a_failed_writer_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     write_text(tmp_path / "x.txt", "old")
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise RuntimeError
+    def fail(path: object, *args: object, **options: object) -> None:
+        if isinstance(path, Path):
+            path.write_bytes(b"half")
+        raise OSError("no space left")
 
-    with pytest.raises(RuntimeError):
-        write_atomically(tmp_path / "x.txt", fail)
+    with monkeypatch.context() as patched:
+        patched.setattr(step, fail)
+        with pytest.raises(OSError, match="no space left"):
+            write_text(tmp_path / "x.txt", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
     assert (tmp_path / "x.txt").read_text() == "old"
 

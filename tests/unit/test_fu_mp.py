@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -264,11 +263,3 @@ def test_what_it_does_not_do_is_refused(context: Context) -> None:
     linear = Federation(context.federation.fabric, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
     with pytest.raises(Unsupported, match="no convolution"):
         FuMp().unlearn(replace(context, federation=linear))
-
-
-@pytest.mark.parametrize(
-    "wrong", [*({"prune_ratio": r} for r in (0.0, -0.1, 1.0, 1.5, math.nan)), {"score_samples": 0}], ids=str
-)
-def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=next(iter(wrong))):
-        FuMp(**wrong)

@@ -98,9 +98,3 @@ def test_it_stays_in_the_ball(context: Context) -> None:
     distance = length(minus(result.state, context.state))
     assert distance == pytest.approx(delta, rel=1e-5)
     assert distance <= delta * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("wrong", [{"unlearn_momentum": 1.0}, {"clip": 0.0}, {"ball": -1.0}, {"stop_distance": 0.0}])
-def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(BadInput, match=next(iter(wrong))):
-        Pga(**wrong)

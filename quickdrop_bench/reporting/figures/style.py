@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
 
 from quickdrop_bench.core.files import write_atomically
 from quickdrop_bench.methods import METHODS
@@ -183,18 +184,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], size: float =
 
 def _apart(wanted: Sequence[float], gap: float) -> list[float]:
     """Ascending places, moved as little as it takes to lie ``gap`` apart: neighbours that touch share their centre."""
-    groups: list[list[float]] = []
-    for place in wanted:
-        groups.append([place])
-        while len(groups) > 1 and _start(groups[-1], gap) < _start(groups[-2], gap) + gap * len(groups[-2]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return [_start(group, gap) + gap * k for group in groups for k in range(len(group))]
-
-
-def _start(group: Sequence[float], gap: float) -> float:
-    """Of a group around its centre, within the axis."""
-    length = gap * (len(group) - 1)
-    return max(min(sum(group) / len(group) - length / 2, 1 - length), 0)
+    steps = gap * np.arange(len(wanted))
+    places = isotonic_regression(wanted - steps).x.clip(0, max(1 - gap * (len(wanted) - 1), 0)) + steps
+    return [float(place) for place in places]
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:

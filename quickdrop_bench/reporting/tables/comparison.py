@@ -115,8 +115,8 @@ def finding(setting: Setting, method: str = "quickdrop") -> str:
     before = setting.cell(ORIGINAL, TRAINING, F_SET.metric).mean
     after = cell_of(setting, method, F_SET).mean
     fall = "" if math.isnan(before) else f"; the F-Set falls from {before:.1%} to {after:.1%}"
-    share = f" at 1/{speed.median:.0f} of its sample-gradients" if speed.median >= 1.5 else ""
-    first = f"{method_title(method)} ends {_signed(gap)} points from {method_title(ORACLE)} on the R-Set{share}{fall}"
+    share = f", at 1/{speed.median:.0f} of its sample-gradients" if speed.median >= 1.5 else ""
+    first = f"{method_title(method)}'s R-Set is {_beside(gap)} {method_title(ORACLE)}'s{share}{fall}"
     control = cell_of(setting, method, VERSUS_CONTROL)
     if not control.seeds:
         return f"{first}."
@@ -125,10 +125,11 @@ def finding(setting: Setting, method: str = "quickdrop") -> str:
         verdict = "one seed, which may be chance"
     else:
         verdict = "more than chance explains" if low > 0 or high < 0 else "no more than chance explains"
-    return f"{first}. Its R-Set is {_signed(control)} points from that of the untouched random subset: {verdict}."
+    return f"{first}. Its R-Set is {_beside(control)} that of its control, a random subset of real images: {verdict}."
 
 
-def _signed(cell: Cell) -> str:
+def _beside(cell: Cell) -> str:
     low, high = cell.interval()
     ends = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if cell.seeds > 1 else ""
-    return f"{round(100 * cell.mean, 1) + 0.0:+.1f}{ends}"
+    points = round(100 * cell.mean, 1) + 0.0
+    return f"{abs(points):.1f} points{ends} {'below' if points < 0 else 'above'}"
