@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from quickdrop_bench.store.rows import KEY
 
+GONE = 2**22 + 1
+"""A number that no process has."""
+
 JUNK = (
     "nan", "inf", "-inf", "-1", "0", "1e400", "-5.5", "", " ", "abc", "ü☃", "[1,2]", "{a: 1}", "null", "true", "[/x]",
     "1,2", "1,,2", ",", "--", "\x1b[2J", "$x^", "*a", "&a b", "1_0", "0x10", "!!python/name:os.system", "a/../b",

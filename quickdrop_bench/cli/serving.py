@@ -24,12 +24,12 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import LOG
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import RequestInfo
+from quickdrop_bench.harness.presets import SECTIONS
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.serving import FORMATS, Entry, TrainedRun, export, find_run
 from quickdrop_bench.serving.log import recover_log
 from quickdrop_bench.serving.plan import PlannedPhase
-from quickdrop_bench.serving.run import SECTIONS
 from quickdrop_bench.tracking.wandb_logger import Tracker, tracking
 
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
@@ -127,12 +127,13 @@ def _requests(action: str, args: Namespace, run: TrainedRun) -> list[UnlearningR
 
 
 def _method(run: TrainedRun, args: Namespace, line: CommandLine, level: str) -> Method:
-    """The method with the settings of the preset that the federation was trained with, unless options say otherwise."""
+    """The method with the settings that the federation keeps, unless ``--preset`` or others say otherwise."""
     try:
         _ = METHODS[args.method]
     except BadInput as error:
         raise BadInput("--method", error.value, error.allowed) from error
-    values = of_preset(args.preset or run.preset, str(run.spec.dataset), SECTIONS[level])
+    named = args.preset and of_preset(args.preset, run.spec.dataset, SECTIONS[level])
+    values = named or run.settings(level)
     of_methods = {key: value for key, value in values.items() if "." in key}
     return methods_of(line.over(of_methods))[args.method]
 

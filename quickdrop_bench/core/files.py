@@ -22,6 +22,9 @@ ROWS, MANIFEST = "rows.jsonl", "manifest.json"
 LOG, VERSIONS = "requests.jsonl", "versions"
 """What a trained federation keeps of the requests that it served: which they were, and the models."""
 
+UNFINISHED = re.compile(r"\..+\.([0-9]+)\.tmp(?:\..*)?")
+"""What :func:`write_atomically` calls a file while it is filled: the number is the writing process's."""
+
 LIBRARYS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """What the safetensors library calls a file while it writes it."""
 
@@ -118,10 +121,25 @@ def damaged(folder: Path, name: str | Path, reason: str) -> BadInput:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below; no writer may be at work there."""
+    """Remove what writers that were killed left in a folder and below.
+
+    A process of this machine that is at work keeps its files, unless the safetensors library writes them by itself.
+    """
     for path in folder.rglob(".*tmp*"):
-        if ".tmp." in path.name or LIBRARYS.fullmatch(path.name):
+        ours = UNFINISHED.fullmatch(path.name)
+        if LIBRARYS.fullmatch(path.name) or (ours and not _is_another(int(ours[1]))):
             path.unlink(missing_ok=True)
+
+
+def _is_another(process: int) -> bool:
+    """Whether a process of this number is there, and is not this one."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 def file_size(path: Path) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 from quickdrop_bench.core.errors import BadInput
 
@@ -28,7 +30,7 @@ def started() -> tuple[int, int] | None:
     """Processes on this machine and on all, where torchrun or SLURM's srun started them.
 
     Raises:
-        BadInput: there are variables of torchrun, but no torchrun, or impossible numbers.
+        BadInput: there are variables of a launcher that did not start this process, or impossible numbers.
     """
     launcher = _launcher()
     if launcher is None:
@@ -40,6 +42,8 @@ def started() -> tuple[int, int] | None:
         raise _leftover(sign, f"{number} and {everywhere} do not fit each other")
     if launcher == TORCHRUN:
         _check_torchrun()
+    else:
+        _check_srun()
     return on_machine, total
 
 
@@ -94,6 +98,16 @@ def _check_torchrun() -> None:
         socket.create_connection((address, port), PATIENCE).close()
     except (OSError, OverflowError, UnicodeError):
         raise _leftover(TORCHRUN[0], "no torchrun answers") from None
+
+
+def _check_srun() -> None:
+    """It starts a task in a process whose number it tells; that is this process or one that this one comes from."""
+    task, process = _whole(SRUN[0], "SLURM_TASK_PID"), os.getpid()
+    with suppress(OSError):  # without /proc there is no SLURM
+        while process not in (0, task):
+            process = int(Path(f"/proc/{process}/status").read_text().partition("\nPPid:")[2].split()[0])
+    if not task or process != task:
+        raise _leftover(SRUN[0], f"the task that it started was process {task}, from which this one does not come")
 
 
 def _whole(sign: str, name: str) -> int:

@@ -20,8 +20,11 @@ T = TypeVar("T")
 
 SHARED = "All processes have met this error."
 
+MEETING = timedelta(minutes=5)
+"""How long a process that starts waits for one that does not come; torch may try twice."""
+
 LONGEST_WAIT = timedelta(days=7)
-"""How long a process waits for the others, which may be evaluating, or waiting for a lock."""
+"""How long it waits for the others later, which may be evaluating, or waiting for a lock."""
 
 
 class ClientParallel(DDPStrategy):
@@ -31,7 +34,12 @@ class ClientParallel(DDPStrategy):
     """
 
     def __init__(self, start_method: str = "popen") -> None:
-        super().__init__(start_method=start_method, timeout=LONGEST_WAIT)  # type: ignore[arg-type]
+        super().__init__(start_method=start_method, timeout=MEETING)  # type: ignore[arg-type]
+
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        group = torch.distributed.distributed_c10d  # where older versions have it under another name
+        (getattr(group, "set_timeout", None) or group._set_pg_timeout)(LONGEST_WAIT)
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
         """The module itself."""

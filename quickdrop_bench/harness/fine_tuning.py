@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quickdrop_bench.core.cost import Clock, Cost
 from quickdrop_bench.core.files import remove_unfinished
@@ -31,7 +32,7 @@ def fine_tuned_federation(
     data: ImageData,
     seed: int,
     folder_of: Callable[[FederationSpec], Path],
-    preset: str,
+    settings: Mapping[str, Any],
 ) -> TrainedFederation:
     """The trained federation with F = ``spec.fine_tune`` initialisations of fine-tuning; F = 0 is the trained one.
 
@@ -44,7 +45,7 @@ def fine_tuned_federation(
         data: the data set.
         seed: of the federation.
         folder_of: from a spec to ``<artifacts-dir>/<spec_hash>``.
-        preset: as for :func:`~quickdrop_bench.harness.training.train_federation`.
+        settings: as for :func:`~quickdrop_bench.harness.training.train_federation`.
 
     Raises:
         BadInput: as :func:`~quickdrop_bench.harness.training.train_federation`.
@@ -52,12 +53,12 @@ def fine_tuned_federation(
     """
     folder = folder_of(spec)
     if not spec.fine_tune:
-        return train_federation(spec, federation, data, seed, folder, preset)
+        return train_federation(spec, federation, data, seed, folder, settings)
     fabric = federation.fabric
     if not on_first(fabric, lambda: artifacts.is_complete(folder)):
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return _fine_tune(spec, federation, data, seed, folder_of, preset)
+                return _fine_tune(spec, federation, data, seed, folder_of, settings)
     return load_trained(spec, federation, data, seed, folder)
 
 
@@ -67,12 +68,12 @@ def _fine_tune(
     data: ImageData,
     seed: int,
     folder_of: Callable[[FederationSpec], Path],
-    preset: str,
+    settings: Mapping[str, Any],
 ) -> TrainedFederation:
     fabric, folder = federation.fabric, folder_of(spec)
     on_first(fabric, lambda: remove_unfinished(folder))  # whoever wrote here was killed: this one is alone
     done = on_first(fabric, lambda: _done_before(spec, folder_of))
-    start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of, preset)
+    start = fine_tuned_federation(replace(spec, fine_tune=done), federation, data, seed, folder_of, settings)
     synthetic = {i: kept.synthetic for i, kept in start.clients.items() if kept.synthetic is not None}
     if backdoor := planted(spec, data, {i: kept.rows for i, kept in start.clients.items()}, seed):
         data = backdoor.data
@@ -106,7 +107,7 @@ def _fine_tune(
         )
     trained = replace(
         start,
-        spec={**spec.resolved(), "seed": seed, "preset": preset, "base": _at(spec, 0, folder_of).name},
+        spec={**spec.resolved(), "seed": seed, **settings, "base": _at(spec, 0, folder_of).name},
         fine_tuning=replace(cost, data_size=sum(len(clients[i]) for i in synthetic)),
         fine_tuning_gradients=progress["gradients"],
     )

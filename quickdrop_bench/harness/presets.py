@@ -14,6 +14,9 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.files import read_bytes, reason_of
 from quickdrop_bench.methods import METHODS
 
+SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
+"""Sections of the presets whose settings of methods suit a level of requests."""
+
 LARGEST = 2**20
 """Bytes of a file of options that is still read."""
 
@@ -67,6 +70,17 @@ def preset_values(preset: str, dataset: str | None, section: str) -> dict[str, A
     return found
 
 
+def kept_settings(preset: str, dataset: str) -> dict[str, Any]:
+    """What a federation keeps of its preset, for requests on it whatever the preset says later.
+
+    Returns:
+        ``preset``, its name, and the settings of methods by section, e.g. ``table2.quickdrop.unlearn_lr``.
+    """
+    sections = {section: preset_values(preset, dataset, section) for section in SECTIONS.values()}
+    own = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {"preset": preset, **{key: value for key, value in own.items() if key.count(".") > 1}}
+
+
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options by key, those of a method's section as ``quickdrop.unlearn_lr``; other sections are left out."""
     found: dict[str, Any] = {}
@@ -76,6 +90,11 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
         elif key in method_sections():
             found |= {f"{key}.{name}": entry for name, entry in value.items()}
     return found
+
+
+def part(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """What stands in a section of flat options, by the names in it."""
+    return {key.removeprefix(f"{section}."): v for key, v in values.items() if key.startswith(f"{section}.")}
 
 
 def method_sections() -> set[str]:

@@ -21,6 +21,7 @@ from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.fine_tuning import fine_tuned_federation
 from quickdrop_bench.harness.judging import Judge
+from quickdrop_bench.harness.presets import kept_settings
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import Deployment
 from quickdrop_bench.harness.training import build_federation
@@ -72,7 +73,8 @@ class Session:
         """The seed's trained federation; it is trained now if it was not."""
         if seed not in self._deployed:
             e, at = self.experiment, partial(self.folder, seed)
-            trained = fine_tuned_federation(e.federation, self.federation, self.data, seed, at, e.preset)
+            kept = kept_settings(e.preset, e.federation.dataset)
+            trained = fine_tuned_federation(e.federation, self.federation, self.data, seed, at, kept)
             self._deployed[seed] = Deployment(self.federation, e.federation, trained, at(), self.data)
         return self._deployed[seed]
 

@@ -104,7 +104,7 @@ class Shadows:
             ArithmeticError: training diverged.
         """
         e, data = self.experiment, self.data.to(federation.fabric.device)
-        trained = train_on(e.federation, federation, data, number, folder, e.preset, self.parts(number))
+        trained = train_on(e.federation, federation, data, number, folder, {"preset": e.preset}, self.parts(number))
         return Deployment(federation, e.federation, trained, folder, data)
 
     def serve(self, number: int, method: str, deployment: Deployment) -> dict[str, Tensor]:

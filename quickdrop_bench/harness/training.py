@@ -201,7 +201,7 @@ class Checkpoint:
 
 
 def train_federation(
-    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, preset: str
+    spec: FederationSpec, federation: Federation, data: ImageData, seed: int, folder: Path, settings: Mapping[str, Any]
 ) -> TrainedFederation:
     """Train with in-situ distillation (Algorithm 2) and save the artifacts, or load them if they are there.
 
@@ -214,7 +214,7 @@ def train_federation(
         data: the data set.
         seed: fixes partition, initialisation, batches and synthetic sets.
         folder: ``<artifacts-dir>/<spec_hash>``.
-        preset: kept with a new one, for the settings of methods that serve requests on it.
+        settings: kept with a new one, for requests on it; see :func:`~quickdrop_bench.harness.presets.kept_settings`.
 
     Returns:
         The trained federation; its history has the columns ``round, loss, matching_distance, participants``,
@@ -233,7 +233,7 @@ def train_federation(
             data = backdoor.data
         with alone_in(folder, fabric):
             if not on_first(fabric, lambda: artifacts.is_complete(folder)):
-                return train_on(spec, federation, data, seed, folder, preset, parts)
+                return train_on(spec, federation, data, seed, folder, settings, parts)
     return load_trained(spec, federation, data, seed, folder)
 
 
@@ -243,7 +243,7 @@ def train_on(
     data: ImageData,
     seed: int,
     folder: Path,
-    preset: str,
+    settings: Mapping[str, Any],
     parts: Sequence[np.ndarray],
 ) -> TrainedFederation:
     """What :func:`train_federation` does, in a folder that nobody else uses; ``parts`` are each client's rows."""
@@ -285,7 +285,7 @@ def train_on(
         clients=kept,
         history=pd.DataFrame(history),
         cost=result.cost,
-        spec={**spec.resolved(), "seed": seed, "preset": preset},
+        spec={**spec.resolved(), "seed": seed, **settings},
         device=device_name(fabric.device, fabric.world_size),
         data=data.info,
         precision=fabric.strategy.precision.precision,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.data.requests import UnlearningRequest, forget_part, forgotten_rows
 from quickdrop_bench.harness.federation_spec import ORIGINALS, kept
+from quickdrop_bench.harness.presets import part
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, needs
 from quickdrop_bench.methods import METHODS, Method
 from quickdrop_bench.methods.registry import SMALL_SETS, StageResult, check_support
@@ -25,6 +27,14 @@ def method_name(method: Method) -> str:
         if METHODS[name] is type(method):
             return name
     raise BadInput("method", repr(method), "a method is needed, as run.method('quickdrop') gives it")
+
+
+def check_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise :class:`BadInput` unless every method can be built with what a federation in a folder keeps for it."""
+    try:
+        _ = [METHODS[name](**part(settings, name.replace("-", "_"))) for name in METHODS]
+    except (TypeError, ValueError) as error:
+        raise BadInput("RUN", folder, f"no request is served with what config.yaml sets ({error})") from error
 
 
 def check_form(request: UnlearningRequest) -> None:

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from quickdrop_bench.core.errors import BadInput
@@ -71,7 +71,7 @@ def _safetensors(run: TrainedRun, path: Path, version: int | None) -> None:
         "forgotten": [str(request) for request in run.forgotten(version)],
     }
     state = {name: value.cpu().contiguous() for name, value in run.state(version).items()}
-    save_file(state, path, metadata={name: json.dumps(value) for name, value in about.items()})
+    path.write_bytes(save(state, {name: json.dumps(value) for name, value in about.items()}))
 
 
 def _torchscript(run: TrainedRun, path: Path, version: int | None) -> None:

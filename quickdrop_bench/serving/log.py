@@ -1,10 +1,11 @@
 """The request log of a trained federation: which model version came from which request.
 
 ``requests.jsonl`` holds one JSON object per version, each with the hash of the one before, and
-``versions/NNNN.safetensors`` its parameters and, in the file's metadata, what the request was. The model is on disk
-before the log names it, under a hidden name, and the log is replaced as a whole: that one rename makes the new version
-the current one. So a version that the log does not know is never what a killed command left: the log was lost, and is
-rebuilt only when that is asked for.
+``versions/NNNN.safetensors`` its parameters and, in the file's metadata, what the request was. A model is written under
+a hidden name, the log is replaced as a whole, and the model gets its own name. A command that was killed in between has
+served: the newest model counts under its hidden name too, whether or not the log names it. So a version under its own
+name that the log does not know is never what a killed command left: the log was lost, and is rebuilt only when that is
+asked for.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from quickdrop_bench.core.files import (
     open_tensors,
     read_bytes,
     refuse_links,
+    remove_unfinished,
     sha256,
     write_text,
     writing,
 )
 from quickdrop_bench.data.requests import UnlearningRequest
+from quickdrop_bench.serving.versions import hidden_name, on_disk, own_name
 from quickdrop_bench.store.schema import typed
 
 LOCK = ".lock"
@@ -117,24 +120,21 @@ def chained_to(entries: Sequence[Entry]) -> str:
 
 def read_log(folder: Path) -> list[Entry]:
     """The entries of a run's log, oldest first; :class:`BadInput` if it is damaged or does not know a version."""
-    path = folder / LOG
+    path, files = folder / LOG, on_disk(folder)  # in this order: what has its own name is in a log that is read later
     try:
         content = read_bytes(path, LARGEST).decode("utf-8") if os.path.lexists(path) else ""
         entries = _chained([json.loads(line) for line in content.split("\n") if line])
+        new = len(entries) + 1
+        if files.get(new) == hidden_name(folder, new) and (finished := _from_file(files[new], None)):
+            entries.append(replace(finished, previous=chained_to(entries)))
         _check_chain(entries)
     except MISREAD as error:
         allowed = f"{LOG} is damaged or cannot be read ({type(error).__name__}); {WAY_BACK}"
         raise BadInput("RUN", folder, allowed) from error
-    if lost := sorted(_on_disk(folder).keys() - {entry.version for entry in entries}):
+    if lost := sorted(files.keys() - {entry.version for entry in entries}):
         allowed = f"{LOG} does not know version {lost[0]}, and what that forgot would come back; {WAY_BACK}"
         raise BadInput("RUN", folder, allowed)
     return entries
-
-
-def _on_disk(folder: Path) -> dict[int, Path]:
-    """The versions' files by number."""
-    paths = (folder / VERSIONS).glob("[0-9]*.safetensors")
-    return {int(path.stem): path for path in sorted(paths) if path.stem.isdecimal()}
 
 
 def recover_log(folder: Path) -> bool:
@@ -150,13 +150,14 @@ def recover_log(folder: Path) -> bool:
             read_log(folder)
             return False
         except BadInput:
-            left, files = _left_of(folder), _on_disk(folder)
+            left, files = _left_of(folder), on_disk(folder)
         entries: list[Entry] = []
         for version in range(1, max({*left, *files}, default=0) + 1):
             entry = _from_file(files[version], left.get(version)) if version in files else left.get(version)
             if entry is None or entry.version != version:
                 allowed = f"neither {LOG} nor {VERSIONS}/ says what request made version {version}"
-                raise BadInput("RUN", folder, f"{allowed}; put one of them back from a copy")
+                back = f", or delete {VERSIONS}/{files[version].name} and ask for it again" if version in files else ""
+                raise BadInput("RUN", folder, f"{allowed}; put one of them back from a copy{back}")
             entries.append(replace(entry, previous=chained_to(entries)))
         try:
             _check_chain(entries)
@@ -233,6 +234,15 @@ def write_log(folder: Path, entries: Sequence[Entry]) -> None:
     write_text(folder / LOG, "".join(entry.line for entry in entries))
 
 
+def settle(folder: Path, entries: Sequence[Entry]) -> None:
+    """If the newest version is hidden, name it in the log, then give it its own name; errors as :func:`write_log`."""
+    version = len(entries)
+    if on_disk(folder).get(version) == (hidden := hidden_name(folder, version)):
+        write_log(folder, entries)
+        with suppress(OSError):  # it is found under both
+            hidden.rename(own_name(folder, version))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run for oneself, until this process ends in any way; :class:`BadInput` if another command holds it."""
@@ -244,6 +254,8 @@ def locked(folder: Path) -> Iterator[None]:
         except Timeout:
             raise BadInput("RUN", folder, "another command is working on it; try again when that has ended") from None
     try:
+        with writing("RUN", folder):
+            remove_unfinished(folder)
         yield
     finally:
         lock.release()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -22,20 +24,17 @@ from quickdrop_bench.evaluation.metric import METRICS, SERVED, measured
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.federation_spec import FederationSpec
 from quickdrop_bench.harness.outcome import checked_stages
-from quickdrop_bench.harness.presets import preset_values, presets
+from quickdrop_bench.harness.presets import SECTIONS, part, preset_values, presets
 from quickdrop_bench.harness.provenance import provenance
 from quickdrop_bench.harness.request import RELEARN, UNLEARN, Deployment, still_forgotten, total_cost
 from quickdrop_bench.harness.training import build_federation, build_model
 from quickdrop_bench.methods import METHODS, Context, Method
 from quickdrop_bench.methods.registry import StageResult
-from quickdrop_bench.serving.checks import check, check_form, check_stages, method_name
-from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, write_log
+from quickdrop_bench.serving.checks import check, check_form, check_settings, check_stages, method_name
+from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, settle
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
-from quickdrop_bench.serving.versions import Versions
+from quickdrop_bench.serving.versions import Versions, hidden_name
 from quickdrop_bench.store import artifacts
-
-SECTIONS = {"class": "table2", "client": "table4", "sample": "table4"}
-"""Sections of the presets whose settings of methods suit a level of requests."""
 
 
 def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
@@ -206,10 +205,14 @@ class TrainedRun:
         return str(name)
 
     def method(self, name: str = "quickdrop", level: str = "class") -> Method:
-        """A method with the preset's settings for a level of requests."""
-        values, section = preset_values(self.preset, self.spec.dataset, SECTIONS[level]), name.replace("-", "_")
-        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
-        return METHODS[name](**own)
+        """A method with the :meth:`settings` for a level of requests."""
+        return METHODS[name](**part(self.settings(level), name.replace("-", "_")))
+
+    def settings(self, level: str) -> dict[str, Any]:
+        """Those of methods, as ``quickdrop.unlearn_lr``, that the preset had in training, or :class:`BadInput`."""
+        own = part(self.trained.spec, SECTIONS[level])
+        check_settings(own, self.folder)
+        return own or preset_values(self.preset, self.spec.dataset, SECTIONS[level])
 
     def samples(
         self,
@@ -317,7 +320,8 @@ class TrainedRun:
         method = method or self.method(level=request.level)
         with locked(self.folder):
             self.log = read_log(self.folder)
-            self.versions.settle(self.current)
+            with writing("RUN", self.folder):
+                settle(self.folder, self.log)  # the command that served last may have been killed before
             parent = self._version(from_version, "--from-version")
             gone = self.forgotten(parent)
             check(self.deployment, action, request, method, gone, absent, self.data_dir)
@@ -361,15 +365,15 @@ class TrainedRun:
     ) -> Entry:
         """Make a model the current version: its file first, then the log that names it."""
         after = self._evaluated(state, *sets) if self.data else None
-        entry = replace(entry, after=after, sha256=self.versions.save(entry.version, state, entry.metadata))
         try:
+            entry = replace(entry, after=after, sha256=self.versions.save(entry.version, state, entry.metadata))
             with writing("RUN", self.folder):
-                write_log(self.folder, [*self.log, entry])
-        except BadInput:
-            self.versions.waiting(entry.version).unlink(missing_ok=True)
+                settle(self.folder, [*self.log, entry])
+        except Exception:
+            with suppress(OSError):
+                hidden_name(self.folder, entry.version).unlink()  # it would count
             raise
         self.log.append(entry)
-        self.versions.settle(entry.version)
         return entry
 
     def _context(

@@ -1,21 +1,37 @@
-"""The model versions of a trained federation on disk, ``versions/NNNN.safetensors``.
-
-A new version lies under a hidden name until the log names it; the rename of the log makes it the current one.
-"""
+"""The model versions of a trained federation, ``versions/NNNN.safetensors``, hidden until the log names them."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import LOG, VERSIONS, remove_unfinished, sha256, writing
+from quickdrop_bench.core.files import LOG, VERSIONS, sha256, writing
 from quickdrop_bench.functional.aggregation import State, is_finite
 from quickdrop_bench.store.schema import Damage
 from quickdrop_bench.store.states import read_state, write_tensors
+
+FILE = re.compile(r"\.?([0-9]+)(?:\.new)?\.safetensors")
+"""A version's own name, or its hidden one."""
+
+
+def own_name(folder: Path, version: int) -> Path:
+    """Where a version from 1 is once the log names it."""
+    return folder / VERSIONS / f"{version:04d}.safetensors"
+
+
+def hidden_name(folder: Path, version: int) -> Path:
+    """Where it is before that."""
+    return folder / VERSIONS / f".{version:04d}.new.safetensors"
+
+
+def on_disk(folder: Path) -> dict[int, Path]:
+    """The versions' files by number, under their own names where they have these."""
+    paths = sorted((folder / VERSIONS).glob("*.safetensors"))  # hidden ones first
+    return {int(found[1]): path for path in paths if (found := FILE.fullmatch(path.name))}
 
 
 @dataclass(frozen=True)
@@ -33,27 +49,12 @@ class Versions:
 
     def file(self, version: int) -> Path:
         """Where the parameters of a version from 1 are."""
-        path, waiting = self._named(version), self.waiting(version)
-        return waiting if waiting.exists() and not path.exists() else path
-
-    def waiting(self, version: int) -> Path:
-        """Where they are until the log names the version."""
-        return self.folder / VERSIONS / f".{version:04d}.new.safetensors"
-
-    def _named(self, version: int) -> Path:
-        return self.folder / VERSIONS / f"{version:04d}.safetensors"
-
-    def settle(self, version: int) -> None:
-        """Give the current version's file its own name; the command that served it may have been killed before."""
-        if self.file(version) == (waiting := self.waiting(version)):
-            with suppress(OSError):  # it is found under both
-                waiting.replace(self._named(version))
+        return on_disk(self.folder).get(version) or own_name(self.folder, version)
 
     def save(self, version: int, state: State, metadata: dict[str, str]) -> str:
         """Write a version that the log does not name yet, and return the file's checksum."""
-        path = self.waiting(version)
+        path = hidden_name(self.folder, version)
         with writing("RUN", self.folder):
-            remove_unfinished(path.parent)  # the lock says that no writer is at work
             write_tensors(path, state, metadata)
             return sha256(path)
 

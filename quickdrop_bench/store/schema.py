@@ -27,7 +27,10 @@ ADDED = ("dropouts", "stragglers", "rejected_updates", "cpu_seconds", "waiting_s
 """Counters of costs that the first writers of this format did not have; they are read as 0."""
 
 UNSIGNED = "quickdrop-bench 0.1.0 from before 28 November 2026"
-"""Who wrote a manifest that does not say who did."""
+"""Who wrote a manifest that does not say who did, and formats before :data:`SIGNED`, whatever they say."""
+
+SIGNED = 4
+"""The first format that a release writes."""
 
 LARGEST = 2**24
 """Bytes of a manifest, history or configuration that are still read."""
@@ -91,6 +94,7 @@ def parse_manifest(content: bytes) -> Manifest:
     values = json.loads(content)
     form, by = typed(int, values["format"], "format"), values.setdefault("written_by", UNSIGNED)
     if form != FORMAT:
+        by = UNSIGNED if form < SIGNED else by
         lacks = ", which does not say on which data and in which precision" if form < FORMAT else ""
         who = f"{typed(str, by, 'written_by')} wrote it in format {form}{lacks}"
         raise OtherFormat(f"{who}, and this version reads format {FORMAT}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from quickdrop_bench.core.errors import BadInput
@@ -28,7 +28,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write tensors from any device; :class:`OSError` or :class:`SafetensorError` if that is not possible."""
     # Cloned because safetensors refuses tensors that share memory, as views of one index do.
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(own, temporary, metadata=metadata))
+    # Through memory: the library's own writer has a temporary file too, whose name does not say whose it is.
+    write_atomically(path, lambda temporary: temporary.write_bytes(as_bytes(own, metadata)))
 
 
 def read_state(path: Path, like: Mapping[str, Tensor]) -> State:

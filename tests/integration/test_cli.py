@@ -14,7 +14,7 @@ import pytest
 from quickdrop_bench.cli.machine import _warn_of_slow_bfloat16
 from quickdrop_bench.store.rows import LAST
 from tests.conftest import PARTITION, TINY, Run, accuracies, json_lines
-from tests.damage import largest_file
+from tests.damage import GONE, largest_file
 from tests.integration.judging import Ended
 
 METHODS_OF_TABLE_2 = ["retrain-or", "federaser", "sga-or", "fu-mp", "random-subset", "quickdrop"]
@@ -183,7 +183,7 @@ def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None
 
 def test_a_training_clears_away_what_killed_ones_left(run: Run) -> None:
     folder = Path(run("train", *TINY)[1].split()[0])
-    unfinished = [folder / ".training.99.tmp.ckpt", folder / "updates/0000/.0000.99.tmp.safetensors"]
+    unfinished = [folder / f".training.{GONE}.tmp.ckpt", folder / f"updates/0000/.0000.{GONE}.tmp.safetensors"]
     for path in unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

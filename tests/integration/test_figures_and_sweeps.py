@@ -175,9 +175,10 @@ def test_a_sweep_plans_first(run: Run) -> None:
     assert "10 runs to make on 8 federations, 4 of them to train" in out
 
 
-def test_a_long_plan_says_how_far_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("argv", [["table", "4"], ["sweep", "--scales", "1,10"]], ids=" ".join)
+def test_a_long_plan_says_how_far_it_is(run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     monkeypatch.setattr("quickdrop_bench.cli.output.PATIENCE", 0.0)
-    code, out, err = run("table", "4", *TINY, "--methods", "quickdrop", "--dry-run")
+    code, out, err = run(*argv, *TINY, "--methods", "quickdrop", "--dry-run")
     assert code == 0
     assert "4 runs to make on 2 federations, 2 of them to train" in out
     for label in ("points laid out", "federations planned"):

@@ -166,10 +166,19 @@ def served_by(folder: Path, place: Path) -> bytes:
     return (place / "run/versions/0001.safetensors").read_bytes()
 
 
+def assert_still_forgotten_without_log(copy: Path, run: Run, current: int) -> None:
+    """It is refused, or what it said is still known."""
+    lost = Path(shutil.copytree(copy, copy.with_name("lost")))
+    (lost / "requests.jsonl").unlink(missing_ok=True)
+    code, out, err = run("show", str(lost))
+    assert "--recover-log" in err if code else f"current version {current} " in out
+
+
 def assert_in_the_last_good_state(copy: Path, run: Run, model: bytes) -> None:
     assert run("show", str(copy))[0] == 0
     found = TrainedRun(copy)
     assert [str(request) for request in found.forgotten()] == ["class-1"] * found.current
+    assert_still_forgotten_without_log(copy, run, found.current)
     assert found.state().keys() == found.state(0).keys()
     if not found.current:
         assert run("unlearn", str(copy), "--class", "1")[0] == 0

@@ -99,10 +99,14 @@ def as_format_3(manifest: dict[str, Any]) -> None:
     manifest["format"] = 3
 
 
+@pytest.mark.parametrize("said", [{}, {"written_by": "quickdrop-bench 0.1.0"}], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("served", [False, True])
-def test_an_older_format_is_not_called_damaged(trained: TrainedFederation, tmp_path: Path, *, served: bool) -> None:
+def test_an_older_format_is_not_called_damaged(
+    trained: TrainedFederation, tmp_path: Path, said: dict[str, str], *, served: bool
+) -> None:
+    """That version 0.1.0 wrote it, which this one is, would be no way back."""
     save(trained, tmp_path)
-    with_manifest(tmp_path, as_format_3)
+    with_manifest(tmp_path, lambda manifest: (as_format_3(manifest), manifest.update(said)))
     if served:
         (tmp_path / "versions").mkdir()
     with pytest.raises(BadInput) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tracemalloc
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.store.rows import KEY, RowFile
+from tests.damage import GONE
 
 
 def test_registry_names_the_option_and_the_nearest_name() -> None:
@@ -167,10 +169,11 @@ def test_a_giant_line_and_many_columns_cost_no_memory(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_of_rows_left_is_swept(tmp_path: Path) -> None:
-    for name in (".rows.99.tmp.jsonl", ".tmpA1b2C3", "mine.tmp.txt"):
+    kept = {"mine.tmp.txt", ".mine.tmp.txt", f".table.{os.getppid()}.tmp.md"}
+    for name in (f".rows.{GONE}.tmp.jsonl", ".tmpA1b2C3", f".table.{os.getpid()}.tmp.md", *kept):
         (tmp_path / name).touch()
     RowFile(tmp_path / "rows.jsonl").check_writable()
-    assert {path.name for path in tmp_path.iterdir()} <= {"mine.tmp.txt", "rows.jsonl", ".rows.lock"}
+    assert {path.name for path in tmp_path.iterdir()} <= {*kept, "rows.jsonl", ".rows.lock"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.launcher import NUMBERS, PARENT, forget_leftovers, mark_children, process_number, started
 from tests.conftest import TINY, Run
+from tests.damage import GONE
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -27,7 +29,15 @@ TORCHRUN = {
     "GROUP_RANK": "0",
     "MASTER_ADDR": "127.0.0.1",
 }
-SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "batch"}
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "batch",
+    "SLURM_NTASKS": "2",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
 
 
 @pytest.fixture
@@ -39,7 +49,7 @@ def port() -> int:
 
 
 def having(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name in {*NUMBERS, *TORCHRUN, *SRUN, "MASTER_PORT"}:
+    for name in {*NUMBERS, *TORCHRUN, *SRUN, "SLURM_TASK_PID", "MASTER_PORT"}:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -94,6 +104,30 @@ def test_what_a_torchrun_left_ends_in_a_sentence_at_once(
     assert time.monotonic() - began < 10
 
 
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """A process that this one does not come from."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("task", [None, "", "x", str(GONE), "0", "stranger"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_an_srun_left_ends_in_a_sentence_at_once(
+    task: str | None, rank: int, stranger: int, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    having(monkeypatch, {**SRUN, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+    if task is not None:
+        monkeypatch.setenv("SLURM_TASK_PID", task.replace("stranger", str(stranger)))
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    began = time.monotonic()
+    code, out, err = run("train", *TINY, "--accelerator", "cpu")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "start the command with srun, or unset SLURM_STEP_NUM_TASKS, which is left from another one" in err
+    assert time.monotonic() - began < 10
+
+
 def test_processes_of_a_torchrun_that_is_there_have_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as agent:
         having(monkeypatch, {**TORCHRUN, "MASTER_PORT": str(agent.getsockname()[1])})
@@ -106,7 +140,9 @@ def test_tasks_of_srun_have_its_numbers_but_not_in_an_interactive_shell(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     having(monkeypatch, {**SRUN, "RANK": "1"})
-    assert (started(), process_number()) == ((2, 2), 1)
+    for task in (os.getpid(), os.getppid()):  # itself, or the script that it stands in
+        monkeypatch.setenv("SLURM_TASK_PID", str(task))
+        assert (started(), process_number()) == ((2, 2), 1)
     forget_leftovers()
     assert "RANK" not in os.environ
     monkeypatch.setenv("SLURM_PROCID", "none")

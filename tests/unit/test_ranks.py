@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from quickdrop_bench.core.errors import BadInput
+from quickdrop_bench.federation import ranks
 from quickdrop_bench.federation.ranks import (
     ClientParallel,
     add_up,
@@ -24,6 +31,10 @@ from quickdrop_bench.federation.ranks import (
     shares,
     spread,
 )
+from tests.conftest import TINY
+
+MEETING = 10.0
+"""Seconds in which two processes have to start."""
 
 WORK = {7: 5, 3: 1, 4: 4, 9: 2}
 
@@ -90,6 +101,7 @@ def in_two_processes(fabric: Fabric) -> None:
         assert first[1].isnan()
         assert second == float(client in shares(WORK, 2)[1])
 
+    time.sleep(own * (MEETING + 1))  # the other waits longer than it did for the start
     assert on_first(fabric, lambda: f"by {own}") == "by 0"
 
     def fails(error: Exception, only: int) -> Callable[[], object]:
@@ -128,8 +140,35 @@ def in_two_processes(fabric: Fabric) -> None:
     optimizer.step()
 
 
+ALONE = """
+import sys
+from datetime import timedelta
+from quickdrop_bench.cli import main
+from quickdrop_bench.federation import ranks
+
+ranks.MEETING, main.LONGEST_END = timedelta(seconds=1), 0.0
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_says_so_when_another_one_never_comes(number: int) -> None:
+    world = {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(number), "LOCAL_RANK": str(number)}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    world |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    argv = [sys.executable, "-c", ALONE, "train", *TINY, "--accelerator", "cpu"]
+    done = subprocess.run(argv, env={**os.environ, **world}, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (2 - number, "")
+    said = done.stderr.splitlines()[-1]
+    assert "the processes cannot be launched: " in said
+    assert "imed out after" in said
+
+
 @pytest.mark.slow
 def test_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=MEETING))
     fabric = Fabric(accelerator="cpu", devices=2, strategy=ClientParallel(start_method="spawn"))
     fabric.launch(in_two_processes)

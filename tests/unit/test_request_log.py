@@ -173,15 +173,73 @@ def test_rebuilding_does_not_take_a_damaged_version_for_a_good_one(folder: Path)
         TrainedRun(folder).state(1)
 
 
-def test_a_command_that_was_killed_before_its_last_step_has_served(folder: Path) -> None:
-    last, waiting = folder / "versions/0003.safetensors", folder / "versions/.0003.new.safetensors"
-    last.rename(waiting)
+HIDDEN = "versions/.0003.new.safetensors"
+"""The newest version where a command was killed before its last step."""
+
+
+def without_last_line(folder: Path) -> None:
+    with_lines(lambda log: log[:-1])(folder)
+
+
+@pytest.mark.parametrize("lose", [lambda folder: None, without_last_line], ids=["whole log", "last line gone"])
+def test_a_command_that_was_killed_before_its_last_step_has_served(
+    folder: Path, run: Run, lose: Callable[[Path], object]
+) -> None:
+    last = folder / "versions/0003.safetensors"
+    last.rename(folder / HIDDEN)
+    lose(folder)
+    for command in ("show", "evaluate"):
+        code, out, _ = run(command, str(folder))
+        assert (code, "forgotten: class-9, client-0, class-3" in out) == (0, True)
     found = TrainedRun(folder)
-    assert found.current == 3
-    assert found.state(3)
+    assert (found.current, found.state(3).keys()) == (3, found.state(0).keys())
     assert found.unlearn(UnlearningRequest("class", (1,))).version == 4
     assert last.exists()
-    assert not waiting.exists()
+    assert not (folder / HIDDEN).exists()
+    assert [json.loads(line)["request"] for line in lines(folder)] == ["class-9", "client-0", "class-3", "class-1"]
+
+
+def test_a_first_version_that_is_hidden_counts_without_any_log(folder: Path) -> None:
+    for name in ("requests.jsonl", "versions/0002.safetensors", "versions/0003.safetensors"):
+        (folder / name).unlink()
+    (folder / "versions/0001.safetensors").rename(folder / "versions/.0001.new.safetensors")
+    assert TrainedRun(folder).forgotten() == (CLASS_9,)
+
+
+@pytest.mark.parametrize("name", ["requests.jsonl removed", "emptied", "last two gone", "cut off in an entry"])
+def test_where_more_is_lost_a_hidden_version_counts_once_the_log_is_rebuilt(folder: Path, name: str) -> None:
+    (folder / "versions/0003.safetensors").rename(folder / HIDDEN)
+    LOSSES[name.removeprefix("requests.jsonl ")](folder)
+    with pytest.raises(BadInput, match="show RUN --recover-log"):
+        TrainedRun(folder)
+    assert recover_log(folder)
+    found = TrainedRun(folder)
+    assert found.forgotten() == (CLASS_9, CLIENT_0, CLASS_3)
+    assert found.state(3).keys() == found.state(0).keys()
+
+
+def test_a_hidden_version_that_says_nothing_is_refused_with_a_way_back(folder: Path) -> None:
+    (folder / "versions/.0004.new.safetensors").write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"does not know version 4.*show RUN --recover-log"):
+        TrainedRun(folder)
+    with pytest.raises(BadInput, match=r"or delete versions/\.0004\.new\.safetensors and ask for it again"):
+        recover_log(folder)
+    (folder / "versions/.0004.new.safetensors").unlink()
+    assert TrainedRun(folder).current == 3
+
+
+def test_a_request_that_failed_after_its_model_was_written_does_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> str:
+        raise RuntimeError("Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("quickdrop_bench.serving.versions.sha256", fail)
+        with pytest.raises(RuntimeError):
+            TrainedRun(folder).unlearn(UnlearningRequest("class", (1,)))
+    assert TrainedRun(folder).current == 3
+    assert TrainedRun(folder).unlearn(UnlearningRequest("class", (1,))).version == 4
 
 
 def damage_newest(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from quickdrop_bench import serving
 from quickdrop_bench.core.errors import BadInput
@@ -22,6 +22,7 @@ from quickdrop_bench.serving import TrainedRun, export
 from quickdrop_bench.store.schema import FORMAT
 from tests.conftest import TINY, Run
 from tests.damage import (
+    GONE,
     Drawn,
     Kind,
     cut,
@@ -42,9 +43,9 @@ def test_an_interrupted_command_continues_as_it_says(folder: Path, run: Run, mon
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    writers = iter([save_file, interrupt])
+    writers = iter([save, interrupt])
     with monkeypatch.context() as patched:
-        patched.setattr("quickdrop_bench.store.states.save_file", lambda *args, **more: next(writers)(*args, **more))
+        patched.setattr("quickdrop_bench.store.states.as_bytes", lambda *args, **more: next(writers)(*args, **more))
         code, _, err = run("unlearn", NAME, "--class", "9,3")
     assert code == 130
     assert TrainedRun(folder).current == 1
@@ -230,15 +231,40 @@ def test_a_folder_that_cannot_be_written_is_refused_and_read(folder: Path, run: 
     assert run("show", NAME)[0] == run("evaluate", NAME)[0] == 0
 
 
-def test_a_model_that_nothing_names_does_no_harm(folder: Path) -> None:
-    run = served(folder, CLASS_9)
-    (folder / "versions/.0002.new.safetensors").write_bytes(b"from a process that was killed")
-    for name in (".0002.99.tmp.safetensors", ".tmpA1b2C3"):
-        (folder / "versions" / name).write_bytes(b"half of a model")
-    assert TrainedRun(folder).current == 1
-    run.unlearn(CLASS_3)
-    assert {path.name for path in (folder / "versions").iterdir()} == {"0001.safetensors", "0002.safetensors"}
-    assert TrainedRun(folder).state(2).keys() == run.state(0).keys()
+@pytest.mark.parametrize("argv", [["unlearn", "--class", "3"], ["relearn", "--class", "9"], ["show", "--recover-log"]])
+def test_what_killed_writers_left_in_a_run_is_swept_by_who_writes_there_next(
+    folder: Path, run: Run, argv: list[str]
+) -> None:
+    """Exports, logs, models and pictures, but no file of a writer that is at work, nor of the user."""
+    before = served(folder, CLASS_9).state(0)
+    left = [".model-0001.{}.tmp.pt", ".requests.{}.tmp.jsonl", "versions/.0002.{}.tmp.safetensors", "oracles/.a.{}.tmp"]
+    paths = [folder / name.format(GONE) for name in left] + [folder / ".tmpA1b2C3", folder / "versions/.tmpA1b2C3"]
+    kept = [folder / name.format(os.getppid()) for name in left] + [folder / ".mine.tmp.txt", folder / "my.99.tmp.txt"]
+    (folder / "oracles").mkdir(exist_ok=True)
+    for path in paths + kept:
+        path.write_bytes(b"half of a model")
+    assert run("evaluate", NAME)[0] == 0
+    assert all(path.exists() for path in paths + kept)
+    assert run(argv[0], NAME, *argv[1:])[0] == 0
+    assert not any(path.exists() for path in paths)
+    assert all(path.exists() for path in kept)
+    assert TrainedRun(folder).state().keys() == before.keys()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torchscript"])
+def test_an_export_has_no_temporary_file_but_one_that_says_who_writes_it(folder: Path, form: str) -> None:
+    run, seen = TrainedRun(folder), set()
+    real = Path.write_bytes
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        seen.update(other.name for other in folder.iterdir() if ".tmp" in other.name)
+        seen.add(path.name)
+        return real(path, content)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write_bytes)
+        export(run, folder / "model-0000.x", form)
+    assert seen == {f".model-0000.{os.getpid()}.tmp.x"}
 
 
 OPENING = {
