@@ -35,12 +35,12 @@ def points(setting: Setting) -> dict[str, tuple[float, float, float, float]]:
 def main() -> None:
     """Draw it."""
     setting = measured()
-    what = f"{setting.columns['dataset']}, {setting.in_words['request']} forgotten"
+    what = f"{setting.columns['dataset']}, {setting.in_words['request']}"
     with style():
         if figure := tradeoff.tradeoff(
             setting,
             shown(),
-            f"{what}, 95% intervals; hollow: not forgotten; ?: not decided; grey: best at its cost",
+            f"{what}, 95% intervals. Hollow: not forgotten; ?: undecided; grey: none cheaper is better",
         ):
             save_picture(figure, ROOT / SOURCE / "front")
 

@@ -30,7 +30,7 @@ from quickdrop_bench.harness.session import Session
 from quickdrop_bench.harness.training import client_rows
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
-from quickdrop_bench.store.artifacts import MANIFEST, is_complete
+from quickdrop_bench.store.artifacts import is_complete
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 MOST_COLUMNS = 20
@@ -76,12 +76,11 @@ def _train(session: Session, display: ProgressDisplay) -> None:
             write_distribution(folder, counts, session.data.class_names, _title(experiment, seed))
             if experiment.federation.distill:
                 write_sheet(folder, *synthetic_pairs(session.held(seed), context.clients), _title(experiment, seed))
-            os.utime(folder / MANIFEST)  # the latest is the one that was asked for last
         session.federation.load(context.state)
         found = class_accuracy(session.federation.model, session.data.test, len(session.data.class_names))
         cost = session.deployment(seed).trained.cost
         share = cost.distillation_seconds / cost.seconds
-        spent = f"{cost.seconds:.1f} s, {share:.0%} of it distillation{', trained before' * known}"
+        spent = f"{'trained before, in ' * known}{cost.seconds:.1f} s, {share:.0%} of it distillation"
         print(f"{folder}  accuracy {found.without(()):.4f}  {spent}")
 
 

@@ -42,7 +42,7 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
 
     Args:
         name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only
-            one, or ``latest``: the one that was trained, or that ``train`` was asked for, last.
+            one, or ``latest``: the one that ``train`` was asked for last; the newest if it never was.
         artifacts_dir: parent of the trained federations' folders.
 
     Raises:
@@ -54,7 +54,10 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
     folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
     known = sorted(path for path in folders if artifacts.is_complete(path))
     if name == "latest" and known:
-        return max(known, key=lambda path: (path / artifacts.MANIFEST).stat().st_mtime_ns)
+        # ``train`` writes this file at each call; tables and figures leave federations without it.
+        asked = [path / "distribution.csv" for path in known if (path / "distribution.csv").is_file()]
+        signs = asked or [path / artifacts.MANIFEST for path in known]
+        return max(signs, key=lambda path: path.stat().st_mtime_ns).parent
     found = [path for path in known if str(name) and path.name.startswith(str(name))]
     if len(found) == 1:
         return found[0]

@@ -236,6 +236,8 @@ def test_the_latest_federation_is_the_one_that_was_asked_for_last(run: Run) -> N
     again = run("train", *TINY)[1]
     assert again.startswith(folders[0])
     assert "trained before" in again
+    assert run("table", "2", *TINY, "--lr", "0.4", "--methods", "retrain-or")[0] == 0
+    assert len(list(Path("artifacts").iterdir())) == 3
     assert run("show", "latest")[1].startswith(folders[0])
     assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
 

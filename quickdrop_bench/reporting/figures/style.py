@@ -192,8 +192,10 @@ def _apart(wanted: Sequence[float], gap: float) -> list[float]:
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
     """Names beside points (x, y, name, colour), each where it covers neither a mark nor another name.
 
-    A line leads from a mark to a name that is not next to it.
+    A line leads from a mark to a name that is not next to it. The upper ones are named first, so that names keep the
+    order of their marks where these are close.
     """
+    points = sorted(points, key=lambda point: -point[1])
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()

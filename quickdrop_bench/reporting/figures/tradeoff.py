@@ -71,7 +71,7 @@ def _legend(settings: Sequence[Setting]) -> list[Line2D]:
         Line2D([], [], **mark, label=f"{what} within {100 * NEAR:g} point of {method_title(ORACLE)}'s (mean)"),
         Line2D([], [], **mark, markerfacecolor="white", label=f"{what} farther from it"),
         Line2D([], [], linestyle="none", label=f"{UNDECIDED}: not decided, 95% interval on both sides or none"),
-        Line2D([], [], color=GREY, linewidth=1, label="best at its cost (Pareto front)"),
+        Line2D([], [], color=GREY, linewidth=1, label="nothing cheaper is better (Pareto front)"),
     ]
 
 
