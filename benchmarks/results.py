@@ -18,6 +18,7 @@ from typing import Any
 
 from quickdrop_bench.core.files import write_text
 from quickdrop_bench.harness.exhibits import Exhibit, exhibit
+from quickdrop_bench.reporting.figures.rounds import PER_ROUND
 from quickdrop_bench.reporting.frame import SEARCH, frame_of
 from quickdrop_bench.reporting.names import ORIGINAL
 from quickdrop_bench.reporting.render import write_exhibit
@@ -46,10 +47,13 @@ TIMED = ("seconds", "shared_cores")
 def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
     """Whether a row is committed: of a table what it shows or is made from, of a figure all that it may draw."""
     stage, metric = row["stage"], row["metric"]
+    if shown.name == "figure3":
+        return "mia" in metric or metric in ALWAYS or metric in MARKS
+    if shown.each_round:
+        before = row["method"] == ORIGINAL and metric.startswith("class_")
+        return stage == PER_ROUND or before or (metric in MARKS and bool(row["value"]))
     if shown.kind == "figure":
-        return ("mia" not in metric or shown.name == "figure3") and (
-            not metric.startswith("class_") or shown.each_round
-        )
+        return "mia" not in metric and not metric.startswith("class_")
     columns = {(column.stage, column.metric) for column in shown.columns}
     if metric in TIMED and not columns & {("total", "seconds"), ("total", "speedup")}:
         return False
