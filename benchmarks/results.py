@@ -53,7 +53,8 @@ def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
         before = row["method"] == ORIGINAL and metric.startswith("class_")
         return stage == PER_ROUND or before or (metric in MARKS and bool(row["value"]))
     if shown.kind == "figure":
-        return "mia" not in metric and not metric.startswith("class_")
+        # The numbers of originals' gradients are Figure 5's; a mark is a row where it is so.
+        return metric in {*ALWAYS, "original_gradients"} or (metric in MARKS and bool(row["value"]))
     columns = {(column.stage, column.metric) for column in shown.columns}
     if metric in TIMED and not columns & {("total", "seconds"), ("total", "speedup")}:
         return False

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from quickdrop_bench.core.errors import BadInput, Missing, others_code
@@ -399,4 +400,6 @@ class TrainedRun:
 
 
 def _on_cpu(precision: str) -> Fabric:
-    return Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    # One process on its own, whatever launcher left its variables.
+    alone = LightningEnvironment()
+    return Fabric(accelerator="cpu", devices=1, precision=precision, plugins=alone)  # type: ignore[arg-type]
