@@ -210,7 +210,9 @@ class Tracker(Logger):
             return
         counts = class_holdings(data, context.clients)
         self._logger.log_image("partition", [distribution_image(counts, data.class_names, _name(run))])
-        artifact = self._wandb.Artifact(f"federation-{folder.name}", type="federation", metadata=dict(trained.spec))
+        # W&B takes at most 100 values; the settings of methods, whose names have dots, are in the file config.yaml.
+        spec = {name: value for name, value in trained.spec.items() if "." not in name}
+        artifact = self._wandb.Artifact(f"federation-{folder.name}", type="federation", metadata=spec)
         for file in artifacts.PUBLIC:  # none with a client's data
             artifact.add_file(str(folder / file), name=file)
         if self._images and trained.spec["distill"]:
