@@ -47,26 +47,27 @@ TIMED = ("seconds", "shared_cores")
 def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
     """Whether a row is committed: of a table what it shows or is made from, of a figure all that it may draw."""
     stage, metric = row["stage"], row["metric"]
-    if shown.name == "figure3":
-        return "mia" in metric or metric in ALWAYS or metric in MARKS
-    if shown.each_round:
-        before = row["method"] == ORIGINAL and metric.startswith("class_")
-        return stage == PER_ROUND or before or (metric in MARKS and bool(row["value"]))
-    if shown.kind == "figure":
-        # The numbers of originals' gradients are Figure 5's; a mark is a row where it is so.
-        return metric in {*ALWAYS, "original_gradients"} or (metric in MARKS and bool(row["value"]))
     columns = {(column.stage, column.metric) for column in shown.columns}
-    if metric in TIMED and not columns & {("total", "seconds"), ("total", "speedup")}:
+    timed = shown.name == "figure6" or columns & {("total", "seconds"), ("total", "speedup")}
+    if metric in TIMED and not timed:
         return False
     if metric in MARKS or stage == SEARCH:
         return bool(row["value"])
+    if shown.each_round:
+        return stage == PER_ROUND
+    if shown.kind == "figure":
+        of_one = {"figure3": "mia" in metric, "figure5": metric == "original_gradients"}
+        return metric in ALWAYS or of_one.get(shown.name, False)
     return (stage, metric) in columns or (metric in ALWAYS and (stage == "total" or row["method"] == ORIGINAL))
 
 
 def keep(rows: Path, folder: Path, shown: Exhibit) -> None:
     """Write the committed part of a file of rows, and the exhibit rendered from it."""
     kept = [row for line in rows.read_text().splitlines() if is_kept(row := json.loads(line), shown)]
-    write_text(folder / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    write_text(
+        folder / "rows.jsonl",
+        "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in kept),
+    )
     write_exhibit(folder, shown, frame_of(kept))
 
 

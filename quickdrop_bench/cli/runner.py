@@ -239,7 +239,7 @@ def _plan_table(experiments: Cells, planned: Sequence[PlannedCell], jobs: int) -
     table.title = f"{runs} runs to make on {len(planned)} federations, {federations} of them to train{parallel}"
     table.caption = (
         f"about {duration(total / min(jobs, max(len(planned), 1)))} in all: local steps as just timed here × their "
-        f"number; a method other than retrain-or counts {OTHERS:.0%} of it; evaluation comes on top"
+        f"number; other methods count {OTHERS:.0%} of retrain-or; evaluation comes on top"
     )
     return table
 

@@ -167,11 +167,16 @@ class RowFile:
     def _rewrite(self, path: Path, old: set[str], new: Sequence[Row]) -> None:
         """The same file without some runs, and with others; what a writer left unfinished at the end goes."""
         with path.open("wb") as file:
+            whole = 0
             for line, row in read_lines(self.path):
-                if row is None and line.endswith(b"\n"):
-                    file.write(line)
-                elif row is not None and row["spec_hash"] not in old:
+                if row is None:
+                    file.write(line)  # perhaps a piece of a long one
+                elif row["spec_hash"] not in old:
                     file.write(line.removesuffix(b"\n") + b"\n")
+                if row is not None or line.endswith(b"\n"):
+                    whole = file.tell()
+            file.seek(whole)
+            file.truncate()
             file.writelines(map(_line, new))
 
     def _read_in(self, old: set[str], new: Sequence[Row]) -> None:

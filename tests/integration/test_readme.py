@@ -104,8 +104,8 @@ def test_what_was_found_is_in_the_rows() -> None:
         assert text.format(below.min(), below.max(), times.min(), times.max(), d=digits) in said
     bought = r_set["quickdrop"] - r_set["random-subset"]
     ends = [bought.mean() + sign * 2.776 * bought.std() / 5**0.5 for sign in (-1, 1)]
-    assert f"R-Set is {bought.mean():+.2f} points above the control's" in said
-    assert f"[{ends[0]:.2f}, {ends[1]:+.2f}], which may be chance" in said
+    assert f"R-Set is {bought.mean():.2f} points above the control's" in said
+    assert f"95% interval {ends[0]:.2f} to {ends[1]:+.2f}), which may be chance" in said
     share = distillation_share("results/reference/small/table2")
     assert f"took {share.min():.0f} to {share.max():.0f}% of training's time" in said
 

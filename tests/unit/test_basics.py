@@ -122,7 +122,14 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
 
 def test_lines_of_other_programs_and_versions_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    strange = [b'{"value": 1}\n', b"caf\xe9\n", b"\n", b"[" * 10**5 + b"\n", b'{"clients": "three"}\n']
+    strange = [
+        b'{"value": 1}\n',
+        b"caf\xe9\n",
+        b"\n",
+        b"[" * 10**5 + b"\n",
+        b'{"clients": "three"}\n',
+        b"x" * 2**21 + b"\n",
+    ]
     rows = RowFile(path)
     rows.write([row(1.0, spec_hash="a")])
     path.write_bytes(b"".join([strange[0], path.read_bytes(), *strange[1:]]))

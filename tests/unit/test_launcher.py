@@ -128,6 +128,15 @@ def test_what_an_srun_left_ends_in_a_sentence_at_once(
     assert time.monotonic() - began < 10
 
 
+def test_a_run_is_shown_in_a_batch_script_that_asked_for_several_tasks(
+    requested: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    having(monkeypatch, {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "batch"})
+    code, out, err = run("show", str(requested))
+    assert (code, err) == (0, "")
+    assert str(requested) in out
+
+
 def test_processes_of_a_torchrun_that_is_there_have_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as agent:
         having(monkeypatch, {**TORCHRUN, "MASTER_PORT": str(agent.getsockname()[1])})
