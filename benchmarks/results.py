@@ -46,7 +46,7 @@ TIMED = ("seconds", "shared_cores")
 
 def is_kept(row: dict[str, Any], shown: Exhibit) -> bool:
     """Whether a row is committed: of a table what it shows or is made from, of a figure all that it may draw."""
-    stage, metric = row["stage"], row["metric"]
+    stage, metric = str(row["stage"]), str(row["metric"])
     columns = {(column.stage, column.metric) for column in shown.columns}
     timed = shown.name == "figure6" or columns & {("total", "seconds"), ("total", "speedup")}
     if metric in TIMED and not timed:
