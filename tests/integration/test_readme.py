@@ -184,8 +184,8 @@ def test_what_was_found_at_the_papers_scale_is_in_the_rows() -> None:
     rows, said = pd.read_json(ROOT / "results/reference/paper/table2/rows.jsonl", lines=True), " ".join(README.split())
     rows = rows[(rows.stage == "total") & (rows.metric == "r_set_accuracy") & (rows.protocol == "preset")]
     found = [100 * rows[rows.method == method].value.iloc[0] for method in ("quickdrop", "random-subset", "retrain-or")]
-    text = "recovered to {:.1f}% with distilled images, to {:.1f}% with real ones (the oracle, trained for 30 rounds only: "
-    assert f"{text}{{:.1f}}%)".format(*found) in said
+    text = "recovered to {:.1f}% with distilled images, to {:.1f}% with real ones (the oracle, trained for 30 rounds "
+    assert f"{text}only: {{:.1f}}%)".format(*found) in said
     (share,) = distillation_share("results/reference/paper/table2-h100", "letter-steps")
     assert f"one seed) distillation took {share:.0f}%" in said
 
