@@ -70,11 +70,10 @@ def report(line: CommandLine) -> int:
     with importing():
         from quickdrop_bench.reporting.html.page import render_report
 
-    page = render_report(args.results_dir, datetime.now(UTC).date())
     path = args.output or args.results_dir / "report.html"
     with writing("--output" if args.output else "--results-dir", path):
         check_replaceable(path)
-        write_text(path, page)
+        write_text(path, render_report(args.results_dir, datetime.now(UTC).date()))
     print(path)
     return 0
 

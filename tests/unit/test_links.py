@@ -11,6 +11,7 @@ import pytest
 
 from quickdrop_bench.cli.commands import ANSWERS, FUNCTIONS
 from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.parser import declared
 from tests.conftest import PARTITION, TINY, Run
 from tests.damage import GONE
 from tests.pictures import make_pictures
@@ -139,6 +140,23 @@ def test_each_command_removes_what_was_left_of_the_files_that_it_writes(name: st
     assert written
     assert not [path for path in written if left[path].exists()]
     assert all(folder.exists() for folder in at_work)
+
+
+def test_no_output_takes_the_place_of_what_this_program_keeps(place: Path, run: Run) -> None:
+    """Of every command that has ``--output``."""
+    (trained,) = Path("artifacts").iterdir()
+    beside_rows = {path.parent for path in Path("results").rglob("rows.jsonl")}
+    files = [path for path in (*trained.rglob("*"), *Path("results").rglob("*")) if path.is_file()]
+    kept = [p for p in files if p.parent in beside_rows or (trained in p.parents and not p.name.startswith("model-"))]
+    before = contents(place)
+    writing = [name for name in FUNCTIONS if "output" in declared(name)]
+    assert {*writing} == {"export", "report", "dashboard"}
+    for name in writing:
+        for path in kept:
+            code, out, err = run(*argv_of(name, trained), "--output", str(path))
+            assert (code, out) == (2, "")
+            assert "this program keeps its own files there" in err
+    assert contents(place) == before
 
 
 @pytest.mark.parametrize("link", ["versions", "versions/0001.safetensors", ".lock", "requests.jsonl"])
