@@ -204,7 +204,7 @@ def test_what_a_killed_writer_of_rows_left_is_swept(tmp_path: Path) -> None:
     for name in (f".rows.jsonl.{GONE}.tmp.abc", f".table.md.{os.getpid()}.tmp.abc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".new").touch()
-    for name in kept:
+    for name in (f".rows.{GONE}.tmp.jsonl", *kept):  # one file of an earlier version
         (tmp_path / name).touch()
     RowFile(tmp_path / "rows.jsonl").check_writable()
     assert {path.name for path in tmp_path.iterdir()} <= {*kept, "rows.jsonl", ".rows.lock"}

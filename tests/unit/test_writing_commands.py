@@ -1,4 +1,4 @@
-"""No command writes, moves or deletes anything through a symbolic link, or leaves what a killed one left there."""
+"""What holds of every command that writes: no link is followed, nothing is overwritten, nothing is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quickdrop_bench.cli.commands import ANSWERS, FUNCTIONS
 from quickdrop_bench.cli.main import main
 from quickdrop_bench.cli.parser import declared
 from tests.conftest import PARTITION, TINY, Run
-from tests.damage import GONE
+from tests.damage import GONE, largest_file
 from tests.pictures import make_pictures
 from tests.served import contents
 
@@ -140,6 +140,19 @@ def test_each_command_removes_what_was_left_of_the_files_that_it_writes(name: st
     assert written
     assert not [path for path in written if left[path].exists()]
     assert all(folder.exists() for folder in at_work)
+
+
+@each_command
+def test_each_command_says_in_a_sentence_that_the_disk_is_full(name: str, place: Path, run: Run) -> None:
+    (trained,) = Path("artifacts").iterdir()
+    if name == "recover-log":
+        (trained / "requests.jsonl").unlink()
+    before = contents(place)
+    with largest_file(10):
+        code, out, err = run(*argv_of(name, trained))
+    assert (code, out) == (2, "")
+    assert "it cannot be written (File too large)" in err.splitlines()[-1]
+    assert contents(place) == before
 
 
 def test_no_output_takes_the_place_of_what_this_program_keeps(place: Path, run: Run) -> None:
