@@ -40,7 +40,7 @@ def main() -> None:
         if figure := tradeoff.tradeoff(
             setting,
             shown(),
-            f"{what}, 95% intervals. Hollow: not forgotten; ?: undecided; grey: none cheaper is better",
+            f"{what}, 95% intervals. Hollow: forgets too little (?: perhaps); grey line: best R-Set at its cost",
         ):
             save_picture(figure, ROOT / SOURCE / "front")
 

@@ -95,7 +95,7 @@ class Guarded(LabelledSet):
         object.__setattr__(self, "forbidden", forbidden)
 
     def take(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert not self.forbidden & set(self.rows[positions].tolist()), "forbidden data were read"
+        assert not self.forbidden & set(self.rows[positions].flatten().tolist()), "forbidden data were read"
         return super().take(positions)
 
     def subset(self, positions: torch.Tensor) -> LabelledSet:

@@ -86,13 +86,13 @@ class StackedEngine:
             matching = None
             if self._settings is not None and plan.picks.shape[1]:
                 matching = _Matching([w.synthetic for w in works if w.synthetic is not None], plan, self._settings)
-            for t in range(len(plan.labels)):
-                taken = [work.data.take(own.rows[t])[0] for work, own in zip(works, plans, strict=True)]
-                images = torch.stack(taken, 1).flatten(1, 2)
+            taken = [work.data.take(own.rows)[0] for work, own in zip(works, plans, strict=True)]
+            images = torch.stack(taken, 2).flatten(2, 3)
+            for t in range(len(images)):
                 if matching is None:
-                    loss, gradients = _gradients(model, images, plan.labels[t], plan.weights[t], n)
+                    loss, gradients = _gradients(model, images[t], plan.labels[t], plan.weights[t], n)
                 else:
-                    loss, gradients = matching.step(model, images, t, distillation_clock)
+                    loss, gradients = matching.step(model, images[t], t, distillation_clock)
                 losses.append(loss)
                 made.append(going)
                 if phase.stop_loss is not None and matching is None:
@@ -142,15 +142,15 @@ class StackedEngine:
     @torch.no_grad()
     def _change(self, model: nn.Sequential, gradients: Sequence[Tensor], going: Tensor, work: LocalWork) -> None:
         """θ_{k,t+1} of the clients that go on."""
-        by_client = self._by_client(len(going), gradients)
-        for name, mask in work.masks.items():
-            by_client[name].mul_(mask)
-        if not going.all():
+        if work.masks or not going.all():
+            by_client = self._by_client(len(going), gradients)
+            for name, mask in work.masks.items():
+                by_client[name].mul_(mask)
             for gradient in by_client.values():
                 gradient[~going] = 0
         lr = work.phase.lr if work.phase.ascend else -work.phase.lr
-        parameters = self._by_client(len(going), model.parameters())
-        torch._foreach_add_(list(parameters.values()), list(by_client.values()), alpha=lr)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.add_(gradient.view_as(parameter), alpha=lr)
 
 
 class _Matching:
