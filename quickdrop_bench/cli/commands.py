@@ -70,10 +70,11 @@ def report(line: CommandLine) -> int:
     with importing():
         from quickdrop_bench.reporting.html.page import render_report
 
-    page = render_report(args.results_dir, datetime.now(UTC).date())
-    path = args.output or args.results_dir / "report.html"
-    with writing("--output" if args.output else "--results-dir", path):
+    path, option = args.output or args.results_dir / "report.html", "--output" if args.output else "--results-dir"
+    with writing(option, path):
         check_replaceable(path)
+    page = render_report(args.results_dir, datetime.now(UTC).date())
+    with writing(option, path):
         write_text(path, page)
     print(path)
     return 0

@@ -21,7 +21,7 @@ from quickdrop_bench.cli.machine import make_fabric
 from quickdrop_bench.cli.resolve import CommandLine, methods_of, of_preset
 from quickdrop_bench.cli.unused import check_data, check_request
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import LOG
+from quickdrop_bench.core.files import LOG, below
 from quickdrop_bench.data.requests import UnlearningRequest
 from quickdrop_bench.harness.callbacks import RequestInfo
 from quickdrop_bench.harness.presets import SECTIONS
@@ -192,7 +192,7 @@ def _recovered(folder: Path) -> str:
 
 def _about(run: TrainedRun) -> dict[str, Any]:
     folder = run.folder
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in below(folder) if path.is_file() and not path.name.startswith(".")]
     sizes: dict[str, int] = {}
     for path in sorted(files):
         kind = path.relative_to(folder).parts[0]

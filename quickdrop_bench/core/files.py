@@ -6,10 +6,13 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -23,10 +26,7 @@ LOG, VERSIONS = "requests.jsonl", "versions"
 """What a trained federation keeps of the requests that it served: which they were, and the models."""
 
 UNFINISHED = re.compile(r"\..+\.([0-9]+)\.tmp(?:\..*)?")
-"""What :func:`write_atomically` calls a file while it is filled: the number is the writing process's."""
-
-LIBRARYS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
-"""What the safetensors library calls a file while it writes it."""
+"""What :func:`write_atomically` calls the folder in which it fills a file: the number is the writing process's."""
 
 HEADER = 2**20
 """Bytes of a safetensors header that is still read; thousands of tensors fit."""
@@ -38,23 +38,25 @@ def reason_of(error: Exception) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and rename it.
+    """Let ``write`` fill a file in a temporary folder beside ``path``, flush it to disk, and rename it.
+
+    What killed processes left of earlier attempts goes first, with all that the libraries that they wrote with put
+    into the folder beside the file.
 
     Raises:
         OSError: the folder cannot be created or written; an existing ``path`` is left as it was.
     """
     _check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, because writers such as matplotlib choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        temporary.unlink(missing_ok=True)  # a link that lies there would be written through
+    _remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp*"))
+    begin = f".{path.name}.{os.getpid()}.tmp."
+    with TemporaryDirectory(prefix=begin, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        # The suffix is kept, because writers such as matplotlib choose the format by it.
+        temporary = Path(folder, f".new{path.suffix}")
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_replaceable(path: Path) -> None:
@@ -104,8 +106,7 @@ def refuse_links(folder: Path, given: Path, option: str) -> None:
         BadInput: there is a symbolic link below ``given`` on the way to ``folder``, or anywhere in that.
     """
     own = [folder, *folder.parents][: len(folder.relative_to(given).parts)]
-    inside = (Path(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names))
-    for path in (*reversed(own), *inside):
+    for path in (*reversed(own), *below(folder)):
         if os.path.islink(path):  # false also for a name that no file can have
             allowed = (
                 f"{path.relative_to(given)} in it is a symbolic link, and nothing is written through one; remove it"
@@ -120,15 +121,31 @@ def damaged(folder: Path, name: str | Path, reason: str) -> BadInput:
     return BadInput("--artifacts-dir", folder, f"{name} is missing or damaged ({reason}); {way} to train again")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below.
+def below(folder: Path) -> Iterator[Path]:
+    """All that lies in a folder and its folders, but for what links lead to and what vanishes meanwhile."""
+    return (Path(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names))
 
-    A process of this machine that is at work keeps its files, unless the safetensors library writes them by itself.
-    """
-    for path in folder.rglob(".*tmp*"):
-        ours = UNFINISHED.fullmatch(path.name)
-        if LIBRARYS.fullmatch(path.name) or (ours and not _is_another(int(ours[1]))):
-            path.unlink(missing_ok=True)
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below; for whoever alone writes there."""
+    _remove_abandoned(below(folder))
+
+
+def _remove_abandoned(paths: Iterable[Path]) -> None:
+    """Of these, remove what :func:`write_atomically` left, unless a process of this machine is at work on it."""
+    for path in paths:
+        found = UNFINISHED.fullmatch(path.name)
+        if found and not _is_another(int(found[1])):
+            remove(path)
 
 
 def _is_another(process: int) -> bool:

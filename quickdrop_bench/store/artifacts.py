@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +26,16 @@ from torch import Tensor
 from quickdrop_bench import __version__
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import damaged, file_size, open_tensors, read_bytes, sha256, write_text, writing
+from quickdrop_bench.core.files import (
+    damaged,
+    file_size,
+    open_tensors,
+    read_bytes,
+    remove,
+    sha256,
+    write_text,
+    writing,
+)
 from quickdrop_bench.data.labelled import DataInfo, LabelledSet
 from quickdrop_bench.distillation.in_situ import SyntheticSet
 from quickdrop_bench.functional.aggregation import State
@@ -133,7 +141,7 @@ def save(trained: TrainedFederation, folder: Path) -> None:
     _check_synthetic(trained)
     with writing("--artifacts-dir", folder.parent):
         (folder / MANIFEST).unlink(missing_ok=True)
-        _remove_folder(folder / CLIENTS)
+        remove(folder / CLIENTS)
         write_tensors(folder / GLOBAL, trained.state)
         for client, kept in trained.clients.items():
             write_tensors(folder / CLIENTS / f"{client:04d}.safetensors", _client_tensors(kept))
@@ -316,12 +324,6 @@ def _check_synthetic(trained: TrainedFederation) -> None:
         if not all(value.isfinite().all() for value in own):
             what = f"distillation diverged: synthetic images of client {client} are not finite"
             raise ArithmeticError(f"{what}; lower --image-lr {trained.spec.get('image_lr', '')}")
-
-
-def _remove_folder(path: Path) -> None:
-    if path.is_symlink():  # what it leads to is not ours
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _client_tensors(kept: ClientArtifacts) -> dict[str, Tensor]:

@@ -101,6 +101,19 @@ def _parsed(line: bytes) -> Row | None:
     return row if is_row(row) else None
 
 
+def _is_torn(line: bytes) -> bool:
+    """Whether it is what a killed writer of rows left: a short line without an end that is no JSON."""
+    if line.endswith(b"\n") or len(line) == LONGEST:
+        return False
+    try:
+        json.loads(line, parse_int=str)  # an integer may have any number of digits
+    except RecursionError:
+        return False
+    except ValueError:
+        return True
+    return False
+
+
 def _printable(values: Row) -> Row:
     """What commands no terminal, wherever it is shown."""
     if all(text.isprintable() for text in (*values, *values.values()) if isinstance(text, str)):
@@ -165,18 +178,15 @@ class RowFile:
             self._read_in(old, new)
 
     def _rewrite(self, path: Path, old: set[str], new: Sequence[Row]) -> None:
-        """The same file without some runs, and with others; what a writer left unfinished at the end goes."""
+        """The same file without some runs, and with others; the line that a writer was killed in goes."""
         with path.open("wb") as file:
-            whole = 0
-            for line, row in read_lines(self.path):
-                if row is None:
-                    file.write(line)  # perhaps a piece of a long one
-                elif row["spec_hash"] not in old:
-                    file.write(line.removesuffix(b"\n") + b"\n")
-                if row is not None or line.endswith(b"\n"):
-                    whole = file.tell()
-            file.seek(whole)
-            file.truncate()
+            begins = True
+            for line, row in read_lines(self.path):  # a line, or a piece of a long one
+                if (row is not None and row["spec_hash"] in old) or (begins and _is_torn(line)):
+                    continue
+                file.write(line)
+                begins = line.endswith(b"\n")
+            file.write(b"" if begins else b"\n")
             file.writelines(map(_line, new))
 
     def _read_in(self, old: set[str], new: Sequence[Row]) -> None:

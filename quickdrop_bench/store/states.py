@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write tensors from any device; :class:`OSError` or :class:`SafetensorError` if that is not possible."""
     # Cloned because safetensors refuses tensors that share memory, as views of one index do.
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    # Through memory: the library's own writer has a temporary file too, whose name does not say whose it is.
+    # Through memory: what the library's own writer writes, no other user may read.
     write_atomically(path, lambda temporary: temporary.write_bytes(as_bytes(own, metadata)))
 
 

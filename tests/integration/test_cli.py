@@ -184,10 +184,10 @@ def test_resume_goes_on_with_what_was_begun_and_begins_nothing(run: Run) -> None
 
 def test_a_training_clears_away_what_killed_ones_left(run: Run) -> None:
     folder = Path(run("train", *TINY)[1].split()[0])
-    unfinished = [folder / f".training.{GONE}.tmp.ckpt", folder / f"updates/0000/.0000.{GONE}.tmp.safetensors"]
+    unfinished = [folder / f".training.ckpt.{GONE}.tmp.a", folder / f"updates/0000/.0000.safetensors.{GONE}.tmp.a"]
     for path in unfinished:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.mkdir(parents=True)
+        (path / ".tmpA1b2C3").touch()
     (folder / "manifest.json").unlink()
     assert run("train", *TINY)[0] == 0
     assert not any(path.exists() for path in unfinished)

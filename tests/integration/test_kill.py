@@ -170,7 +170,7 @@ def test_who_waits_goes_on_where_a_killed_training_ended(
 ) -> None:
     command = Command(tmp_path / "shared", TRAIN, each_round_saved)
     first = command.start(log=logs[0])
-    wait_until(lambda: any(command.place.rglob("training.ckpt")))
+    wait_until(lambda: any(command.place.glob("artifacts/*/training.ckpt")))
     os.kill(first.pid, signal.SIGSTOP)
     second = command.start(log=logs[1])
     wait_until(lambda: "this one waits for it" in logs[1].read_text())

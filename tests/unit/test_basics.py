@@ -142,6 +142,30 @@ def test_lines_of_other_programs_and_versions_are_kept_as_they_are(tmp_path: Pat
     assert [r["value"] for r in RowFile(path).rows] == [3.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b'{"value": 1}', True),
+        ('\ufeff{"Süd": []}'.encode(), True),
+        (b'{"value": %s}' % (b"1" * 5000), True),
+        (b"[" * 10**5, True),
+        (b"x" * 2**20, True),
+        (b"x" * 2**21, True),
+        (b'{"value": 1', False),
+        ('{"value": "ü'.encode()[:-1], False),
+    ],
+    ids=range(8),
+)
+def test_a_last_line_without_an_end_goes_only_where_a_kill_tore_it(tmp_path: Path, line: bytes, kept: bool) -> None:
+    path = tmp_path / "rows.jsonl"
+    RowFile(path).write([row(1.0, spec_hash="a"), row(2.0, spec_hash="b")])
+    path.write_bytes(path.read_bytes() + line)
+    RowFile(path).write([row(3.0, spec_hash="a")])
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [json.loads(lines[k])["value"] for k in (0, -1)] == [2.0, 3.0]
+    assert lines[1:-1] == [line + b"\n"] * kept
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_a_row_file_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -176,8 +200,11 @@ def test_a_giant_line_and_many_columns_cost_no_memory(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_of_rows_left_is_swept(tmp_path: Path) -> None:
-    kept = {"mine.tmp.txt", ".mine.tmp.txt", f".table.{os.getppid()}.tmp.md"}
-    for name in (f".rows.{GONE}.tmp.jsonl", ".tmpA1b2C3", f".table.{os.getpid()}.tmp.md", *kept):
+    kept = {"mine.tmp.txt", ".mine.tmp.txt", ".tmpA1b2C3", f".table.md.{os.getppid()}.tmp.abc"}
+    for name in (f".rows.jsonl.{GONE}.tmp.abc", f".table.md.{os.getpid()}.tmp.abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".new").touch()
+    for name in (f".rows.{GONE}.tmp.jsonl", *kept):  # one file of an earlier version
         (tmp_path / name).touch()
     RowFile(tmp_path / "rows.jsonl").check_writable()
     assert {path.name for path in tmp_path.iterdir()} <= {*kept, "rows.jsonl", ".rows.lock"}

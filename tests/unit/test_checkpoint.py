@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_sentence_wherever_training_writes(size: int, tmp_pat
     assert "File too large" in err
     assert "Traceback" not in err
     assert run(*options)[0] == 0
-    assert not [path for path in tmp_path.rglob("*tmp*") if path.is_file()]
+    assert not list(tmp_path.rglob("*tmp*"))
 
 
 def test_too_little_memory_is_one_sentence(run: Run) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ from quickdrop_bench.core.files import (
     file_size,
     open_tensors,
     read_bytes,
+    remove_unfinished,
     write_text,
 )
+from tests.damage import GONE
 
 
 @pytest.mark.parametrize("step", ["pathlib.Path.write_text", "os.fsync", "pathlib.Path.replace"])
@@ -38,10 +43,54 @@ def test_a_failed_writer_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
 def test_a_link_in_the_way_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("old")
-    (tmp_path / f".x.{os.getpid()}.tmp.txt").symlink_to("precious")
+    (tmp_path / f".x.txt.{os.getpid()}.tmp.a").symlink_to("precious")
+    (tmp_path / "x.txt").symlink_to("precious")
     write_text(tmp_path / "x.txt", "new")
     assert (tmp_path / "precious").read_text() == "old"
     assert not (tmp_path / "x.txt").is_symlink()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from quickdrop_bench.core.files import write_atomically
+
+def write(temporary):
+    temporary.write_bytes(b"half of a model")
+    (temporary.parent / ".tmpA1b2C3").touch()  # as the safetensors library has one
+    if sys.argv[2]:
+        (temporary.parent / "link").symlink_to(sys.argv[2])
+    os.kill(os.getpid(), 9)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_who_writes_a_file_next_removes_what_a_killed_writer_of_it_left(tmp_path: Path) -> None:
+    path, outside, other = tmp_path / "a/x[1].safetensors", tmp_path / "outside", tmp_path / "a/y.safetensors"
+    outside.mkdir()
+    (outside / "precious").touch()
+    for target in (path, other):
+        done = subprocess.run([sys.executable, "-c", KILLED, target, outside if target == path else ""], check=False)
+        assert done.returncode == -signal.SIGKILL
+    left = {found for found in path.parent.iterdir() if found.name.startswith(".x[1].safetensors.")}
+    assert [sorted(file.name for file in folder.iterdir()) for folder in left] == [
+        [".new.safetensors", ".tmpA1b2C3", "link"]
+    ]
+    at_work = path.with_name(f".{path.name}.{os.getppid()}.tmp.abc")
+    at_work.mkdir()
+    link = path.with_name(f".{path.name}.{GONE}.tmp.abc")
+    link.symlink_to(outside)
+    (path.parent / "elsewhere").symlink_to(outside)
+    (outside / f".z.{GONE}.tmp.a").mkdir()
+    write_text(path, "whole")
+    assert {at_work, path} < {*path.parent.iterdir()}
+    assert not left & {*path.parent.iterdir()}
+    assert not link.is_symlink()
+    assert len(list(path.parent.iterdir())) == 4  # of the other file, too
+    remove_unfinished(path.parent)
+    assert {found.name for found in path.parent.iterdir()} == {at_work.name, path.name, "elsewhere"}
+    assert len(list(outside.iterdir())) == 2
 
 
 def test_pipes_and_devices_are_not_to_be_replaced(tmp_path: Path) -> None:

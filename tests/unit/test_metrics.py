@@ -217,7 +217,7 @@ def test_a_run_measured_for_another_exhibit_is_taken_over_with_the_metrics_that_
     assert sorted((tmp_path / "artifacts").iterdir()) == trained
 
 
-def test_a_failure_does_not_take_the_place_of_good_rows(
+def test_force_where_memory_is_short_leaves_good_rows_as_they_were(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = RowFile(tmp_path / "rows.jsonl")

@@ -231,18 +231,23 @@ def test_a_folder_that_cannot_be_written_is_refused_and_read(folder: Path, run: 
     assert run("show", NAME)[0] == run("evaluate", NAME)[0] == 0
 
 
+def of_writer(name: str, process: int) -> Path:
+    """Where a process fills a file before that has its name."""
+    return Path(name).with_name(f".{Path(name).name}.{process}.tmp.a1b2c3d4")
+
+
 @pytest.mark.parametrize("argv", [["unlearn", "--class", "3"], ["relearn", "--class", "9"], ["show", "--recover-log"]])
 def test_what_killed_writers_left_in_a_run_is_swept_by_who_writes_there_next(
     folder: Path, run: Run, argv: list[str]
 ) -> None:
     """Exports, logs, models and pictures, but no file of a writer that is at work, nor of the user."""
     before = served(folder, CLASS_9).state(0)
-    left = [".model-0001.{}.tmp.pt", ".requests.{}.tmp.jsonl", "versions/.0002.{}.tmp.safetensors", "oracles/.a.{}.tmp"]
-    paths = [folder / name.format(GONE) for name in left] + [folder / ".tmpA1b2C3", folder / "versions/.tmpA1b2C3"]
-    kept = [folder / name.format(os.getppid()) for name in left] + [folder / ".mine.tmp.txt", folder / "my.99.tmp.txt"]
-    (folder / "oracles").mkdir(exist_ok=True)
+    left = ["model-0001.pt", "requests.jsonl", "versions/0002.safetensors", "oracles/a.safetensors"]
+    paths, at_work = ([folder / of_writer(name, process) for name in left] for process in (GONE, os.getppid()))
+    kept = [*at_work, folder / ".mine.tmp.txt", folder / "my.99.tmp.txt", folder / ".tmpA1b2C3"]
     for path in paths + kept:
-        path.write_bytes(b"half of a model")
+        path.mkdir(parents=True)
+        (path / ".new").write_bytes(b"half of a model")
     assert run("evaluate", NAME)[0] == 0
     assert all(path.exists() for path in paths + kept)
     assert run(argv[0], NAME, *argv[1:])[0] == 0
@@ -258,13 +263,14 @@ def test_an_export_has_no_temporary_file_but_one_that_says_who_writes_it(folder:
 
     def write_bytes(path: Path, content: bytes) -> int:
         seen.update(other.name for other in folder.iterdir() if ".tmp" in other.name)
-        seen.add(path.name)
+        assert path.parent.name in seen
         return real(path, content)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Path, "write_bytes", write_bytes)
         export(run, folder / "model-0000.x", form)
-    assert seen == {f".model-0000.{os.getpid()}.tmp.x"}
+    (name,) = seen
+    assert name.startswith(f".model-0000.x.{os.getpid()}.tmp.")
 
 
 OPENING = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from quickdrop_bench.core.cost import duration
-from quickdrop_bench.core.files import read_bytes
+from quickdrop_bench.core.files import below, read_bytes
 from quickdrop_bench.harness.exhibits import exhibit, exhibits
 from quickdrop_bench.harness.presets import presets
 from quickdrop_bench.reporting.figures.points import VARIED
@@ -79,9 +79,7 @@ class Found:
 
 def find(results_dir: Path) -> list[Found]:
     """Every folder with ``rows.jsonl`` or a picture that a command made, in the order of the exhibits."""
-    # os.walk passes over folders that vanish meanwhile, here and below.
-    inside = (Path(place, name) for place, folders, names in os.walk(results_dir) for name in (*folders, *names))
-    wanted = [path for path in inside if path.name == "rows.jsonl" or _is_picture(path)]
+    wanted = [path for path in below(results_dir) if path.name == "rows.jsonl" or _is_picture(path)]
     order = {name: k for k, name in enumerate(exhibits())}
     found = [_found(folder, results_dir) for folder in {path.parent for path in wanted}]
     return sorted(found, key=lambda f: (order.get(f.exhibit, len(order)), f.folder.startswith("reference/"), f.folder))
@@ -103,7 +101,7 @@ def _found(folder: Path, results_dir: Path) -> Found:
 
 def _pictures(folder: Path) -> list[Picture]:
     """One per name, SVG rather than PNG."""
-    names = next(os.walk(folder), ("", [], []))[2]
+    names = next(os.walk(folder), ("", [], []))[2]  # none where the folder has vanished meanwhile
     # Of several files with one name the last stays.
     files = {path.stem: path for path in sorted(folder / name for name in names) if _is_picture(path)}
     pictures = []

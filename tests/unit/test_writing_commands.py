@@ -1,4 +1,4 @@
-"""No command writes, moves or deletes anything through a symbolic link."""
+"""What holds of every command that writes: no link is followed, nothing is overwritten, nothing is left."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from quickdrop_bench.cli.commands import ANSWERS, FUNCTIONS
 from quickdrop_bench.cli.main import main
+from quickdrop_bench.cli.parser import declared
 from tests.conftest import PARTITION, TINY, Run
+from tests.damage import GONE, largest_file
 from tests.pictures import make_pictures
 from tests.served import contents
 
@@ -26,16 +29,21 @@ COMMANDS = {
     "distribution": DISTRIBUTION,
     "unlearn": ["unlearn", "RUN", "--class", "3"],
     "relearn": ["relearn", "RUN", "--class", "9"],
-    "export": ["export", "RUN"],
+    "export": ["export", "RUN", "--version", "1"],
     "recover-log": ["show", "RUN", "--recover-log"],
     "report": ["report"],
+    "dashboard": ["dashboard", "--wandb-entity", "team", "--output", "results/dashboard.json"],
 }
-"""All that write into folders of their own; ``RUN`` stands for the trained federation."""
+"""All that write; ``RUN`` stands for the trained federation."""
+
+
+def test_these_are_all_commands_that_write() -> None:
+    assert {argv[0] for argv in COMMANDS.values()} == {*FUNCTIONS} - {*ANSWERS} | {"show"}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which every command has run once."""
+    """A working folder in which every command has run once, and can run again."""
     place = tmp_path_factory.mktemp("finished")
     before = Path.cwd()
     os.chdir(place)
@@ -43,10 +51,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(TRAIN) == 0
         (trained,) = Path("artifacts").iterdir()
         for name, argv in COMMANDS.items():
-            if name in ("relearn", "report"):
+            if name == "relearn":
                 continue
             assert main([str(trained) if part == "RUN" else part for part in argv]) == 0, name
-        assert main(["unlearn", str(trained), "--class", "9"]) == 0
+        for action, again in (("unlearn", "9"), ("relearn", "3")):  # so that the requests above can be served again
+            assert main([action, str(trained), "--class", again]) == 0
     finally:
         os.chdir(before)
     return place
@@ -79,10 +88,13 @@ def argv_of(name: str, trained: Path) -> list[str]:
     return [str(trained) if part == "RUN" else part for part in COMMANDS[name]]
 
 
-@pytest.mark.parametrize(
+each_command = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in ("figure", "sweep") else ()) for name in COMMANDS],
 )
+
+
+@each_command
 @pytest.mark.parametrize("done", [True, False], ids=["finished", "unfinished"])
 def test_no_command_changes_what_a_link_in_its_folders_leads_to(
     name: str, done: bool, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,6 +116,60 @@ def test_no_command_changes_what_a_link_in_its_folders_leads_to(
         assert main(argv_of(name, Path("artifacts") / trained.name)) in (0, 2), folder
         assert contents(outside) == before, folder
         shutil.rmtree(copy)
+
+
+def unfinished(path: Path, process: int) -> Path:
+    """Where a process fills a file; it has begun."""
+    folder = path.with_name(f".{path.name}.{process}.tmp.a1b2c3d4")
+    folder.mkdir()
+    (folder / f".new{path.suffix}").write_bytes(b"half")
+    return folder
+
+
+@each_command
+def test_each_command_removes_what_was_left_of_the_files_that_it_writes(name: str, place: Path) -> None:
+    (trained,) = Path("artifacts").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    left = {path: unfinished(path, GONE) for path in before}
+    at_work = [unfinished(path, os.getppid()) for path in before]
+    if name == "recover-log":
+        before[place / trained / "requests.jsonl"] = 0
+        (trained / "requests.jsonl").unlink()
+    assert main(argv_of(name, trained)) == 0
+    written = [path for path, when in before.items() if path.exists() and path.stat().st_mtime_ns != when]
+    assert written
+    assert not [path for path in written if left[path].exists()]
+    assert all(folder.exists() for folder in at_work)
+
+
+@each_command
+def test_each_command_says_in_a_sentence_that_the_disk_is_full(name: str, place: Path, run: Run) -> None:
+    (trained,) = Path("artifacts").iterdir()
+    if name == "recover-log":
+        (trained / "requests.jsonl").unlink()
+    before = contents(place)
+    with largest_file(10):
+        code, out, err = run(*argv_of(name, trained))
+    assert (code, out) == (2, "")
+    assert "it cannot be written (File too large)" in err.splitlines()[-1]
+    assert contents(place) == before
+
+
+def test_no_output_takes_the_place_of_what_this_program_keeps(place: Path, run: Run) -> None:
+    """Of every command that has ``--output``."""
+    (trained,) = Path("artifacts").iterdir()
+    beside_rows = {path.parent for path in Path("results").rglob("rows.jsonl")}
+    files = [path for path in (*trained.rglob("*"), *Path("results").rglob("*")) if path.is_file()]
+    kept = [p for p in files if p.parent in beside_rows or (trained in p.parents and not p.name.startswith("model-"))]
+    before = contents(place)
+    writing = [name for name in FUNCTIONS if "output" in declared(name)]
+    assert {*writing} == {"export", "report", "dashboard"}
+    for name in writing:
+        for path in kept:
+            code, out, err = run(*argv_of(name, trained), "--output", str(path))
+            assert (code, out) == (2, "")
+            assert "this program keeps its own files there" in err
+    assert contents(place) == before
 
 
 @pytest.mark.parametrize("link", ["versions", "versions/0001.safetensors", ".lock", "requests.jsonl"])
@@ -145,14 +211,14 @@ def test_decoded_pictures_are_not_cached_through_a_link(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("argv", "file"),
     [
-        (["export", "RUN"], "artifacts/RUN/model-0001.safetensors"),
+        (COMMANDS["export"], "artifacts/RUN/model-0001.safetensors"),
         (["export", "RUN", "--output", "mine.safetensors"], "mine.safetensors"),
-        (["report"], "results/report.html"),
+        (COMMANDS["report"], "results/report.html"),
         (["report", "--output", "page.html"], "page.html"),
-        (["dashboard", "--output", "dashboard.json"], "dashboard.json"),
-        (["show", "RUN", "--recover-log"], "artifacts/RUN/requests.jsonl"),
+        (COMMANDS["dashboard"], "results/dashboard.json"),
+        (COMMANDS["recover-log"], "artifacts/RUN/requests.jsonl"),
         (TABLE, "results/quick/table2/table.md"),
-        (["figure", "2", *OPTIONS], "results/quick/figure2/figure.svg"),
+        (COMMANDS["figure"], "results/quick/figure2/figure.svg"),
         (TRAIN, "artifacts/RUN/distribution.csv"),
     ],
 )
@@ -162,5 +228,6 @@ def test_a_link_in_the_place_of_a_file_is_not_written_through(place: Path, argv:
     outside.write_text("another's")
     path.unlink(missing_ok=True)
     path.symlink_to(outside.resolve())
-    assert main([str(trained) if part == "RUN" else part for part in argv]) in (0, 2)
+    code = main([str(trained) if part == "RUN" else part for part in argv])
+    assert code == 2 or (code == 0 and not path.is_symlink())
     assert outside.read_text() == "another's"
