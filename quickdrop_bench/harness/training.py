@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
@@ -16,12 +17,11 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
-from safetensors import SafetensorError
 from torch import nn
 
 from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
-from quickdrop_bench.core.files import reason_of, refuse_links, remove_unfinished, write_atomically
+from quickdrop_bench.core.files import refuse_links, remove_unfinished, write_atomically, writing
 from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.backdoor import Planted, plant
 from quickdrop_bench.data.groups import random_groups
@@ -108,18 +108,9 @@ def planted(
     return plant(backdoor, data, torch.as_tensor(rows[backdoor.client]), seed) if backdoor else None
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file in the block is said of the folder's parent, which the user named."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise BadInput("--artifacts-dir", folder.parent, f"it cannot be written ({reason_of(error)})") from error
-
-
 @dataclass
 class Checkpoint:
-    """Where a training in progress is kept, as a Fabric checkpoint.
+    """Where a training in progress is kept, for ``fabric.load``.
 
     Random streams are derived from (seed, round, client), so a checkpoint needs none of their states.
     """
@@ -138,17 +129,12 @@ class Checkpoint:
         """:meth:`save` in the first process, unless that would take more than :data:`SAVING_SHARE` of the time."""
         began = time.monotonic()
         if fabric.is_global_zero and began >= self._not_before:
-            self.save(fabric, state, cost, synthetic, history)
+            self.save(state, cost, synthetic, history)
             now = time.monotonic()
             self._not_before = now + (now - began) / SAVING_SHARE
 
     def save(
-        self,
-        fabric: Fabric,
-        state: State,
-        cost: Cost,
-        synthetic: Mapping[int, SyntheticSet],
-        history: list[dict[str, Any]],
+        self, state: State, cost: Cost, synthetic: Mapping[int, SyntheticSet], history: list[dict[str, Any]]
     ) -> None:
         """Write what was reached, atomically."""
         content = {
@@ -157,10 +143,11 @@ class Checkpoint:
             "synthetic": {i: {"images": s.images, "velocity": s.velocity} for i, s in synthetic.items()},
             "history": history,
         }
-        # Not fabric.save, which waits for processes that write nothing and cannot know when this one does.
-        saver = fabric.strategy.checkpoint_io
-        with _writing(self.path.parent):
-            write_atomically(self.path, lambda temporary: saver.save_checkpoint(content, temporary))
+        # Not fabric.save, which waits for processes that write nothing, and whose file lies elsewhere at first.
+        saved = io.BytesIO()
+        torch.save(content, saved)
+        with writing("--artifacts-dir", self.path.parent.parent):
+            write_atomically(self.path, lambda temporary: temporary.write_bytes(saved.getbuffer()))
 
     def load(
         self, fabric: Fabric, synthetic: Mapping[int, SyntheticSet]
@@ -267,7 +254,7 @@ def train_on(
         checkpoint.save_if_due(fabric, info.state, info.cost, synthetic, history)
 
     phase = training_phase(spec)
-    with _writing(folder):  # updates
+    with writing("--artifacts-dir", folder.parent):  # updates
         result = federation.run(
             initial, clients, phase, seed, synthetic=synthetic, start=start, on_round=on_round, record=recorder
         )

@@ -2,6 +2,7 @@
 
 from quickdrop_bench.serving.export import FORMATS, export
 from quickdrop_bench.serving.log import Entry
-from quickdrop_bench.serving.run import TrainedRun, find_run
+from quickdrop_bench.serving.run import TrainedRun
+from quickdrop_bench.store.artifacts import find_run
 
 __all__ = ["FORMATS", "Entry", "TrainedRun", "export", "find_run"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -36,38 +35,6 @@ from quickdrop_bench.serving.log import Entry, chained_to, locked, read_log, set
 from quickdrop_bench.serving.plan import PlannedPhase, planned_phases
 from quickdrop_bench.serving.versions import Versions, hidden_name
 from quickdrop_bench.store import artifacts
-
-
-def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
-    """The folder of a trained federation.
-
-    Args:
-        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only
-            one, or ``latest``: the one that ``train`` was asked for last; the newest if it never was.
-        artifacts_dir: parent of the trained federations' folders.
-
-    Raises:
-        BadInput: there is none, or there are several.
-    """
-    for path in (Path(name), artifacts_dir / name):
-        if artifacts.is_complete(path):
-            return path
-    folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
-    known = sorted(path for path in folders if artifacts.is_complete(path))
-    if name == "latest" and known:
-        # ``train`` writes this file at each call; tables and figures leave federations without it.
-        asked = [path / "distribution.csv" for path in known if (path / "distribution.csv").is_file()]
-        signs = asked or [path / artifacts.MANIFEST for path in known]
-        return max(signs, key=lambda path: path.stat().st_mtime_ns).parent
-    found = [path for path in known if str(name) and path.name.startswith(str(name))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise BadInput("RUN", name, f"several begin like this: {', '.join(p.name for p in found[:5])}")
-    there = f"there are {', '.join(p.name for p in known[:5])}" if known else "train one first"
-    raise BadInput(
-        "RUN", name, f"no trained federation is there, nor in --artifacts-dir {artifacts_dir} under this name; {there}"
-    )
 
 
 class TrainedRun:

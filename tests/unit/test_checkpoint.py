@@ -39,7 +39,7 @@ def changed(synthetic: dict[int, SyntheticSet]) -> dict[int, SyntheticSet]:
 
 def test_it_fills_in_every_set(fabric: Fabric, synthetic: dict[int, SyntheticSet], tmp_path: Path) -> None:
     checkpoint, later = Checkpoint(tmp_path / "training.ckpt"), changed(synthetic)
-    checkpoint.save(fabric, {"w": torch.ones(2)}, Cost(rounds=3), later, [{"round": 3}])
+    checkpoint.save({"w": torch.ones(2)}, Cost(rounds=3), later, [{"round": 3}])
     found = checkpoint.load(fabric, synthetic)
     assert found is not None
     assert (found[0].cost.rounds, found[1]) == (3, [{"round": 3}])
@@ -55,7 +55,7 @@ def test_one_set_of_another_shape_leaves_all_as_they_were(
     checkpoint, later = Checkpoint(tmp_path / "training.ckpt"), changed(synthetic)
     last = max(later)
     later[last] = replace(later[last], **{field: getattr(later[last], field)[:1, :, :1, :1]})
-    checkpoint.save(fabric, {}, Cost(), later, [])
+    checkpoint.save({}, Cost(), later, [])
     before = {i: s.images.clone() for i, s in synthetic.items()}
     assert checkpoint.load(fabric, synthetic) is None
     assert all(own.images.equal(before[i]) for i, own in synthetic.items())
