@@ -355,7 +355,7 @@ def load_trained(
             raise BadInput("--artifacts-dir", folder, f"it holds another federation ({difference}); move it away")
     if replace(trained.data, name=data.name) != data.info:
         raise BadInput("--artifacts-dir", folder, "it was trained on other data; move it away")
-    artifacts.check_state(trained.state, federation.read(), folder)
+    trained = artifacts.of_model(trained, federation.read(), folder)
     with suppress(OSError, BadInput):  # the folder may be read-only, or a link
         refuse_links(folder, folder.parent, "--artifacts-dir")
         for checkpoint in folder.glob("*.ckpt"):

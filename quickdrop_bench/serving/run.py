@@ -69,7 +69,7 @@ class TrainedRun:
             raise BadInput("RUN", folder, "config.yaml does not say the seed")
         with torch.device("meta"):  # shapes without memory: the spec may be anybody's
             expected = dict(build_model(self.spec, self.info).named_parameters())
-        artifacts.check_state(self.trained.state, expected, folder)
+        self.trained = artifacts.of_model(self.trained, expected, folder)
         self.versions = Versions(folder, self.trained.state)
 
     @property

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
     """Read a federation and put its tensors on a device. Nothing is unpickled.
 
     Sizes are compared with the manifest before anything is read, then checksums, names, types and shapes. Whether the
-    parameters suit a model is for :func:`check_state`.
+    parameters suit a model is for :func:`of_model`.
 
     Raises:
         BadInput: a file is missing, or does not match the manifest; the file is named.
@@ -221,8 +221,13 @@ def load(folder: Path, device: torch.device) -> TrainedFederation:
     return TrainedFederation(state=state, clients=clients, history=history, spec=spec, **described)
 
 
-def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise :class:`BadInput` unless the parameters of a folder have the names and shapes of a model's."""
+def of_model(trained: TrainedFederation, expected: Mapping[str, Tensor], folder: Path) -> TrainedFederation:
+    """The same with its parameters in the order of a model's, as in training; files have them by name.
+
+    Raises:
+        BadInput: they have not the names and shapes of the model's.
+    """
+    state = trained.state
     if unlike := sorted(state.keys() ^ expected.keys()):
         verb = "lacks" if unlike[0] in expected else "holds the unknown"
         raise damaged(folder, GLOBAL, f"it {verb} parameter {unlike[0][:100]!r}")
@@ -230,6 +235,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fol
         if state[name].shape != value.shape:
             own, other = ("×".join(map(str, v.shape)) for v in (state[name], value))
             raise damaged(folder, GLOBAL, f"{name} is {own}, and the model has {other}")
+    return replace(trained, state={name: state[name] for name in expected})
 
 
 def save_synthetic(trained: TrainedFederation, folder: Path) -> list[Path]:

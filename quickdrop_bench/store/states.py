@@ -33,7 +33,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def read_state(path: Path, like: Mapping[str, Tensor]) -> State:
-    """Read a model with parameters of the same names, shapes and types as another, onto that one's device.
+    """Read a model with parameters of the same names, shapes and types as another, in its order, onto its device.
 
     Raises:
         Damage: the file holds another model, or is larger than one; its text goes behind the file's name.
@@ -46,7 +46,7 @@ def read_state(path: Path, like: Mapping[str, Tensor]) -> State:
         state: State = {name: tensors.get_tensor(name).to(device) for name in tensors.keys()}  # noqa: SIM118
     if {n: (v.shape, v.dtype) for n, v in state.items()} != {n: (v.shape, v.dtype) for n, v in like.items()}:
         raise Damage("holds another model")
-    return state
+    return {name: state[name] for name in like}
 
 
 def save(path: Path, state: Mapping[str, Tensor], artifacts_dir: Path) -> None:

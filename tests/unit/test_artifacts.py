@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from quickdrop_bench.federation.history import UpdateHistory, UpdateRecorder
 from quickdrop_bench.store.artifacts import (
     UPDATES,
     TrainedFederation,
-    check_state,
     is_complete,
     load,
+    of_model,
     save,
 )
 from tests.damage import Drawn, Kind, flip, into_folder, into_link, into_pipe, lose, seal
@@ -339,16 +340,17 @@ def test_updates_must_suit_the_model(trained: TrainedFederation, tmp_path: Path,
         load(tmp_path, CPU)
 
 
-def test_a_state_is_checked_against_a_model(tmp_path: Path) -> None:
-    model = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}
-    check_state({"a": torch.ones(2, 3), "b": torch.ones(1)}, model, tmp_path)
+def test_a_state_is_checked_against_a_model(trained: TrainedFederation, tmp_path: Path) -> None:
+    model = {"b": torch.zeros(1), "a": torch.zeros(2, 3)}
+    suits = of_model(replace(trained, state={"a": torch.ones(2, 3), "b": torch.ones(1)}), model, tmp_path)
+    assert [*suits.state] == ["b", "a"]
     for state, named in (
         ({"a": torch.zeros(2, 3)}, "lacks parameter 'b'"),
         ({**model, "c\x1b": torch.zeros(1)}, r"unknown parameter 'c\\x1b'"),
         ({**model, "a": torch.zeros(3, 2)}, "a is 3×2, and the model has 2×3"),
     ):
         with pytest.raises(BadInput, match=f"^--artifacts-dir .*global.safetensors is missing or damaged .*{named}"):
-            check_state(state, model, tmp_path)
+            of_model(replace(trained, state=state), model, tmp_path)
 
 
 def test_what_could_not_be_loaded_is_not_saved(trained: TrainedFederation, tmp_path: Path) -> None:

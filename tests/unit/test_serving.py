@@ -39,6 +39,7 @@ from tests.served import (
     watched,
     without_data,
 )
+from tests.unit.conftest import session_of, small_experiment
 
 # Requests, one after the other -------------------------------------------------------------------------------
 
@@ -296,3 +297,15 @@ def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
         code, _, err = run("unlearn", NAME, *argv)
         assert code == 2
         assert said in err
+
+
+def test_a_model_s_parameters_come_in_the_same_order_from_training_and_from_disk(tmp_path: Path) -> None:
+    """What a method draws or sums parameter by parameter must not depend on where the model comes from."""
+    e = small_experiment("table2", "retrain-or")
+    session = session_of(e, tmp_path)
+    fresh = session.prepare(1).state
+    again = session_of(e, tmp_path)
+    assert [*again.prepare(1).state] == [*fresh] == [*session.federation.read()]
+    run = TrainedRun(session.folder(1))
+    run.unlearn(UnlearningRequest("class", (9,)), METHODS["retrain-or"](rounds=1))
+    assert [*run.state()] == [*fresh]
