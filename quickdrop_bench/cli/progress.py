@@ -68,6 +68,7 @@ class Work:
     _begun: set[Part] = field(default_factory=set)
     _current: Part | None = None
     _done: float = 0.0
+    _made_before: float = 0.0
     _since: float = 0.0
 
     @classmethod
@@ -89,6 +90,10 @@ class Work:
         """Which one this is; nothing for one that does not count, as a federation that is only loaded."""
         return f"run {self.number}/{len(self.steps)} · " if self._current else ""
 
+    def resume(self, share: float) -> None:
+        """This share of the current run was made by an earlier command, and says nothing of the pace of this one."""
+        self._made_before += share * (self.steps[self._current] if self._current else 0.0)
+
     def left(self, share: float = 0.0) -> float | None:
         """Seconds for all that is left, at the pace so far; None before there is any.
 
@@ -96,7 +101,8 @@ class Work:
             share: of the current run that is done.
         """
         done = self._done + share * (self.steps[self._current] if self._current else 0.0)
-        return (time.monotonic() - self._since) * (sum(self.steps.values()) - done) / done if done else None
+        made = done - self._made_before
+        return (time.monotonic() - self._since) * (sum(self.steps.values()) - done) / made if made > 0 else None
 
 
 class ProgressDisplay:
@@ -110,7 +116,7 @@ class ProgressDisplay:
     def __init__(self, accuracy: RoundAccuracy, work: Work) -> None:
         self._accuracy, self._work = accuracy, work
         self._console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn()
         facts = TextColumn("{task.fields[facts]}")
         self._bar = Progress(*columns, facts, console=self._console, transient=True)
         self._task = self._bar.add_task("", total=None, facts="", visible=False)
@@ -149,13 +155,14 @@ class ProgressDisplay:
     def on_round_end(self, federation: Federation, info: RoundInfo) -> None:
         """Show a round; called by Fabric."""
         whole = info.phase.name in WHOLE_RUNS
-        self._open(self._run if whole else f"{self._run} · {info.phase.name}", info.phase.rounds)
+        if self._open(self._run if whole else f"{self._run} · {info.phase.name}", info.phase.rounds) and whole:
+            self._work.resume(info.round / info.phase.rounds)
         if (accuracy := self._accuracy(federation, info)) is not None:
             self._last_accuracy = self._accuracies(accuracy)
         done = info.round + 1
         left = self._work.left(done / info.phase.rounds if whole else 0.0)
-        shown = [f"loss {info.loss:.3f}", self._last_accuracy, _failures(info)]
-        shown += [] if left is None else [f"{duration(left)} left in all"]
+        time_left = "" if left is None else f"{duration(left)} left in all"
+        shown = [time_left, f"loss {info.loss:.3f}", self._last_accuracy, _failures(info)]
         self._show("round ", done, info.phase.rounds, " · ".join(filter(None, shown)))
 
     def on_initialisation_end(self, done: int, of: int, distance: float) -> None:
@@ -172,10 +179,12 @@ class ProgressDisplay:
         r_set = found.without(set().union(*self._requests))
         return f"{f_set}{'no class is retained' if math.isnan(r_set) else f'R-Set {r_set:.3f}'}"
 
-    def _open(self, label: str, of: int) -> None:
-        if self._label != label:
+    def _open(self, label: str, of: int) -> bool:
+        """Begin to show something, unless it is shown already."""
+        if begins := self._label != label:
             self._label, self._last_accuracy = label, ""
             self._bar.reset(self._task, total=of, description=label, visible=True)
+        return begins
 
     def _show(self, unit: str, done: int, of: int, facts: str) -> None:
         if self._console.is_terminal:

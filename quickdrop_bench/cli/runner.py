@@ -261,8 +261,12 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
         print((folder / "table.md").read_text(encoding="utf-8"))
         return
     console = Console(highlight=False)
-    console.print(*on_terminal(own, frame, folder, console.width, details=args.get("details", False)), sep="\n", end="")
-    print(*(paths if own.kind == "figure" else []), sep="\n")
+    shown = frame if own.kind == "figure" else frame_of(asked)
+    console.print(*on_terminal(own, shown, folder, console.width, details=args.get("details", False)), sep="\n", end="")
+    if own.kind == "figure":
+        print(*paths, sep="\n")
+    elif frames:
+        print(f"{folder / 'table.md'} has other settings too.")
 
 
 def _others(rows: RowFile, steps: Sequence[tuple[Experiment, int]]) -> list[Row]:

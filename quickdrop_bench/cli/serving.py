@@ -258,7 +258,7 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         f"{_forgotten(run, entry.version)}"
     )
     if entry.before is None or entry.after is None:
-        console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}")
+        console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}; --data-dir says where it is")
     else:
         names = [("F-Set", "f_set_accuracy"), ("R-Set", "r_set_accuracy"), ("attack success", "attack_success")]
         names += [(f"class {name}", f"class_{c}_accuracy") for c, name in enumerate(run.info.class_names)]

@@ -81,7 +81,7 @@ def _processor() -> str:
 
 @cache
 def _git() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that this package lies in, and whether tracked files differ from it."""
+    """Commit of the checkout that this package lies in, and whether its tracked files differ or its code has others."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
@@ -90,6 +90,7 @@ def _git() -> tuple[str | None, bool | None]:
     try:
         if not git("ls-files", Path(__file__).name):
             return None, None  # installed into some other project's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD"), bool(changed or git("ls-files", "--others", "--exclude-standard", ".."))
     except (OSError, subprocess.SubprocessError):
         return None, None

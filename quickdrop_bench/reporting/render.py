@@ -26,11 +26,11 @@ from quickdrop_bench.reporting.tables.capabilities import capability_tables, sho
 from quickdrop_bench.reporting.tables.comparison import comparison_tables
 from quickdrop_bench.reporting.tables.measured import measured_sections
 from quickdrop_bench.reporting.tables.shape import Table
-from quickdrop_bench.reporting.tables.writers import csv_text, latex, markdown, stacked, terminal
+from quickdrop_bench.reporting.tables.writers import csv_text, fits, latex, markdown, stacked, terminal
 from quickdrop_bench.store.rows import LARGEST, LOCK
 
 MOST_NUMBERS = 60
-"""Points of a figure that are printed; its CSV file has all."""
+"""Points of a figure that are printed, where they fit; its CSV file has all."""
 
 
 def write_exhibit(folder: Path, exhibit: Exhibit, rows: pd.DataFrame) -> list[Path]:
@@ -100,8 +100,9 @@ def on_terminal(
     """
     if exhibit.kind == "figure":
         numbers = pd.read_csv(folder / "figure.csv")
-        shown = details or 0 < len(numbers) <= MOST_NUMBERS
-        return [terminal(numbers_table(numbers), exhibit.heading, width)] if shown else []
+        table = numbers_table(numbers)
+        shown = details or (0 < len(numbers) <= MOST_NUMBERS and fits(table, width))
+        return [terminal(table, exhibit.heading, width)] if shown else []
     title = f"Table {exhibit.number}: "
     if details:
         return [

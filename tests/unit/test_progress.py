@@ -32,6 +32,20 @@ def test_what_is_left_goes_by_the_steps_that_were_made(monkeypatch: pytest.Monke
     assert (str(work), work.left()) == ("run 3/3 · ", pytest.approx(20 * 10 / 110))
 
 
+def test_what_an_earlier_command_made_says_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training goes on from 80 of 100 steps; in 10 s it makes 10 more, so that 20 are left at a step a second."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    work = Work({("f", TRAINING, ""): 100, ("f", "sga-or", "class-9"): 10})
+    work.begin(info(TRAINING, "original"))
+    work.resume(0.8)
+    assert work.left(0.8) is None
+    now = 110.0
+    assert work.left(0.9) == pytest.approx(20)
+    work.begin(info(UNLEARNING, "sga-or"))
+    assert work.left() == pytest.approx(10 / 20 * 10)
+
+
 def test_a_federation_that_is_only_loaded_is_no_run() -> None:
     work = Work({("f", "sga-or", "class-9"): 10})
     work.begin(info(TRAINING, "original"))

@@ -95,15 +95,26 @@ def escape_latex(text: str) -> str:
     return indent + "".join(LATEX.get(character, character) for character in text)
 
 
-def terminal(table: Table, title: str, width: int) -> Group:
-    """A table for ``rich.console.Console.print``, one line a line, without the last columns where they do not fit."""
-    shown = RichTable(title=escape(title), **LOOK, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    widths = [
+def fits(table: Table, width: int) -> bool:
+    """Whether a terminal of so many characters shows all columns of :func:`terminal`."""
+    name, *widths = _widths(table)
+    return name + sum(widths) + 2 * len(widths) <= width
+
+
+def _widths(table: Table) -> list[int]:
+    """Of the names, and of each column."""
+    columns = [
         max(len(word) for word in (*header.split(), *(_plain(line.entries[k]) for line in table.lines)))
         for k, header in enumerate(table.titles[1:])
     ]
-    name = max(len(text) for text in (table.corner, *(line.name for line in table.lines)))
-    if name + sum(widths) + 2 * len(widths) > width:
+    return [max(len(text) for text in (table.corner, *(line.name for line in table.lines))), *columns]
+
+
+def terminal(table: Table, title: str, width: int) -> Group:
+    """A table for ``rich.console.Console.print``, one line a line, without the last columns where they do not fit."""
+    shown = RichTable(title=escape(title), **LOOK, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    name, *widths = _widths(table)
+    if not fits(table, width):
         name = min(name, LONGEST_NAME)
     shown.add_column(escape(table.corner), overflow="fold", width=name)
     room, count = width - name, 0
