@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -11,6 +12,9 @@ from quickdrop_bench.core.starting import importing
 
 def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main.main`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this; the next file opened would take its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     with importing():
         from quickdrop_bench.cli.main import main as run
         from quickdrop_bench.core.errors import BadInput

@@ -13,7 +13,7 @@ import yaml
 
 from quickdrop_bench import __version__
 from quickdrop_bench.cli.commands import ANSWERS, CHANGES, FUNCTIONS, SERVES
-from quickdrop_bench.cli.output import forgiving_output
+from quickdrop_bench.cli.output import Output, forgiving_output
 from quickdrop_bench.cli.parser import COMMANDS, PROGRAM
 from quickdrop_bench.cli.resolve import parse
 from quickdrop_bench.core.allocator import keep_freed_memory
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with forgiving_output() as out:
         code = _answer(argv)
     if out.problem and not isinstance(out.problem, BrokenPipeError):  # as of "| head"
-        asked = command in ANSWERS
+        asked = command in ANSWERS or not {"--dry-run", "--print_config", "--help", "-h", "--version"}.isdisjoint(argv)
         kept = "" if asked or code else f"the {'request was served' if command in CHANGES else 'work is done'}, and "
-        print(f"{PROGRAM}: {kept}standard output cannot be written ({out.problem.strerror})", file=sys.stderr)
+        err = Output(sys.stderr)
+        print(f"{PROGRAM}: {kept}standard output cannot be written ({out.problem.strerror})", file=err)
+        err.flush()
         return code or int(asked)
     return code
 

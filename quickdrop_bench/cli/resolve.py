@@ -15,7 +15,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods
+from quickdrop_bench.cli.parser import COMMANDS, PROGRAM, Option, declared, of_methods, spelled
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.data.backdoor import Backdoor
 from quickdrop_bench.data.datasets import DATASETS
@@ -235,6 +235,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
     paths, prints = typed.pop("config", ()), typed.pop("print_config", False)
     known = declared(command)
     for key, value in typed.items():
+        if value == "":
+            raise BadInput(spelled(key), "''", "it is empty; give a value, or leave the option out")
         known[key].check(value)
     files: dict[str, Any] = {}
     for path in paths:

@@ -219,8 +219,11 @@ def export_model(args: Namespace, line: CommandLine) -> int:
     if args.format not in FORMATS:
         raise BadInput("--format", args.format, f"use one of {', '.join(FORMATS)}")
     version = run.current if args.version is None else args.version
+    form = args.format
+    if args.output and "format" not in line.typed:  # its name says which
+        form = next((form for form, suffix in SUFFIXES.items() if suffix == args.output.suffix), form)
     path = args.output or run.folder / f"model-{version:04d}{SUFFIXES[args.format]}"
-    export(run, path, args.format, version)
+    export(run, path, form, version)
     print(json.dumps({"path": str(path), "version": version}) if args.json else path)
     return 0
 
@@ -257,6 +260,8 @@ def _print_entry(run: TrainedRun, entry: Entry, *, as_json: bool) -> None:
         f"{entry.action} {_named(run, entry)} with {entry.method}: version {entry.parent} → {entry.version} · "
         f"{_forgotten(run, entry.version)}"
     )
+    if entry.absent:
+        console.print(f"without clients {', '.join(map(str, entry.absent))}: what they hold took no part")
     if entry.before is None or entry.after is None:
         console.print(f"not evaluated: {run.info.name} is not in {run.data_dir}; --data-dir says where it is")
     else:

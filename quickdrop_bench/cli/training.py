@@ -27,10 +27,11 @@ from quickdrop_bench.harness.experiment import Experiment
 from quickdrop_bench.harness.holdings import class_holdings, synthetic_pairs
 from quickdrop_bench.harness.run_spec import Rules
 from quickdrop_bench.harness.session import Session
-from quickdrop_bench.harness.training import client_rows
+from quickdrop_bench.harness.training import client_rows, planted
 from quickdrop_bench.reporting.figures.partition import write_distribution
 from quickdrop_bench.reporting.figures.synthetic import write_sheet
 from quickdrop_bench.store.artifacts import is_complete
+from quickdrop_bench.store.find import ask_for
 from quickdrop_bench.tracking.wandb_logger import tracking
 
 MOST_COLUMNS = 20
@@ -68,6 +69,10 @@ def _train(session: Session, display: ProgressDisplay) -> None:
     for seed in experiment.seeds:
         folder = session.folder(seed)
         known = is_complete(folder)
+        # What the training would refuse makes no federation the latest.
+        parts = client_rows(experiment.federation, session.data.train.labels, seed)
+        planted(experiment.federation, session.data, parts, seed)
+        ask_for(folder)
         with display:
             context = session.prepare(seed)
         refuse_links(folder, session.artifacts_dir, "--artifacts-dir")

@@ -91,7 +91,9 @@ def check_experiments(name: str, line: CommandLine, args: Namespace, experiments
         _refuse(line, [FORGOTTEN[level]], reason)
     if not args.distill and not any("real-subset" in METHODS[m].needs for m in methods):
         _refuse(line, ["scale"], "nothing is distilled, and no method here keeps a subset of the images")
-    _check_methods(line, methods, f"{name} neither runs nor shows it")
+    asked = split("--methods", args.methods)
+    run = {m: settings for m, settings in methods.items() if not asked or m in asked}
+    _check_methods(line, run, "--methods does not name it" if asked else f"{name} neither runs nor shows it")
     if not any(e.rules.relearn for e in experiments):
         _refuse(line, _settings(methods, "relearn_"), f"{name} learns nothing again")
     if all(e.rules.protocol == "tuned" for e in experiments):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from quickdrop_bench.core.files import damaged, open_tensors, write_atomically
 from quickdrop_bench.functional.aggregation import RunningMean, State, difference
@@ -163,4 +163,5 @@ def _path(folder: Path, k: int, client: int) -> Path:
 
 def _write(path: Path, tensors: State) -> None:
     own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(own, temporary))
+    # Through memory: what the library's own writer writes, no other user may read.
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(own)))

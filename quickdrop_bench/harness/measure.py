@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
 
+from quickdrop_bench.core.errors import printable
 from quickdrop_bench.evaluation.metric import PER_ROUND, Evaluated, measured
 from quickdrop_bench.federation.federation import RoundInfo
 from quickdrop_bench.federation.ranks import is_shared, on_first
@@ -30,6 +32,9 @@ from quickdrop_bench.methods.registry import StageResult
 from quickdrop_bench.store.rows import RowFile
 
 log = logging.getLogger(__name__)
+
+LONGEST_REASON = 300
+"""Characters of what an error says that are printed."""
 
 CLASS_ACCURACY = re.compile(r"class_(\d+)_accuracy")
 
@@ -194,9 +199,10 @@ def _class_name(e: Experiment, metric: str) -> Row:
     return {"class_name": e.class_names[int(found[1])]} if found else {}
 
 
-def _failure(stage: str, error: Exception, what: str) -> Value:
+def _failure(stage: str, error: BaseException, what: str) -> Value:
     """The mark of a run that ended in an error, which is logged."""
-    log.warning("%s failed: %s", what, " ".join(str(error).split()) or type(error).__name__)
+    said = shorten(printable(" ".join(str(error).split())), LONGEST_REASON, placeholder=" ...")
+    log.warning("%s failed: %s", what, said if isinstance(error, Exception) and said else type(error).__name__)
     log.debug("where it failed", exc_info=error)
     return Value(stage, "failed", 1.0, {"error": type(error).__name__})
 
@@ -219,7 +225,7 @@ def _serve(session: Session, context: Context, name: str, missing: Sequence[Miss
                 values, state = list(_original(session, info, context, missing[step])), context.state
             else:
                 values, state = _run(session, info, context, method, missing[step])
-        except Exception as error:  # whatever goes wrong in one method, also in a plug-in, leaves the others alone
+        except (Exception, SystemExit) as error:  # whatever a method does, a plug-in's too, leaves the others alone
             _check_shared(session, error)
             stage = TRAINING if name == ORIGINAL else "total"
             yield Served(info, began, [_failure(stage, error, f"{name}, seed {context.seed},")])
@@ -228,7 +234,7 @@ def _serve(session: Session, context: Context, name: str, missing: Sequence[Miss
         context = replace(context, state=state)
 
 
-def _check_shared(session: Session, error: Exception) -> None:
+def _check_shared(session: Session, error: BaseException) -> None:
     """Raise what one of several processes has met alone: the others are elsewhere, and none can go on."""
     if session.fabric.world_size > 1 and not is_shared(error):
         raise error

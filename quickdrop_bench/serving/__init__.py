@@ -3,6 +3,6 @@
 from quickdrop_bench.serving.export import FORMATS, export
 from quickdrop_bench.serving.log import Entry
 from quickdrop_bench.serving.run import TrainedRun
-from quickdrop_bench.store.artifacts import find_run
+from quickdrop_bench.store.find import find_run
 
 __all__ = ["FORMATS", "Entry", "TrainedRun", "export", "find_run"]

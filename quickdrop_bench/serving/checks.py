@@ -112,6 +112,8 @@ def _check_present(
         holders = {i for i, c in clients if len(c.subset.with_classes(request.targets, keep=True))}
     else:
         holders = {i for i, c in clients if len(forget_part(c.original, i, request))}
+    if request.level == "sample" and (away := sorted(holders & set(absent))):
+        raise BadInput("--absent", away[0], f"it holds samples that are to be forgotten, and {name} needs them")
     if holders and not holders - set(absent):
         named = request.target_name(request.targets[0], deployment.trained.data.class_names)
         raise BadInput(request.option, named, "all clients that hold it are absent")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -152,7 +153,7 @@ def recover_log(folder: Path) -> bool:
         except BadInput:
             left, files = _left_of(folder), on_disk(folder)
         entries: list[Entry] = []
-        for version in range(1, max({*left, *files}, default=0) + 1):
+        for version in range(1, max({*left, *files, *_named_in(folder)}, default=0) + 1):
             entry = _from_file(files[version], left.get(version)) if version in files else left.get(version)
             if entry is None or entry.version != version:
                 allowed = f"neither {LOG} nor {VERSIONS}/ says what request made version {version}"
@@ -181,6 +182,13 @@ def _left_of(folder: Path) -> dict[int, Entry]:
                 entry = _entry({"previous": "", **json.loads(line)})
                 found[entry.version] = entry
     return found
+
+
+def _named_in(folder: Path) -> set[int]:
+    """The versions that a damaged log names, also in lines that cannot be read."""
+    with suppress(OSError):
+        return {int(number) for number in re.findall(rb'"version": ?([0-9]{1,9})\b', read_bytes(folder / LOG, LARGEST))}
+    return set()
 
 
 def _from_file(path: Path, logged: Entry | None) -> Entry | None:

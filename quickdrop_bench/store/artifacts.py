@@ -132,38 +132,6 @@ def is_complete(folder: Path) -> bool:
     return os.path.lexists(folder / MANIFEST)
 
 
-def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
-    """The folder of a trained federation.
-
-    Args:
-        name: the folder, or its name in ``artifacts_dir``, or as much of the name's beginning as makes it the only
-            one, or ``latest``: the one that ``train`` was asked for last.
-        artifacts_dir: parent of the trained federations' folders.
-
-    Raises:
-        BadInput: there is none, or there are several.
-    """
-    for path in (Path(name), artifacts_dir / name):
-        if is_complete(path):
-            return path
-    folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
-    known = sorted(path for path in folders if is_complete(path))
-    # ``train`` writes this file at each call; tables and figures leave federations without it.
-    asked = [path / "distribution.csv" for path in known if (path / "distribution.csv").is_file()]
-    if name == "latest" and asked:
-        return max(asked, key=lambda path: path.stat().st_mtime_ns).parent
-    found = [path for path in known if str(name) and path.name.startswith(str(name))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise BadInput("RUN", name, f"several begin like this: {', '.join(p.name for p in found[:5])}")
-    there = f"there are {', '.join(p.name for p in known[:5])}" if known else "train one first"
-    under = "that train was asked for" if name == "latest" else "under this name"
-    raise BadInput(
-        "RUN", name, f"no trained federation is there, nor in --artifacts-dir {artifacts_dir} {under}; {there}"
-    )
-
-
 def save(trained: TrainedFederation, folder: Path) -> None:
     """Write a federation; the manifest comes last, so that a half-written one is never read.
 

@@ -161,7 +161,7 @@ BASES: dict[str, list[str]] = {
 
 def base(command: str) -> list[str]:
     """A valid command line."""
-    run = next(Path("artifacts").iterdir()).name
+    run = next(Path("artifacts").glob("[!.]*")).name
     return [run if part == "@" else part for part in BASES[command]]
 
 
@@ -184,7 +184,7 @@ def culprit(option: str) -> list[str]:
 
 
 def federation() -> Path:
-    return next(Path("artifacts").iterdir())
+    return next(Path("artifacts").glob("[!.]*"))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def test_names_are_typed_and_shown(tmp_path: Path, run: Run) -> None:
     code, again, _ = run("table", "2", *options, "--class", "2,0")
     assert (code, again) == (0, out)
     assert Path("results/quick/table2/rows.jsonl").read_text() == rows
-    folder = next(Path("artifacts").iterdir()).name
+    folder = next(Path("artifacts").glob("[!.]*")).name
     code, out, _ = run("unlearn", folder, "--class", "cat", "--data-dir", "pics")
     assert code == 0
     assert "unlearn class-cat with quickdrop: version 0 → 1 · forgotten: class-cat" in out

@@ -34,7 +34,7 @@ def test_table_from_nothing_and_again(run: Run, table_2: Ended, tmp_path: Path) 
         assert text in out
     assert "run 1/7 · seed 1 · fl-training · round 1/2 · " in err
     assert re.search(
-        r"run 7/7 · seed 1 · quickdrop · recovery · round 2/2 · .* · F-Set 0.\d* · R-Set 0.\d* · \d+ s left", err
+        r"run 7/7 · seed 1 · quickdrop · recovery · round 2/2 · \d+ s left in all · .* · F-Set 0.\d* · R-Set 0.\d*", err
     )
     rows = read_rows()
     ran = [r["method"] for r in rows if r["metric"] == "seconds" and r["stage"] in ("total", "fl-training")]
@@ -238,15 +238,14 @@ def test_the_latest_federation_is_the_one_that_was_asked_for_last(run: Run) -> N
     assert again.startswith(folders[0])
     assert "trained before" in again
     assert run("table", "2", *TINY, "--lr", "0.4", "--methods", "retrain-or")[0] == 0
-    assert len(list(Path("artifacts").iterdir())) == 3
+    assert len(list(Path("artifacts").glob("[!.]*"))) == 3
     assert run("show", "latest")[1].startswith(folders[0])
     assert run("show", "latest", "--artifacts-dir", "none")[0] == 2
-    for path in Path("artifacts").glob("*/distribution.csv"):  # as if tables had made all of them
-        path.unlink()
-    assert (
-        "RUN latest: no trained federation is there, nor in --artifacts-dir artifacts that train was asked"
-        in (run("unlearn", "latest", "--class", "9")[2])
-    )
+    (Path(folders[0]) / "manifest.json").unlink()  # as if the training had not ended
+    assert f"RUN latest: {Path(folders[0]).name} is not trained to its end" in run("show", "latest")[2]
+    Path("artifacts/.latest").unlink()  # as if tables had made all of them
+    refusal = "RUN latest: train was asked for no federation in --artifacts-dir artifacts"
+    assert refusal in run("unlearn", "latest", "--class", "9")[2]
 
 
 def test_a_full_disk_is_one_sentence_wherever_a_table_writes(run: Run, table_2: Ended) -> None:
@@ -270,7 +269,7 @@ def test_a_full_disk_is_one_sentence_where_pictures_of_a_training_are_drawn(run:
 
 
 def test_damaged_federation_is_refused_by_name(run: Run, federation_here: None) -> None:
-    folder = next(Path("artifacts").iterdir())
+    folder = next(Path("artifacts").glob("[!.]*"))
     (folder / "global.safetensors").write_bytes(b"\xff" * 64)
     code, _, err = run("table", "2", *TINY)
     assert code == 2

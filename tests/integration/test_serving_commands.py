@@ -60,7 +60,7 @@ def place(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(place: Path) -> Path:
-    return next((place / "artifacts").iterdir())
+    return next((place / "artifacts").glob("[!.]*"))
 
 
 def remove_data(place: Path) -> None:

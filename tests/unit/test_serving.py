@@ -285,7 +285,8 @@ def test_samples_that_cannot_be_served(folder: Path, run: Run) -> None:
     refused(folder, "--data-dir data: .* samples are chosen in it", lambda: opened.samples(Samples(3)))
     opened = TrainedRun(folder)
     absent = {i for i, c in opened.deployment.clients.items() if {1, 2} & {*c.original.rows.tolist()}}
-    refused(folder, "--samples 1: all clients that hold it are absent", lambda: opened.unlearn(request, method, absent))
+    reason = f"--absent {min(absent)}: it holds samples that are to be forgotten"
+    refused(folder, reason, lambda: opened.unlearn(request, method, absent))
     nobody = UnlearningRequest("sample", (10**6,))
     refused(folder, "--samples 1000000: between 0 and", lambda: opened.unlearn(nobody, method))
     for argv, said in {

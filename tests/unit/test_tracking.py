@@ -306,7 +306,7 @@ def test_rounds_of_a_search_are_in_no_run(
 def test_served_requests_are_logged_when_asked_and_only_if_they_are_served(
     run: Run, wandb: Wandb, measured: None
 ) -> None:
-    federation = next(Path("artifacts").iterdir()).name
+    federation = next(Path("artifacts").glob("[!.]*")).name
     assert run("unlearn", federation, "--class", "9", "--json")[0] == 0
     assert not wandb.runs
     code, out, err = run("unlearn", federation, "--class", "3", "--json", "--wandb", "offline")

@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(place)
     try:
         assert main(TRAIN) == 0
-        (trained,) = Path("artifacts").iterdir()
+        (trained,) = Path("artifacts").glob("[!.]*")
         for name, argv in COMMANDS.items():
             if name == "relearn":
                 continue
@@ -103,7 +103,7 @@ def test_no_command_changes_what_a_link_in_its_folders_leads_to(
     assert len(relative) >= 6
     for k, folder in enumerate(relative):
         copy = Path(shutil.copytree(finished, tmp_path / str(k)))
-        (trained,) = (copy / "artifacts").iterdir()
+        (trained,) = (copy / "artifacts").glob("[!.]*")
         if not done:
             (trained / "manifest.json").unlink()  # it is trained again
         linked(copy / folder, outside := tmp_path / f"outside-{k}")
@@ -128,7 +128,7 @@ def unfinished(path: Path, process: int) -> Path:
 
 @each_command
 def test_each_command_removes_what_was_left_of_the_files_that_it_writes(name: str, place: Path) -> None:
-    (trained,) = Path("artifacts").iterdir()
+    (trained,) = Path("artifacts").glob("[!.]*")
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
     left = {path: unfinished(path, GONE) for path in before}
     at_work = [unfinished(path, os.getppid()) for path in before]
@@ -144,7 +144,7 @@ def test_each_command_removes_what_was_left_of_the_files_that_it_writes(name: st
 
 @each_command
 def test_each_command_says_in_a_sentence_that_the_disk_is_full(name: str, place: Path, run: Run) -> None:
-    (trained,) = Path("artifacts").iterdir()
+    (trained,) = Path("artifacts").glob("[!.]*")
     if name == "recover-log":
         (trained / "requests.jsonl").unlink()
     before = contents(place)
@@ -157,7 +157,7 @@ def test_each_command_says_in_a_sentence_that_the_disk_is_full(name: str, place:
 
 def test_no_output_takes_the_place_of_what_this_program_keeps(place: Path, run: Run) -> None:
     """Of every command that has ``--output``."""
-    (trained,) = Path("artifacts").iterdir()
+    (trained,) = Path("artifacts").glob("[!.]*")
     beside_rows = {path.parent for path in Path("results").rglob("rows.jsonl")}
     files = [path for path in (*trained.rglob("*"), *Path("results").rglob("*")) if path.is_file()]
     kept = [p for p in files if p.parent in beside_rows or (trained in p.parents and not p.name.startswith("model-"))]
@@ -174,7 +174,7 @@ def test_no_output_takes_the_place_of_what_this_program_keeps(place: Path, run: 
 
 @pytest.mark.parametrize("link", ["versions", "versions/0001.safetensors", ".lock", "requests.jsonl"])
 def test_a_request_refuses_a_link_in_one_sentence(place: Path, run: Run, link: str) -> None:
-    (trained,) = Path("artifacts").iterdir()
+    (trained,) = Path("artifacts").glob("[!.]*")
     path, outside = trained / link, place / "outside"
     linked(path, outside)
     before = contents(place / "outside") if outside.is_dir() else outside.read_bytes()
@@ -223,7 +223,7 @@ def test_decoded_pictures_are_not_cached_through_a_link(tmp_path: Path, monkeypa
     ],
 )
 def test_a_link_in_the_place_of_a_file_is_not_written_through(place: Path, argv: list[str], file: str) -> None:
-    (trained,) = Path("artifacts").iterdir()
+    (trained,) = Path("artifacts").glob("[!.]*")
     path, outside = Path(file.replace("RUN", trained.name)), Path("outside")
     outside.write_text("another's")
     path.unlink(missing_ok=True)
