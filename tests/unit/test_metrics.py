@@ -217,6 +217,28 @@ def test_a_run_measured_for_another_exhibit_is_taken_over_with_the_metrics_that_
     assert sorted((tmp_path / "artifacts").glob("[!.]*")) == trained
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), RuntimeError("boom\x1b[31m" + 3000 * "x")])
+def test_a_method_that_ends_the_program_or_commands_a_terminal_is_a_failed_run(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    rows = RowFile(tmp_path / "rows.jsonl")
+
+    def end(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(METHODS["sga-or"], "unlearn", end)
+    assert not measure(session, rows, ["sga-or"])
+    failed = {row["method"] for row in json_lines(rows.path) if row["metric"] == "failed"}
+    assert failed == {"sga-or"}
+    (said,) = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert said.isprintable()
+    assert len(said) < 400
+
+
 def test_force_where_memory_is_short_leaves_good_rows_as_they_were(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

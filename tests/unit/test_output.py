@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow  # a process each
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     assert main(["train", *TINY, "--artifacts-dir", str(place)]) == 0
-    (folder,) = place.iterdir()
+    (folder,) = place.glob("[!.]*")
     return folder
 
 
@@ -77,3 +78,18 @@ def test_a_terminal_without_a_width_gets_an_answer(
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["models"]) == 0
     assert "convnet" in capsys.readouterr().out
+
+
+def test_a_dry_run_that_nobody_reads_served_nothing(trained: Path) -> None:
+    done = started(["unlearn", str(trained), "--class", "5", "--dry-run"], Path("/dev/full"))
+    assert (done.returncode, "served" in done.stderr) == (1, False)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", ">/dev/full 2>&1"])
+def test_streams_that_are_closed_end_no_work(closed: str, tmp_path: Path) -> None:
+    argv = ["-m", "quickdrop_bench", "table", "2", *TINY, "--methods", "none", "--results-dir", "r"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = f"exec {shlex.join([sys.executable, *argv])} {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=variables, timeout=300)
+    assert done.returncode == 0
+    assert "Original model" in (tmp_path / "r/quick/table2/table.md").read_text()

@@ -284,3 +284,12 @@ def test_a_version_that_is_not_there_is_refused(folder: Path, run: Run, version:
 def test_what_only_newer_versions_forgot_cannot_be_learnt_again_from_an_older_one(folder: Path, run: Run) -> None:
     code, _, err = run("relearn", str(folder), "--class", "3", "--from-version", "2")
     assert (code, "this is not forgotten" in err) == (2, True)
+
+
+def test_a_torn_line_s_request_is_not_dropped_where_its_version_is_lost_too(folder: Path, run: Run) -> None:
+    log, last = folder / "requests.jsonl", len(read_log(folder))
+    log.write_bytes(log.read_bytes()[:-5])
+    (folder / f"versions/{last:04d}.safetensors").unlink()
+    code, _, err = run("show", str(folder), "--recover-log")
+    assert code == 2
+    assert f"neither requests.jsonl nor versions/ says what request made version {last}" in err

@@ -225,3 +225,8 @@ def test_what_was_served_before_a_divergence_stays(folder: Path) -> None:
     run = TrainedRun(folder)
     assert run.current == len(versions(folder)) == len(run.log)
     assert all(value.isfinite().all() for value in run.state().values())
+
+
+def test_an_export_s_name_says_its_format(folder: Path, run: Run) -> None:
+    assert run("export", str(folder), "--output", "m.pt")[0] == 0
+    assert Path("m.pt").read_bytes()[:2] == b"PK"  # TorchScript's archive
