@@ -236,7 +236,7 @@ COMMANDS = {
         (
             *NAMED,
             VERSION,
-            Option("--format", str, "safetensors", "safetensors, torchscript or onnx"),
+            Option("--format", str, "safetensors", "safetensors, torchscript or onnx; or as --output ends"),
             Option("--output", Path | None, None, "file to write (default: in the run's folder)"),
         ),
     ),
