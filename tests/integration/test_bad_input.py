@@ -130,7 +130,7 @@ def recorded(home: Path) -> Path:
 @pytest.mark.parametrize("damage", cases(UPDATES))
 @pytest.mark.parametrize("tuned", [False, True])
 def test_damaged_updates_are_refused_by_file(at_home: Path, recorded: Path, *, damage: Any, tuned: bool) -> None:
-    folders = {(path / "updates").is_dir(): path for path in recorded.iterdir()}
+    folders = {(path / "updates").is_dir(): path for path in recorded.glob("[!.]*")}
     base, asked = folders[True], folders[not tuned]
     argv = ["unlearn", str(asked), "--class", "3", "--method", "federaser"]
     with kept(base), kept(asked) if tuned else contextlib.nullcontext():

@@ -264,9 +264,9 @@ def test_table_10_forgets_the_backdoored_client_and_so_does_a_saved_federation(r
     for side, place in ((entry.before, ("original", "fl-training")), (entry.after, ("quickdrop", "total"))):
         for metric in ("attack_success", "f_set_accuracy", "f_set_clean_accuracy", "f_set_poisoned_accuracy"):
             assert side[metric] == numbers[(*place, metric)], (place, metric)
-    _, out, _ = run("evaluate", "latest")
+    _, out, _ = run("evaluate", str(folder))
     assert f"attack success {entry.after['attack_success']:.2%}" in out
-    _, out, _ = run("show", "latest")
+    _, out, _ = run("show", str(folder))
     assert "backdoor client=2,share=1,target=0" in out
 
 
