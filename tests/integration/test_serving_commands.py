@@ -214,7 +214,10 @@ def test_a_command_killed_at_random_leaves_the_last_good_state(folder: Path, tmp
 
 @pytest.mark.usefixtures("warm_server")
 def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    place, logs = tmp_path / "shared", [tmp_path / f"{number}.log" for number in range(3)]
+    place, logs = (
+        tmp_path / "shared",
+        [tmp_path / f"{number}.log" for number in range(2)],
+    )  # a third would leave no class
     started = [request(folder, place, number).start(log=log) for number, log in enumerate(logs)]
     codes = [Command.ended(process) for process in started]
     assert set(codes) <= {0, 2}
@@ -223,7 +226,7 @@ def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
     assert said.count("another command is working on it") == codes.count(2)
     found = TrainedRun(place / "run")
     assert found.current == codes.count(0)
-    assert {str(request) for request in found.forgotten()} == {f"class-{c}" for c in range(3) if codes[c] == 0}
+    assert {str(request) for request in found.forgotten()} == {f"class-{c}" for c in range(2) if codes[c] == 0}
     assert [entry.parent for entry in found.log] == list(range(found.current))
     assert all(found.state(version) for version in range(found.current + 1))
 
