@@ -254,14 +254,15 @@ def _render(args: Namespace, rows: RowFile, experiments: Sequence[Experiment], f
     frames = [latest(frame_of(others), varied)] if others else []
     runs = [(run, e.identity(step)) for e, step in steps for run in e.spec_hashes(step)]
     asked = [row | identity for run, identity in runs for row in rows.of(run)]
-    frame = pd.concat([*frames, frame_of(asked)], ignore_index=True)
+    own_rows = frame_of(asked)
+    frame = pd.concat([*frames, own_rows], ignore_index=True)
     with writing("--results-dir", folder):
         paths = write_exhibit(folder, own, frame)
     if own.kind != "figure" and not sys.stdout.isatty():
         print((folder / "table.md").read_text(encoding="utf-8"))
         return
     console = Console(highlight=False)
-    shown = frame if own.kind == "figure" else frame_of(asked)
+    shown = frame if own.kind == "figure" else own_rows
     console.print(*on_terminal(own, shown, folder, console.width, details=args.get("details", False)), sep="\n", end="")
     if own.kind == "figure":
         print(*paths, sep="\n")

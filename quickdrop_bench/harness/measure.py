@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -201,7 +200,7 @@ def _class_name(e: Experiment, metric: str) -> Row:
 
 def _failure(stage: str, error: BaseException, what: str) -> Value:
     """The mark of a run that ended in an error, which is logged."""
-    said = shorten(printable(" ".join(str(error).split())), LONGEST_REASON, placeholder=" ...")
+    said = printable(" ".join(str(error).split()))[:LONGEST_REASON]
     log.warning("%s failed: %s", what, said if isinstance(error, Exception) and said else type(error).__name__)
     log.debug("where it failed", exc_info=error)
     return Value(stage, "failed", 1.0, {"error": type(error).__name__})

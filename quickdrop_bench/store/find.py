@@ -30,13 +30,11 @@ def find_run(name: str | Path, artifacts_dir: Path = Path("artifacts")) -> Path:
     folders = artifacts_dir.glob("*") if os.path.isdir(artifacts_dir) else ()
     known = sorted(path for path in folders if is_complete(path))
     if name == "latest":
-        name = _asked_last(artifacts_dir)
-        if name not in {path.name for path in known}:
-            raise BadInput(
-                "RUN",
-                "latest",
-                f"{name} is not trained to its end; the same train goes on with it, or name another",
-            )
+        last = artifacts_dir / _asked_last(artifacts_dir)
+        if last in known:
+            return last
+        allowed = f"{last.name} is not trained to its end; the same train goes on with it, or name another"
+        raise BadInput("RUN", name, allowed)
     found = [path for path in known if str(name) and path.name.startswith(str(name))]
     if len(found) == 1:
         return found[0]

@@ -248,6 +248,15 @@ def test_the_latest_federation_is_the_one_that_was_asked_for_last(run: Run) -> N
     assert refusal in run("unlearn", "latest", "--class", "9")[2]
 
 
+def test_a_terminal_shows_what_was_asked_for(run: Run, table_2: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quickdrop_bench.cli.output.Output.isatty", lambda self: True, raising=False)
+    _, out, _ = run("table", "2", *TINY, "--rounds", "1", "--methods", "none")
+    assert "rounds 1" in out
+    assert not any(line.startswith("QuickDrop") for line in out.splitlines())
+    assert "table.md has other settings too." in out
+    assert "QuickDrop" in Path("results/quick/table2/table.md").read_text()
+
+
 def test_a_full_disk_is_one_sentence_wherever_a_table_writes(run: Run, table_2: Ended) -> None:
     (table,) = Path("results").rglob("table.csv")
     folder = table.parent

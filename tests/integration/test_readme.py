@@ -143,6 +143,9 @@ def test_what_to_take_is_in_the_rows() -> None:
     ):
         numbers = [gap[method] for gap, _ in found] + [times[method] for _, times in found]
         assert text.format(*numbers, d=d) in README
+    kept = [by_method(f"{where}table7", "storage_client_bytes")["random-subset"].mean() for where in (mnist, digits)]
+    shares = 100 * kept[0] / (4 * 28**2) / 60_000, 100 * kept[1] / (4 * 8**2) / 1_442  # float32 images for training
+    assert "{:.0f}% of all images on MNIST, {:.0f}% on digits".format(*shares) in said
     clients = [off(f"{where}table8", "f_set_accuracy") for where in (mnist, digits)]
     assert "is {:.0f} points (MNIST) and {:.0f} (digits)".format(*(gap["none"] for gap in clients)) in said
     assert [round(abs(gap["mode"])) for gap in clients] == [2, 2]

@@ -214,10 +214,8 @@ def test_a_command_killed_at_random_leaves_the_last_good_state(folder: Path, tmp
 
 @pytest.mark.usefixtures("warm_server")
 def test_commands_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    place, logs = (
-        tmp_path / "shared",
-        [tmp_path / f"{number}.log" for number in range(2)],
-    )  # a third would leave no class
+    # Of three classes two are asked for: a third request would leave none to recover on.
+    place, logs = tmp_path / "shared", [tmp_path / f"{number}.log" for number in range(2)]
     started = [request(folder, place, number).start(log=log) for number, log in enumerate(logs)]
     codes = [Command.ended(process) for process in started]
     assert set(codes) <= {0, 2}

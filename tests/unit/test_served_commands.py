@@ -230,3 +230,10 @@ def test_what_was_served_before_a_divergence_stays(folder: Path) -> None:
 def test_an_export_s_name_says_its_format(folder: Path, run: Run) -> None:
     assert run("export", str(folder), "--output", "m.pt")[0] == 0
     assert Path("m.pt").read_bytes()[:2] == b"PK"  # TorchScript's archive
+
+
+def test_who_was_absent_is_said(folder: Path, run: Run) -> None:
+    assert (
+        "without clients 1: what they hold took no part"
+        in run("unlearn", str(folder), "--class", "3", "--absent", "1")[1]
+    )
