@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quickdrop_bench.data.groups import CLASSES, parts_of
 from quickdrop_bench.data.labelled import LabelledSet
+from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.matching import ClassGradients
 
 
@@ -133,24 +134,24 @@ def match(
         generator: draws B_S where a class has more images than fit.
     """
     own_parts = parts_of(synthetic.labels.cpu(), synthetic.groups)
-    chosen, classes, rows = [], [], []
+    chosen, rows = [], []
     for k, part in enumerate(batch_parts):
-        positions, c = torch.nonzero(own_parts == part).flatten(), part % CLASSES
-        if c in synthetic.fixed_classes or not len(positions):
+        positions = torch.nonzero(own_parts == part).flatten()
+        if part % CLASSES in synthetic.fixed_classes or not len(positions):
             continue
         if len(positions) > settings.batch_size:
             positions = positions[torch.randperm(len(positions), generator=generator)[: settings.batch_size]]
         chosen.append(k)
-        classes.append(c)
         rows.append(positions.to(synthetic.images.device))
-    if not classes or not settings.image_steps:
+    if not chosen or not settings.image_steps:
         return MatchingResult(synthetic.images.new_zeros(()), 0)
     if len(chosen) < len(batch_parts):
         targets = [target[chosen] for target in targets]
-    sizes, moved = [len(r) for r in rows], torch.cat(rows)
+    moved = torch.cat(rows)
+    labels, classes = synthetic.labels[moved], Classes.of_sizes([len(r) for r in rows], synthetic.images)
     distances = []
     for _ in range(settings.image_steps):
-        distance, image_gradients = gradients.distance(targets, synthetic.images[moved], sizes, classes)
+        distance, image_gradients = gradients.distance(targets, synthetic.images[moved], labels, classes)
         distances.append(distance)
         synthetic.velocity.mul_(settings.image_momentum)
         synthetic.velocity.index_add_(0, moved, image_gradients)

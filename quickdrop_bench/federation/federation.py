@@ -21,9 +21,10 @@ from quickdrop_bench.federation.local import LocalResult, LocalWork, LoopEngine,
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.ranks import add_up, hand_round, spread
 from quickdrop_bench.federation.stacked import StackedEngine
-from quickdrop_bench.federation.static import StaticEngine, is_possible
+from quickdrop_bench.federation.static import PRECISIONS, StaticEngine
 from quickdrop_bench.functional.aggregation import RunningMean, State, is_finite
 from quickdrop_bench.functional.initial import draw_parameters
+from quickdrop_bench.functional.layers import is_listed
 
 MIN_IMPROVEMENT = 0.01
 """Fall of the clients' mean training loss (nats) that counts as progress, see ``Phase.patience``."""
@@ -122,8 +123,8 @@ class Federation:
         model: the architecture; its current parameters do not matter.
         distillation: the constants of Algorithm 2, for phases that get synthetic sets.
         faults: how often clients fail, in every phase; None for never.
-        static: whether :class:`~quickdrop_bench.federation.static.StaticEngine` makes the local steps where it can;
-            False leaves all to the reference; None chooses by the device.
+        static: whether :class:`~quickdrop_bench.federation.static.StaticEngine` makes the local steps, in one of its
+            precisions; False leaves all to the reference; None chooses by the device.
     """
 
     def __init__(
@@ -146,11 +147,12 @@ class Federation:
         self._loop = LoopEngine(fabric, self.model, self._optimizer, distillation)
         self._engine: LoopEngine | StaticEngine = self._loop
         self._stacked: StackedEngine | None = None
-        if static is not False and is_possible(model, fabric.strategy.precision.precision):
-            if static or fabric.device.type == "cuda":
-                self._engine = StaticEngine(model, distillation)
-            elif fabric.device.type == "cpu":
-                self._stacked = StackedEngine(model, distillation)
+        precision = fabric.strategy.precision
+        if static or (static is None and fabric.device.type == "cuda"):
+            if precision.precision in PRECISIONS:
+                self._engine = StaticEngine(model, distillation, precision)
+        elif static is None and fabric.device.type == "cpu" and precision.precision == "32-true" and is_listed(model):
+            self._stacked = StackedEngine(model, distillation)
         self._bytes = sum(p.numel() * 4 for p in model.parameters())
 
     def load(self, state: Mapping[str, Tensor]) -> None:

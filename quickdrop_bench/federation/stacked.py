@@ -37,7 +37,7 @@ without, and hardly less with 64 (section (g) of ``results/speed/speed-avx512.md
 
 
 class StackedEngine:
-    """Trains clients in stacks, on copies of a model of which ``static.is_possible`` is true, on a CPU."""
+    """Trains clients in stacks, on copies of a model of which ``layers.is_listed`` is true, on a CPU."""
 
     def __init__(self, model: nn.Module, settings: Distillation | None) -> None:
         self._shapes = {name: p.shape for name, p in model.named_parameters()}  # in the order of the layers

@@ -2,8 +2,8 @@
 
 The reference is :class:`~quickdrop_bench.federation.local.LoopEngine`. What the host knows (batches, their classes, the
 synthetic images of each step) is planned beforehand and copied at once; a batch that is short and a class that is
-missing stay in place with weight zero. The passes are written out layer by layer: models with other layers, such as
-ResNet-18, are left to the loop on a GPU too.
+missing stay in place with weight zero. With distillation the passes are written out layer by layer where the model's
+layers are known, and left to autograd, within the same shapes, where they are not, as in ResNet-18.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from quickdrop_bench.core.cost import Clock, Cost
@@ -27,9 +28,9 @@ from quickdrop_bench.federation.local import LocalResult, LocalWork
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import Plan, plan_steps, synthetic_images, with_matching
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.layers import is_supported, sequence_of
-from quickdrop_bench.functional.second_order import class_gradients, distance_and_image_gradient
-from quickdrop_bench.functional.side_by_side import classes_of
+from quickdrop_bench.functional.layers import is_listed, sequence_of
+from quickdrop_bench.functional.matching import ClassGradients
+from quickdrop_bench.functional.second_order import class_gradients
 
 STAGED = 64
 """Steps whose images lie ready on the device; a client with more steps is served in several portions."""
@@ -40,14 +41,11 @@ EIGHT = 8
 FUSED = 256
 """Narrowest batch whose kernels are worth fusing by the compiler; narrower ones are bound by launches."""
 
+Gradients = tuple[Tensor, list[Tensor], list[Tensor]]
+"""A batch's loss, its gradients by parameter, and those of each class's mean loss, (K, ...) by weight."""
 
-def is_possible(model: nn.Module, precision: str) -> bool:
-    """Whether this engine trains a model: in float32, with layers that are written out one by one."""
-    sequence = sequence_of(model)
-    plain = all(m.stride == m.dilation == (1, 1) for m in sequence if isinstance(m, nn.Conv2d))
-    in_order = [id(p) for m in sequence for p in m.parameters()]
-    listed = isinstance(sequence[-1], nn.Linear) and in_order == [id(p) for p in model.parameters()]
-    return precision == "32-true" and listed and is_supported(sequence) and plain
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Those of Fabric in which steps are replayed: the scaling of the loss in ``16-mixed`` asks the device at each step."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,14 @@ class _Steps:
         images: Tensor,
         classes: int,
         capacity: int,
+        precision: Precision,
         *,
         fuse: bool,
         pool: Any = None,
     ) -> None:
-        self._model, self._kind, self._settings, self._classes, self._fuse = model, kind, settings, classes, fuse
-        self.parameters = dict(model.named_parameters())  # in the order of the layers, see is_possible
+        self._model, self._kind, self._settings, self._classes = model, kind, settings, classes
+        self._precision = precision
+        self.parameters = dict(model.named_parameters())
         device = next(iter(self.parameters.values())).device
         zeros = {"device": device, "dtype": torch.float32}
         self.images = images
@@ -96,13 +96,21 @@ class _Steps:
         self.sums = torch.zeros(4, device=device, dtype=torch.float64)
         self._gradients: list[Tensor] = []
         self._targets: list[Tensor] = []
-        self._of_batch = self._distilled_gradients if kind.images else self._plain_gradients
+        self._matched = ClassGradients(model) if kind.images else None
+        listed = precision.precision == "32-true" and is_listed(model)
+        self._of_batch = self._plain_gradients
+        if kind.images:
+            self._of_batch = self._written_gradients if listed else self._watched_gradients
         self._of_images = self._image_gradients
         self._forward: Callable[[Tensor], Tensor] = model
-        if fuse:
+        self._fuse_images = fuse and self._matched is not None and self._matched.is_written
+        # The compiler fuses neither two derivatives of autograd nor a forward pass that is watched.
+        if fuse and not kind.images:
             self._forward = torch.compile(model, dynamic=False)
+        elif fuse and listed:
+            self._of_batch = torch.compile(self._of_batch, dynamic=False)
+        if self._fuse_images:
             self._of_images = torch.compile(self._of_images, dynamic=None)
-            self._of_batch = torch.compile(self._of_batch, dynamic=False) if kind.images else self._of_batch
         with self._unchanged():
             self.descend = _replayable(self._descend, pool)
             self.match = _replayable(self._match, pool) if kind.images else None
@@ -138,19 +146,31 @@ class _Steps:
             if kind.bounded:
                 self.alive.logical_and_(~(loss > self.stop))
 
-    def _plain_gradients(
-        self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        loss = (F.cross_entropy(self._forward(images), labels, reduction="none") * weights).sum()
+    def _plain_gradients(self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor) -> Gradients:
+        loss = self._loss(self._forward, images, labels, weights)
         return loss.detach(), list(torch.autograd.grad(loss, list(self.parameters.values()))), []
 
-    def _distilled_gradients(
-        self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _written_gradients(self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor) -> Gradients:
         classes = Classes.padded(labels, weights, self._classes)
-        loss, found, parts = class_gradients(sequence_of(self._model), images, labels, weights, classes)
-        targets = [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
-        return loss, found, targets
+        found = class_gradients(sequence_of(self._model), images, labels, weights, classes)
+        return self._with_means(found, means)
+
+    def _watched_gradients(self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor) -> Gradients:
+        assert self._matched is not None
+        classes = Classes.padded(labels, weights, self._classes)
+        found = self._matched.of_batch(lambda: self._loss(self._model, images, labels, weights), classes)
+        return self._with_means(found, means)
+
+    def _loss(self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        with self._precision.forward_context():
+            logits = model(self._precision.convert_input(images))
+        return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+
+    @staticmethod
+    def _with_means(found: Gradients, means: Tensor) -> Gradients:
+        """Each class's part as the gradient of its mean loss."""
+        loss, gradients, parts = found
+        return loss, gradients, [part * means.view(-1, *[1] * (part.dim() - 1)) for part in parts]
 
     @torch.no_grad()
     def _match(self) -> None:
@@ -162,7 +182,7 @@ class _Steps:
         some = matched.amax()  # a step that matches nothing leaves the images and their momentum alone
         for step in range(self._settings.image_steps):
             chosen = self.synthetic.index_select(0, picks)
-            for of_images in (chosen, labels, shares) if self._fuse else ():
+            for of_images in (chosen, labels, shares) if self._fuse_images else ():
                 torch._dynamo.maybe_mark_dynamic(of_images, 0)  # one compilation serves all M
             distance, gradient = self._of_images(chosen, labels, shares, self._targets, matched)
             if not step:
@@ -174,9 +194,9 @@ class _Steps:
     def _image_gradients(
         self, images: Tensor, labels: Tensor, shares: Tensor, targets: list[Tensor], matched: Tensor
     ) -> tuple[Tensor, Tensor]:
+        assert self._matched is not None
         classes = Classes.padded(labels, shares, self._classes)
-        layers = sequence_of(self._model)
-        distance, gradient = distance_and_image_gradient(layers, images, labels, classes, targets, matched)
+        distance, gradient = self._matched.distance(targets, images, labels, classes, matched)
         return distance, torch.where(shares.view(-1, 1, 1, 1) > 0, gradient, 0)
 
     @torch.no_grad()
@@ -246,20 +266,25 @@ def _side_stream() -> torch.cuda.Stream:
 
 
 class StaticEngine:
-    """Runs the local steps of clients on one working model, of which :func:`is_possible` is true.
+    """Runs the local steps of clients on one working model.
 
     Other code may change the model's parameters in place between calls.
+
+    Args:
+        model: as :class:`~quickdrop_bench.models.registry.Model` says.
+        settings: the constants of Algorithm 2.
+        precision: Fabric's, one of :data:`PRECISIONS`; that of passes over real images.
     """
 
-    def __init__(self, model: nn.Module, settings: Distillation | None) -> None:
-        self._model, self._settings = model, settings
+    def __init__(self, model: nn.Module, settings: Distillation | None, precision: Precision) -> None:
+        self._model, self._settings, self._precision = model, settings, precision
         # On an H100, fused kernels took a step of the paper's size from 3.4 to 1.6 ms, with distillation 6.8 to 3.6,
         # after half a minute of compiling.
         on_gpu = next(model.parameters()).is_cuda and torch.cuda.is_available()
         self._fuse = on_gpu and find_spec("triton") is not None
         gc.collect()  # graphs of an engine that is gone hold memory until then, and must not go during a capture
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
-        self._classes = classes_of(sequence_of(model))
+        self._classes = 0  # not known before the first images
         self._steps: dict[_Kind, _Steps] = {}
         self._staged: dict[int, Tensor] = {}
         self._on_host: dict[int, tuple[Tensor, Tensor]] = {}
@@ -276,6 +301,9 @@ class StaticEngine:
         The clocks run while steps are replayed; planning and copying the data is loading data.
         """
         data, phase, synthetic, settings = work.data, work.phase, work.synthetic, self._settings
+        if not self._classes:
+            with torch.no_grad():
+                self._classes = self._model(data.images[:1]).shape[1]
         labels = self._known(data.rows, data.own_labels)
         width = _padded(min(len(data), phase.batch_size), phase.batch_size)
         plan = plan_steps(list(work.drawn()), labels, width, self._classes)
@@ -323,6 +351,7 @@ class StaticEngine:
                 self._staged[kind.width],
                 self._classes,
                 capacity,
+                self._precision,
                 fuse=self._fuse and kind.width >= FUSED,
                 pool=self._pool,
             )

@@ -241,7 +241,7 @@ class _UnfoldedConvolution(_Convolution):
     def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
         super().__init__(module, classes)
         self._classes = classes
-        self._window: tuple[Any, ...] = (module.kernel_size, module.dilation, module.padding, module.stride)
+        self._window: tuple[Any, ...] = (module.kernel_size, 1, module.padding, module.stride)
 
     def _by_group(self, x: Tensor) -> Tensor:
         """(M, n·C, ...) to (M·n, C, L)."""
@@ -267,16 +267,16 @@ class _PaddedConvolution(_UnfoldedConvolution):
 
     def weight_gradients(self) -> Tensor:
         assert self._classes.members is not None
-        self._columns = _columns(self._x, self._m)
-        each = torch.bmm(self._g.flatten(2), self._columns.mT).flatten(1)
-        return (self._classes.members @ each).view(-1, *self._m.weight.shape)
+        self._columns = columns_of(self._x, self._m)
+        found = padded_products(self._columns, self._g.flatten(2), self._classes.members)
+        return found.view(-1, *self._m.weight.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         columns = torch.bmm(self._own.mT, self._g.flatten(2))
         return _folded(columns, self._x, self._m).add_(self.back(y))
 
 
-def _columns(x: Tensor, m: nn.Conv2d) -> Tensor:
+def columns_of(x: Tensor, m: nn.Conv2d) -> Tensor:
     """``F.unfold`` in two kernels: on CUDA the library's launches one for every image."""
     (down, right), (rows, cols) = _padding(m), m.kernel_size
     padded = F.pad(x, (right, right, down, down))
@@ -285,15 +285,15 @@ def _columns(x: Tensor, m: nn.Conv2d) -> Tensor:
 
 
 def _folded(columns: Tensor, x: Tensor, m: nn.Conv2d) -> Tensor:
-    """``F.fold`` of stride 1 as a sum of shifted images, for the same reason."""
-    (down, right), (rows, cols) = _padding(m), m.kernel_size
+    """``F.fold`` as a sum of shifted images, for the same reason."""
+    (down, right), (rows, cols), (by, along) = _padding(m), m.kernel_size, m.stride
     n, c, height, width = x.shape
-    h, w = height + 2 * down - rows + 1, width + 2 * right - cols + 1
+    h, w = (height + 2 * down - rows) // by + 1, (width + 2 * right - cols) // along + 1
     parts = columns.view(n, c, rows, cols, h, w)
-    total = x.new_zeros(n, c, h + rows - 1, w + cols - 1)
+    total = x.new_zeros(n, c, height + 2 * down, width + 2 * right)
     for i in range(rows):
         for j in range(cols):
-            total[:, :, i : i + h, j : j + w] += parts[:, :, i, j]
+            total[:, :, i : i + by * h : by, j : j + along * w : along] += parts[:, :, i, j]
     return total[:, :, down : down + height, right : right + width]
 
 
@@ -314,6 +314,11 @@ def summed_products(columns: Tensor, g: Tensor, index: Tensor, count: int) -> Te
     return each.new_zeros(count, each.shape[1]).index_add(0, index, each)
 
 
+def padded_products(columns: Tensor, g: Tensor, members: Tensor) -> Tensor:
+    """The same sums from (K, M) members of the classes, for padded images on any device."""
+    return members @ torch.bmm(g, columns.mT).flatten(1)
+
+
 def sequence_of(model: nn.Module) -> list[nn.Module]:
     """The layers of nested ``nn.Sequential`` in the order in which they run; any other module is one layer."""
     if type(model) is nn.Sequential:
@@ -326,11 +331,19 @@ def is_supported(sequence: Sequence[nn.Module]) -> bool:
     return all(map(_is_written, sequence))
 
 
+def is_listed(model: nn.Module) -> bool:
+    """Whether a model is a sequence of layers that are written here, in the order of its parameters, logits last."""
+    sequence = sequence_of(model)
+    in_order = [id(p) for m in sequence for p in m.parameters()] == [id(p) for p in model.parameters()]
+    return in_order and isinstance(sequence[-1], nn.Linear) and is_supported(sequence)
+
+
 def _is_written(m: nn.Module) -> bool:
     """A subclass may do something else."""
     kind = type(m)
     if isinstance(m, nn.Conv2d):
-        return kind is nn.Conv2d and m.groups == 1 and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+        plain = m.groups == 1 and m.dilation == (1, 1) and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+        return kind is nn.Conv2d and plain
     if isinstance(m, nn.Flatten):
         return (m.start_dim, m.end_dim) == (1, -1)
     return kind in (HalvingPool, nn.ReLU, nn.Linear, nn.Identity) or (kind is nn.GroupNorm and bool(m.affine))

@@ -8,15 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.grad import conv2d_weight
 
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.layers import is_small, is_supported, sequence_of, summed_products
+from quickdrop_bench.functional.layers import (
+    columns_of,
+    is_small,
+    is_supported,
+    padded_products,
+    sequence_of,
+    summed_products,
+)
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
 
 
@@ -28,7 +36,7 @@ def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.dim() > 1}
 
 
-def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], matched: Tensor | None = None) -> Tensor:
     """Sum over tensors and rows of 1 − ⟨a,b⟩ / (‖a‖·‖b‖ + 1e-6): d of Zhao et al. (paper §4.1).
 
     A row is one output channel (convolution) or one output unit (linear); one with a zero gradient counts exactly 1.
@@ -36,6 +44,7 @@ def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     Args:
         real: class-wise gradients by tensor, each (K, rows, ...).
         synthetic: likewise.
+        matched: (K,) 1 for classes that count, 0 for others; None counts all.
 
     Returns:
         Scalar, at least 0 up to rounding; at most twice the number of rows per class.
@@ -44,7 +53,8 @@ def matching_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     for a, b in zip(real, synthetic, strict=True):
         a, b = a.flatten(2), b.flatten(2)
         norms = a.norm(dim=-1) * b.norm(dim=-1)
-        total = total + (1 - (a * b).sum(-1) / (norms + EPSILON)).sum()
+        distance = 1 - (a * b).sum(-1) / (norms + EPSILON)
+        total = total + (distance if matched is None else distance * matched[:, None]).sum()
     return total
 
 
@@ -58,14 +68,17 @@ class ClassGradients:
     Args:
         model: as :class:`~quickdrop_bench.models.registry.Model` says.
 
+    Attributes:
+        is_written: whether the passes over synthetic images are written out, see :meth:`distance`.
+
     Raises:
         ValueError: a weight is neither that of a convolution nor of a linear layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        sequence = sequence_of(model)
-        self._sequence = sequence if is_supported(sequence) else []
+        self._sequence = sequence_of(model)
+        self.is_written = is_supported(self._sequence)
         # Not their subclasses, which may do something else with the weight.
         exact = (m for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear))
         self._layers = [m for m in exact if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -125,34 +138,74 @@ class ClassGradients:
             loss_scale: factor by which the mean loss was multiplied (float16 scaling); ``.grad`` keeps it.
         """
         factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes])
+        classes = Classes.of_sizes(sizes, next(iter(self._inputs.values())))
         gradients = []
         for index, layer in enumerate(self._layers):
-            x, g = (kept[index].to(layer.weight.dtype) for kept in (self._inputs, self._output_gradients))
-            parts = _weight_gradients(layer, x, g, list(sizes))
-            layer.weight.grad = parts.sum(0)
-            if layer.bias is not None:
-                layer.bias.grad = g.sum([d for d in range(g.dim()) if d != 1])
+            parts, own = _layer_gradients(layer, self._inputs[index], self._output_gradients[index], classes)
+            for parameter, gradient in own.items():
+                parameter.grad = gradient
             # What is recorded carries 1/B; a class mean needs 1/B_c.
             gradients.append(parts.float() * factors.to(parts.device).view(-1, *[1] * (parts.dim() - 1)))
         return gradients
 
-    def synthetic(self, images: Tensor, sizes: Sequence[int], labels: Sequence[int]) -> list[Tensor]:
+    def of_batch(self, loss_of: Callable[[], Tensor], classes: Classes) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The loss of a batch, its gradients, and each class's part of the weights' gradients.
+
+        With padded classes it is made of kernels alone and asks the device nothing.
+
+        Args:
+            loss_of: makes the forward pass of the batch.
+            classes: how its images belong to the K classes.
+
+        Returns:
+            A detached scalar; the gradients in the order of the model's parameters; one (K, ...) tensor per weight.
+        """
+        inputs, edges, loss = self._watched(loss_of)
+        known = {parameter for layer in self._layers for parameter in layer.parameters()}
+        others = [parameter for parameter in self._model.parameters() if parameter not in known]
+        wanted: list[Any] = [*edges, *others]
+        found = torch.autograd.grad(loss, wanted)
+        gradients: dict[Tensor, Tensor] = dict(zip(others, found[len(edges) :], strict=True))
+        parts = []
+        for layer, x, g in zip(self._layers, inputs, found[: len(edges)], strict=True):
+            own_parts, own = _layer_gradients(layer, x.detach(), g, classes)
+            parts.append(own_parts)
+            gradients.update(own)
+        return loss.detach(), [gradients[parameter] for parameter in self._model.parameters()], parts
+
+    def synthetic(self, images: Tensor, labels: Tensor, classes: Classes) -> list[Tensor]:
         """∇ of each class's mean loss over its images, differentiable with respect to them: (K, ...) per weight.
 
         The arguments are those of :meth:`distance`.
         """
-        classes = Classes.of_sizes(sizes, images)
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
-        with self._watching(lambda index, x, output: seen.update({index: (x, output)})):
-            losses = F.cross_entropy(self._model(images), self._targets(labels, classes), reduction="none")
-        inputs, outputs = zip(*(seen[index] for index in range(len(self._layers))), strict=True)
-        loss = (losses * classes.shares.squeeze(1)).sum()
-        output_gradients = torch.autograd.grad(loss, outputs, create_graph=True)
+
+        def loss_of() -> Tensor:
+            losses = F.cross_entropy(self._model(images), labels, reduction="none")
+            return (losses * classes.shares.squeeze(1)).sum()
+
+        inputs, edges, loss = self._watched(loss_of)
+        output_gradients = torch.autograd.grad(loss, edges, create_graph=True)
         passes = zip(self._layers, inputs, output_gradients, strict=True)
-        return [_weight_gradients(layer, x, g, list(sizes)) for layer, x, g in passes]
+        return [_weight_gradients(layer, x, g, classes) for layer, x, g in passes]
+
+    def _watched(self, loss_of: Callable[[], Tensor]) -> tuple[list[Tensor], list[GradientEdge], Tensor]:
+        """Of a forward pass, each layer's input, the place of its output in the graph, and the loss.
+
+        The place stays where it is if the next layer overwrites the output.
+        """
+        seen: dict[int, tuple[Tensor, GradientEdge]] = {}
+        with self._watching(lambda index, x, output: seen.update({index: (x, get_gradient_edge(output))})):
+            loss = loss_of()
+        ordered = [seen[index] for index in range(len(self._layers))]
+        return [x for x, _ in ordered], [edge for _, edge in ordered], loss
 
     def distance(
-        self, targets: Sequence[Tensor], images: Tensor, sizes: Sequence[int], labels: Sequence[int]
+        self,
+        targets: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        classes: Classes,
+        matched: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The distance d of synthetic images to given class-wise gradients, and its gradient at the images.
 
@@ -161,36 +214,58 @@ class ClassGradients:
 
         Args:
             targets: one (K, ...) per weight.
-            images: (M, C, H, W) float32, sorted by class.
-            sizes: images of each class.
-            labels: the K classes.
+            images: (M, C, H, W) float32.
+            labels: (M,) int64.
+            classes: how the images belong to the K classes.
+            matched: see :func:`matching_distance`.
 
         Returns:
             A detached scalar and (M, C, H, W).
         """
-        if self._sequence:
-            classes = Classes.of_sizes(sizes, images)
-            chosen = self._targets(labels, classes)
-            return distance_and_image_gradient(self._sequence, images, chosen, classes, targets)
-        leaf = images.detach().requires_grad_()
-        distance = matching_distance(targets, self.synthetic(leaf, sizes, labels))
-        return distance.detach(), torch.autograd.grad(distance, leaf)[0]
-
-    @staticmethod
-    def _targets(labels: Sequence[int], classes: Classes) -> Tensor:
-        """(M,) int64, each image's label."""
-        return torch.tensor(list(labels), device=classes.index.device)[classes.index]
+        if self.is_written:
+            return distance_and_image_gradient(self._sequence, images, labels, classes, targets, matched)
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            distance = matching_distance(targets, self.synthetic(leaf, labels, classes), matched)
+            return distance.detach(), torch.autograd.grad(distance, leaf)[0]
 
 
-def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, sizes: list[int]) -> Tensor:
-    """(K, *weight.shape) from layer inputs and output gradients whose rows are sorted by class."""
-    parts = zip(x.split(sizes), g.split(sizes), strict=True)
+def _layer_gradients(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, classes: Classes
+) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    """Each class's part of the gradient of a layer's weight, (K, *weight.shape), and the layer's own gradients."""
+    x, g = x.to(layer.weight.dtype), g.to(layer.weight.dtype)
+    parts = _weight_gradients(layer, x, g, classes)
+    own = {layer.weight: parts.sum(0)}
+    if layer.bias is not None:
+        own[layer.bias] = g.sum([d for d in range(g.dim()) if d != 1])
+    return parts, own
+
+
+def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, classes: Classes) -> Tensor:
+    """(K, *weight.shape) from layer inputs and output gradients."""
+    if classes.members is not None:
+        return _padded_weight_gradients(layer, x, g, classes.members)
+    parts = zip(x.split(classes.sizes), g.split(classes.sizes), strict=True)
     if isinstance(layer, nn.Linear):
         return torch.stack([b.T @ a for a, b in parts])
-    shape, options = layer.weight.shape, (layer.stride, layer.padding, layer.dilation, layer.groups)
     if is_supported([layer]) and is_small(layer, x):
-        window: tuple[Any, ...] = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        columns = F.unfold(x, *window)
-        index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(x.device)
-        return summed_products(columns, g.flatten(2), index, len(sizes)).view(-1, *shape)
-    return torch.stack([conv2d_weight(a, shape, b, *options) for a, b in parts])
+        columns = F.unfold(x, layer.kernel_size, 1, cast(Any, layer.padding), layer.stride)
+        found = summed_products(columns, g.flatten(2), classes.index, classes.count)
+        return found.view(-1, *layer.weight.shape)
+    return torch.stack([_convolution_gradient(layer, a, b) for a, b in parts])
+
+
+def _padded_weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, members: Tensor) -> Tensor:
+    """The same from the (K, M) members of the classes, in shapes that do not depend on who they are."""
+    if isinstance(layer, nn.Linear):
+        return (members[..., None] * g).mT @ x
+    if is_supported([layer]):
+        return padded_products(columns_of(x, layer), g.flatten(2), members).view(-1, *layer.weight.shape)
+    return torch.stack([_convolution_gradient(layer, x, own.view(-1, 1, 1, 1) * g) for own in members])
+
+
+def _convolution_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    options: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    gradient: Tensor = conv2d_weight(x, layer.weight.shape, g, *options)
+    return gradient

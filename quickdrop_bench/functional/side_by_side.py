@@ -34,7 +34,7 @@ def side_by_side(sequence: Sequence[nn.Module], n: int) -> nn.Sequential:
     the client's, with the first two dimensions in one.
 
     Args:
-        sequence: the layers of one client's model, as ``layers.is_supported`` and ``static.is_possible`` want them.
+        sequence: the layers of one client's model, as ``layers.is_listed`` wants them.
         n: how many clients.
 
     Returns:
@@ -54,7 +54,8 @@ def _stacked(m: nn.Module, n: int) -> nn.Module:
     """What a layer is for n clients with weights of their own."""
     match m:
         case nn.Conv2d():
-            options: dict[str, Any] = {"kernel_size": m.kernel_size, "padding": m.padding, "bias": m.bias is not None}
+            options: dict[str, Any] = {"kernel_size": m.kernel_size, "stride": m.stride, "padding": m.padding}
+            options["bias"] = m.bias is not None
             return nn.Conv2d(n * m.in_channels, n * m.out_channels, groups=n, **options)
         case nn.Linear():
             return nn.Conv2d(n * m.in_features, n * m.out_features, 1, groups=n, bias=m.bias is not None)

@@ -21,6 +21,7 @@ from quickdrop_bench.federation.federation import Federation, RoundInfo, sample_
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
+from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
 from tests.asked import synthetic_sets
 from tests.by_hand import assert_close, descended, equal, minus, network, plus_weighted, shares
@@ -211,9 +212,8 @@ def test_two_steps_follow_momentum_sgd(toy_clients: Clients) -> None:
     gradients, targets, _ = batch
     for _ in range(2):
         optimizer.zero_grad()
-        matching_distance(
-            targets, gradients.synthetic(torch.cat(theirs), [len(t) for t in theirs], [0, 1, 2])
-        ).backward()
+        images, classes = torch.cat(theirs), Classes.of_sizes([len(t) for t in theirs], theirs[0])
+        matching_distance(targets, gradients.synthetic(images, classes.index, classes)).backward()
         optimizer.step()
         match(*batch, ours, Distillation(1, 0.1, 0.5, 256), generator(2))
     assert torch.equal(ours.labels, initial_synthetic_set(toy_clients[0], 4, generator(0)).labels)

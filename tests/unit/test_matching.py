@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.matching import ClassGradients, matched_weights, matching_distance
 from quickdrop_bench.models import Model
 from quickdrop_bench.models.convnet import ConvNet
 from tests.by_hand import class_gradients, row_by_row
-from tests.small_models import EACH
+from tests.small_models import EACH, Odd
 
 LABELS = torch.tensor([0, 0, 0, 2, 2, 2, 3, 3, 3, 3, 3])
 SIZES, CLASSES = [3, 3, 5], [0, 2, 3]
+PARTS = Classes.of_sizes(SIZES, torch.empty(0, dtype=torch.float64))
 
 on_each_model = pytest.mark.parametrize("architecture", EACH, ids=str)
 
@@ -98,7 +100,7 @@ def test_layers_that_run_in_another_order_than_they_are_listed() -> None:
     case = Case(Backwards(nn.Linear(108, 4), nn.Conv2d(2, 3, 3)).double(), images)
     expected = case.reference_gradients()
     torch.testing.assert_close(case.recorded().split(SIZES), [e.float() for e in expected], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(ClassGradients(case.model).synthetic(images, SIZES, CLASSES), expected)
+    torch.testing.assert_close(ClassGradients(case.model).synthetic(images, LABELS, PARTS), expected)
 
 
 def test_loss_scale_is_taken_out() -> None:
@@ -110,7 +112,7 @@ def test_loss_scale_is_taken_out() -> None:
 @on_each_model
 def test_synthetic_gradients_equal_one_pass_per_class(architecture: Model) -> None:
     case = Case.of(architecture)
-    found = ClassGradients(case.model).synthetic(case.images, SIZES, CLASSES)
+    found = ClassGradients(case.model).synthetic(case.images, LABELS, PARTS)
     torch.testing.assert_close(found, case.reference_gradients())
 
 
@@ -122,7 +124,7 @@ def test_gradient_of_the_distance_against_finite_differences_of_the_definition(a
     before = {n: (p.detach().clone(), p.grad) for n, p in case.model.named_parameters()}
     torch.manual_seed(3)
     start, direction = torch.randn(2, *case.images.shape, dtype=torch.float64)
-    distance, gradient = ClassGradients(case.model).distance(targets, start, SIZES, CLASSES)
+    distance, gradient = ClassGradients(case.model).distance(targets, start, LABELS, PARTS)
 
     def by_definition(images: Tensor) -> float:
         return distance_of(targets, Case(case.model, images).reference_gradients())
@@ -146,3 +148,41 @@ def test_what_is_matched() -> None:
     for other in (nn.Bilinear(2, 2, 2), Standardised(2, 2)):
         with pytest.raises(ValueError, match="Conv2d and Linear"):
             ClassGradients(nn.Sequential(other))
+
+
+def padded() -> tuple[Tensor, Classes]:
+    """Positions of the images, the first two once more as padding; of the four classes 1 is missing."""
+    at = torch.cat([torch.arange(len(LABELS)), torch.arange(2)])
+    shares = torch.cat([PARTS.shares.squeeze(1), torch.zeros(2, dtype=torch.float64)])
+    return at, Classes.padded(LABELS[at], shares, 4)
+
+
+@pytest.mark.parametrize("architecture", [*EACH, Odd()], ids=str)
+def test_gradients_of_a_padded_batch_and_of_its_classes(architecture: Model) -> None:
+    case, (at, classes) = Case.of(architecture), padded()
+    losses = F.cross_entropy(case.model(case.images), LABELS, reduction="none")
+    loss = (losses * PARTS.shares.squeeze(1)).sum()
+    expected = torch.autograd.grad(loss, list(case.model.parameters()))
+
+    def loss_of() -> Tensor:
+        own = F.cross_entropy(case.model(case.images[at]), LABELS[at], reduction="none")
+        return (own * classes.shares.squeeze(1)).sum()
+
+    found, gradients, parts = ClassGradients(case.model).of_batch(loss_of, classes)
+    torch.testing.assert_close((found, tuple(gradients)), (loss.detach(), expected))
+    for part, theirs in zip(parts, case.reference_gradients(), strict=True):
+        torch.testing.assert_close(part[CLASSES], theirs)
+        assert not part[1].any()
+
+
+@pytest.mark.parametrize("architecture", [*EACH, Odd()], ids=str)
+def test_distance_with_padding_and_classes_that_are_not_matched(architecture: Model) -> None:
+    case, (at, classes) = Case.of(architecture), padded()
+    targets = [torch.randn_like(t) for t in case.reference_gradients()]
+    gradients = ClassGradients(case.model)
+    expected = gradients.distance(targets, case.images, LABELS, PARTS)
+    spread = [t.new_zeros(4, *t.shape[1:]).index_copy(0, torch.tensor(CLASSES), t) for t in targets]
+    matched = torch.tensor([1.0, 0, 1, 1], dtype=torch.float64)
+    distance, gradient = gradients.distance(spread, case.images[at], LABELS[at], classes, matched)
+    torch.testing.assert_close((distance, gradient[: len(LABELS)]), expected)
+    assert not gradient[len(LABELS) :].any()

@@ -18,6 +18,7 @@ from tests.small_models import SMALL
 SIZES, LABELS = [3, 1, 4, 2], [0, 2, 3, 6]
 SHARES = (1 / torch.tensor(SIZES)).repeat_interleave(torch.tensor(SIZES)).double()
 OF_EACH = torch.tensor(LABELS).repeat_interleave(torch.tensor(SIZES))
+PARTS = Classes.of_sizes(SIZES, SHARES)
 
 Case = tuple[nn.Module, Tensor, list[Tensor], tuple[Tensor, Tensor]]
 
@@ -34,9 +35,9 @@ def case_of(model: nn.Module, channels: int, size: int) -> Case:
         if parameter.dim() == 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
     images, others = torch.randn(2, sum(SIZES), channels, size, size, dtype=torch.float64)
-    targets = [t.detach() for t in ClassGradients(model).synthetic(others, SIZES, LABELS)]
+    targets = [t.detach() for t in ClassGradients(model).synthetic(others, OF_EACH, PARTS)]
     leaf = images.clone().requires_grad_()
-    distance = matching_distance(targets, ClassGradients(model).synthetic(leaf, SIZES, LABELS))
+    distance = matching_distance(targets, ClassGradients(model).synthetic(leaf, OF_EACH, PARTS))
     return model, images, targets, (distance.detach(), torch.autograd.grad(distance, leaf)[0])
 
 
@@ -49,7 +50,7 @@ def test_distance_and_gradient_equal_autograds(
     torch.manual_seed(size)
     model, images, targets, expected = case_of(architecture.build(channels, size, 7), channels, size)
     assert is_supported(sequence_of(model))
-    found = ClassGradients(model).distance(targets, images, SIZES, LABELS)
+    found = ClassGradients(model).distance(targets, images, OF_EACH, PARTS)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
@@ -104,7 +105,7 @@ def test_a_row_without_gradient_counts_one_and_moves_nothing() -> None:
         model.get_submodule("features.0").bias[1] = -1e6  # type: ignore[index, operator]
         model.get_submodule("features.4").bias[:2] = -1e6  # type: ignore[index, operator]
     model, images, targets, expected = case_of(model, 1, 8)
-    found = ClassGradients(model).distance(targets, images, SIZES, LABELS)
+    found = ClassGradients(model).distance(targets, images, OF_EACH, PARTS)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert found[1].isfinite().all()
 
@@ -134,4 +135,4 @@ def test_models_that_are_matched_by_autograd(model: nn.Module, channels: int, si
     torch.manual_seed(0)
     model, images, targets, expected = case_of(model, channels, size)
     assert not is_supported(sequence_of(model))
-    torch.testing.assert_close(ClassGradients(model).distance(targets, images, SIZES, LABELS), expected)
+    torch.testing.assert_close(ClassGradients(model).distance(targets, images, OF_EACH, PARTS), expected)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision
 from torch import nn
 
 from quickdrop_bench.core.cost import Clock
@@ -24,10 +25,11 @@ from quickdrop_bench.federation.federation import Federation
 from quickdrop_bench.federation.local import LocalWork
 from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches, plan_steps
-from quickdrop_bench.federation.static import StaticEngine, is_possible
+from quickdrop_bench.federation.static import StaticEngine
 from quickdrop_bench.functional.aggregation import difference, norm
+from quickdrop_bench.functional.layers import is_listed
 from quickdrop_bench.models import Model
-from tests.small_models import CONVNETS, SMALL
+from tests.small_models import CONVNETS, SMALL, Odd, Strided
 
 CLASSES = 5
 SETTINGS = Distillation(1, 0.1, 0.5, 4)
@@ -62,10 +64,12 @@ def ran(
     scale: float = 4,
     distil: bool = True,
     model: Model | None = None,
+    precision: str = "32-true",
 ) -> tuple[PhaseResult, dict[int, SyntheticSet]]:
     torch.manual_seed(0)
     net = (model or SMALL["convnet"]).build(1, clients[0].images.shape[-1], CLASSES)
-    federation = Federation(Fabric(accelerator="cpu", devices=1), net, distillation, faults, static=static)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    federation = Federation(fabric, net, distillation, faults, static=static)
     assert (isinstance(federation._engine, StaticEngine), federation._stacked is not None) == (
         static is True,
         static is None,
@@ -129,6 +133,36 @@ def test_any_ragged_clients(clients: list[list[int]], image_steps: int, scale: f
 @pytest.mark.parametrize("model", [*CONVNETS.values(), SMALL["lenet5"]], ids=str)
 def test_every_normalisation_and_kernels_with_other_paddings(model: Model, engine: str) -> None:
     check_same({i: images_of([0, 1, 1, 2, 4] * (6 - i), size=28) for i in range(2)}, TRAIN, engine, model=model)
+
+
+@pytest.mark.parametrize("model", [SMALL["resnet18"], Odd()], ids=["resnet18", "odd"])
+def test_models_whose_passes_are_left_to_autograd(model: Model) -> None:
+    clients = {i: images_of([i, i, 3, 4] * (3 + 4 * i)) for i in range(3)}
+    masks = {next(n for n, p in model.build(1, 8, CLASSES).named_parameters() if p.dim() > 1): torch.zeros(1)}
+    few = replace(TRAIN, rounds=1, local_steps=2)  # from step to step these models make more of what is rounded
+    check_same(clients, few, "static", model=model, scale=3, masks=masks)
+    ascent = replace(TRAIN, rounds=1, local_steps=8, lr=0.02, ascend=True, stop_loss=1.8)
+    check_same(clients, ascent, "static", model=model, distil=False)
+
+
+@both_engines
+@pytest.mark.parametrize("distil", [False, True])
+def test_strides(engine: str, distil: bool) -> None:
+    check_same(
+        {i: images_of([0, 1, 1, 2, 4] * (6 - i)) for i in range(2)}, TRAIN, engine, model=Strided(), distil=distil
+    )
+
+
+@pytest.mark.parametrize("distil", [False, True])
+def test_steps_in_bf16_are_as_far_from_float32_as_the_loops(distil: bool) -> None:
+    clients = {i: images_of([0, 1, 1, 2, 4] * (4 + i)) for i in range(2)}
+    (exact, images), (loop, of_loop), (static, of_static) = (
+        ran(clients, TRAIN, static=engine, distil=distil, precision=precision)
+        for engine, precision in ((False, "32-true"), (False, "bf16-mixed"), (True, "bf16-mixed"))
+    )
+    assert norm(difference(static.state, loop.state)) < norm(difference(loop.state, exact.state)) > 0
+    for i, own in images.items():
+        assert (of_static[i].images - of_loop[i].images).norm() < (of_loop[i].images - own.images).norm() > 0
 
 
 @both_engines
@@ -227,15 +261,33 @@ def test_a_plan_pads_and_sorts() -> None:
         assert plan.means[t].tolist() == pytest.approx([size / n if n else 0 for n in counts.tolist()])
 
 
-def test_models_and_precisions_that_are_left_to_the_loop() -> None:
-    usual = SMALL["convnet"].build(1, 8, 3)
-    assert is_possible(usual, "32-true")
-    assert not is_possible(usual, "bf16-mixed")
-    strided = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(18, 3))
+@pytest.mark.parametrize(
+    ("model", "precision", "static", "expected"),
+    [
+        (SMALL["convnet"], "32-true", None, "stacked"),
+        (SMALL["convnet"], "bf16-mixed", None, "loop"),
+        (SMALL["resnet18"], "32-true", None, "loop"),
+        (SMALL["resnet18"], "bf16-mixed", True, "static"),
+        (SMALL["convnet"], "16-mixed", True, "loop"),
+    ],
+    ids=str,
+)
+def test_which_engine_is_for_what(model: Model, precision: str, static: bool | None, expected: str) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+    if precision != "16-mixed":
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    federation = Federation(fabric, model.build(1, 8, CLASSES), SETTINGS, static=static)
+    found = "static" if isinstance(federation._engine, StaticEngine) else "stacked" if federation._stacked else "loop"
+    assert found == expected
+
+
+def test_models_that_are_written_out() -> None:
+    assert is_listed(SMALL["convnet"].build(1, 8, 3))
+    assert is_listed(Strided().build(1, 8, 3))
     odd = SMALL["convnet"].build(1, 10, 3)
     convolutional = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
-    for other in (strided, odd, convolutional, SMALL["resnet18"].build(1, 8, 3)):
-        assert not is_possible(other, "32-true")
+    for other in (odd, convolutional, SMALL["resnet18"].build(1, 8, 3)):
+        assert not is_listed(other)
 
 
 def test_few_graphs_serve_sets_of_all_sizes() -> None:
