@@ -94,13 +94,13 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
     if dry_run:
         return 0
     with tracking(args) as tracker:
-        stamp = _stamp(rows.path)
+        stamp = rows.stamp
         if jobs > 1:
             all_well = _in_processes(name, args, line, experiments, jobs)
         else:
             all_well = _measure_all(args, experiments, folder, tracker, Work.of(planned))
         _render(args, RowFile(rows.path), [experiment for experiment, _ in experiments], folder)
-        if tracker and (tracker.agent or _stamp(rows.path) != stamp):
+        if tracker and (tracker.agent or rows.stamp != stamp):
             tracker.log_artefact(name, args.preset, folder)
     print(f"rows and {name.rstrip('0123456789')}: {folder}", file=sys.stderr)
     return 0 if all_well else 1
@@ -109,11 +109,6 @@ def produce(name: str, args: Namespace, line: CommandLine, experiments: Cells) -
 def _folder(args: Namespace, name: str) -> Path:
     folder: Path = args.results_dir / args.preset / name
     return folder
-
-
-def _stamp(path: Path) -> int:
-    """Changes when rows are written."""
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _siblings(args: Namespace, folder: Path) -> list[RowFile]:

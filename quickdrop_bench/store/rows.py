@@ -133,6 +133,7 @@ class RowFile:
         self._runs: dict[str, list[Row]] = {}
         self._lock = FileLock(path.with_name(LOCK))
         self._torn = False
+        self._seen: tuple[int, ...] = ()
         self._read()
 
     @property
@@ -144,8 +145,16 @@ class RowFile:
         """The rows of a run, in the order in which they were written."""
         return self._runs.get(spec_hash, ())
 
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when the file does; empty if there is none."""
+        if not os.path.lexists(self.path):
+            return ()
+        found = os.lstat(self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def _read(self) -> None:
-        self._runs, self._torn = {}, False
+        self._seen, self._runs, self._torn = self.stamp, {}, False
         for line, row in read_lines(self.path):
             self._torn = not line.endswith(b"\n")
             if row is not None:
@@ -166,7 +175,8 @@ class RowFile:
         """
         new = [dict(row) for row in rows]
         with writing("--results-dir", self.path.parent), self._lock:
-            self._read()
+            if self.stamp != self._seen:  # others have written; a long sweep would read its own rows again and again
+                self._read()
             old = {row["spec_hash"] for row in new} & self._runs.keys()
             if old or self._torn:
                 write_atomically(self.path, lambda temporary: self._rewrite(temporary, old, new))
@@ -190,7 +200,7 @@ class RowFile:
             file.writelines(map(_line, new))
 
     def _read_in(self, old: set[str], new: Sequence[Row]) -> None:
-        self._torn = False
+        self._torn, self._seen = False, self.stamp
         for spec_hash in old:
             del self._runs[spec_hash]
         for row in new:

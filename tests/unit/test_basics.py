@@ -17,6 +17,7 @@ from quickdrop_bench.core.cost import Cost
 from quickdrop_bench.core.errors import BadInput
 from quickdrop_bench.core.registry import Registry
 from quickdrop_bench.core.seeding import derive_seed, generator
+from quickdrop_bench.store import rows as row_files
 from quickdrop_bench.store.rows import KEY, RowFile
 from tests.damage import GONE
 
@@ -118,6 +119,21 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     first.write([row(3.0, spec_hash="c")])
     second.write([row(4.0, spec_hash="b")])
     assert [r["value"] for r in RowFile(first.path).rows] == [1.0, 3.0, 4.0]
+
+
+def test_a_file_is_read_again_only_if_others_have_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    read_lines = row_files.read_lines
+    monkeypatch.setattr(row_files, "read_lines", lambda path: reads.append(path) or read_lines(path))
+    rows = RowFile(tmp_path / "rows.jsonl")
+    for number in range(5):
+        rows.write([row(float(number), spec_hash=str(number))])
+    assert len(reads) == 1  # when it was opened
+    RowFile(rows.path).write([row(9.0, spec_hash="other")])
+    rows.write([row(5.0, spec_hash="5")])
+    assert [r["value"] for r in rows.rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 9.0, 5.0]
+    rows.write([row(7.0, spec_hash="other")])
+    assert [r["value"] for r in RowFile(rows.path).rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0]
 
 
 def test_lines_of_other_programs_and_versions_are_kept_as_they_are(tmp_path: Path) -> None:
