@@ -3,7 +3,7 @@
 The reference is :class:`~quickdrop_bench.federation.local.LoopEngine`. What the host knows (batches, their classes, the
 synthetic images of each step) is planned beforehand and copied at once; a batch that is short and a class that is
 missing stay in place with weight zero. With distillation the passes are written out layer by layer where the model's
-layers are known, and left to autograd, within the same shapes, where they are not, as in ResNet-18.
+layers are known, and left to autograd, within the same shapes, where they are not, as in ResNet-18, or in bf16.
 """
 
 from __future__ import annotations
@@ -50,12 +50,16 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 @dataclass(frozen=True)
 class _Kind:
-    """What one graph is for: B, M (0 without distillation), and whether it obeys a stopping rule and masks."""
+    """What one graph is for: B, M (0 if nothing is matched), and whether it obeys a stopping rule and masks.
+
+    If it is watched, weights' gradients are sums over classes though nothing is matched; in bf16 these round otherwise.
+    """
 
     width: int
     images: int
     bounded: bool
     masked: bool
+    watched: bool = False
 
 
 class _Steps:
@@ -96,16 +100,16 @@ class _Steps:
         self.sums = torch.zeros(4, device=device, dtype=torch.float64)
         self._gradients: list[Tensor] = []
         self._targets: list[Tensor] = []
-        self._matched = ClassGradients(model) if kind.images else None
+        self._matched = ClassGradients(model) if kind.images or kind.watched else None
         listed = precision.precision == "32-true" and is_listed(model)
         self._of_batch = self._plain_gradients
-        if kind.images:
+        if self._matched is not None:
             self._of_batch = self._written_gradients if listed else self._watched_gradients
         self._of_images = self._image_gradients
         self._forward: Callable[[Tensor], Tensor] = model
         self._fuse_images = fuse and self._matched is not None and self._matched.is_written
         # The compiler fuses neither two derivatives of autograd nor a forward pass that is watched.
-        if fuse and not kind.images:
+        if fuse and self._matched is None:
             self._forward = torch.compile(model, dynamic=False)
         elif fuse and listed:
             self._of_batch = torch.compile(self._of_batch, dynamic=False)
@@ -148,7 +152,8 @@ class _Steps:
 
     def _plain_gradients(self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor) -> Gradients:
         loss = self._loss(self._forward, images, labels, weights)
-        return loss.detach(), list(torch.autograd.grad(loss, list(self.parameters.values()))), []
+        found = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
+        return loss.detach(), list(found), []
 
     def _written_gradients(self, images: Tensor, labels: Tensor, weights: Tensor, means: Tensor) -> Gradients:
         classes = Classes.padded(labels, weights, self._classes)
@@ -311,7 +316,8 @@ class StaticEngine:
         if synthetic is not None and settings is not None and settings.image_steps:
             own = self._known(synthetic.labels, lambda: synthetic.labels)
             images = -(-synthetic_images(own, synthetic.fixed_classes, settings) // EIGHT) * EIGHT
-        steps = self._steps_for(_Kind(width, images, phase.stop_loss is not None, bool(work.masks)), data)
+        watched = synthetic is not None and self._precision.precision != "32-true"
+        steps = self._steps_for(_Kind(width, images, phase.stop_loss is not None, bool(work.masks), watched), data)
         if images:
             assert synthetic is not None
             assert settings is not None

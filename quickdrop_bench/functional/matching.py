@@ -63,7 +63,8 @@ class ClassGradients:
 
     A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping both
     gives each class's gradient by summing over its own samples only. The passes may be those of the model's own
-    training step (:meth:`recording`, :meth:`split`) or made here on synthetic images; neither costs a pass per class.
+    training step (:meth:`recording` and :meth:`split`, or :meth:`of_batch`) or made here on synthetic images; neither
+    costs a pass per class.
 
     Args:
         model: as :class:`~quickdrop_bench.models.registry.Model` says.
@@ -164,7 +165,7 @@ class ClassGradients:
         known = {parameter for layer in self._layers for parameter in layer.parameters()}
         others = [parameter for parameter in self._model.parameters() if parameter not in known]
         wanted: list[Any] = [*edges, *others]
-        found = torch.autograd.grad(loss, wanted)
+        found = torch.autograd.grad(loss, wanted, materialize_grads=True)
         gradients: dict[Tensor, Tensor] = dict(zip(others, found[len(edges) :], strict=True))
         parts = []
         for layer, x, g in zip(self._layers, inputs, found[: len(edges)], strict=True):

@@ -31,6 +31,7 @@ class Model(Protocol):
           parameters;
         * parameters with two or more dimensions are weights of ``nn.Conv2d`` and ``nn.Linear``, which gradient matching
           compares, and each of these layers runs once;
+        * every parameter is trained;
         * what it does depends on the shape of the images alone, not on their values: a GPU replays a step as it was;
         * a normalisation is an ``nn.GroupNorm`` and comes right behind its convolution, whose channels FU-MP prunes;
         * every module draws its own parameters in ``reset_parameters``.

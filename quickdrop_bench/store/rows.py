@@ -133,7 +133,7 @@ class RowFile:
         self._runs: dict[str, list[Row]] = {}
         self._lock = FileLock(path.with_name(LOCK))
         self._torn = False
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] | None = None
         self._read()
 
     @property
@@ -148,17 +148,18 @@ class RowFile:
     @property
     def stamp(self) -> tuple[int, ...]:
         """Changes when the file does; empty if there is none."""
-        if not os.path.lexists(self.path):
+        if not os.path.exists(self.path):
             return ()
-        found = os.lstat(self.path)
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        found = os.stat(self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def _read(self) -> None:
-        self._seen, self._runs, self._torn = self.stamp, {}, False
+        stamp, self._seen, self._runs, self._torn = self.stamp, None, {}, False
         for line, row in read_lines(self.path):
             self._torn = not line.endswith(b"\n")
             if row is not None:
                 self._runs.setdefault(row["spec_hash"], []).append(row)
+        self._seen = stamp
 
     def check_writable(self) -> None:
         """Raise :class:`BadInput` now rather than after hours of work."""
@@ -175,7 +176,7 @@ class RowFile:
         """
         new = [dict(row) for row in rows]
         with writing("--results-dir", self.path.parent), self._lock:
-            if self.stamp != self._seen:  # others have written; a long sweep would read its own rows again and again
+            if self.stamp != self._seen:  # others have written; a long sweep need not read its own rows again
                 self._read()
             old = {row["spec_hash"] for row in new} & self._runs.keys()
             if old or self._torn:

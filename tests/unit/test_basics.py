@@ -121,6 +121,16 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     assert [r["value"] for r in RowFile(first.path).rows] == [1.0, 3.0, 4.0]
 
 
+def test_a_file_that_could_not_be_read_is_read_before_the_next_write(tmp_path: Path) -> None:
+    rows = RowFile(tmp_path / "rows.jsonl")
+    rows.write([row(1.0, spec_hash="a")])
+    rows.path.write_bytes(b"\0")
+    for _ in range(2):
+        with pytest.raises(BadInput, match="no UTF-8 text"):
+            rows.write([row(2.0, spec_hash="b")])
+    assert rows.path.read_bytes() == b"\0"
+
+
 def test_a_file_is_read_again_only_if_others_have_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     read_lines = row_files.read_lines
