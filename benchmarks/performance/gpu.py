@@ -91,9 +91,8 @@ def main() -> None:
         for distil in (False, True):
             for engine, static in (("loop", False), ("static engine", True)):
                 phase = Phase("speed", rounds=1, local_steps=options.steps, batch_size=256, lr=0.01)
-                cost = trained(data, phase, distil=distil, static=static, model=model, precision=options.precision)[
-                    1
-                ].cost
+                _, found = trained(data, phase, distil=distil, static=static, model=model, precision=options.precision)
+                cost = found.cost
                 each, matching = (1e3 * s / options.steps for s in (cost.seconds, cost.distillation_seconds))
                 kind = "with distillation" if distil else "plain"
                 print(f"{name:16s} {engine:14s} {kind:18s} {each:8.2f} ms a step, {matching:.2f} of it matching")

@@ -214,8 +214,7 @@ class Federation:
         job = _Job(data, phase, seed, synthetic or {}, transform, record, stepper)
         if isinstance(self._engine, StaticEngine):
             self._engine.begin(job.synthetic)
-        warm = isinstance(self._engine, StaticEngine)
-        best, waited = math.inf, 0
+        warm, best, waited = False, math.inf, 0
         for k in range(start.cost.rounds if start else 0, phase.rounds):
             if choose is None:
                 clients = sample_clients(eligible, phase.participation, generator(seed, phase.name, "clients", k))
