@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from quickdrop_bench.core.starting import importing
@@ -12,6 +14,8 @@ from quickdrop_bench.core.starting import importing
 
 def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main.main`."""
+    code: list[int] = []
+    atexit.register(_leave, code)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this; the next file opened would take its number
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
@@ -23,7 +27,17 @@ def main() -> int:
     with suppress(BadInput):  # the command line says so
         if process_number():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends it
-    return run()
+    code.append(run())
+    return code[0]
+
+
+def _leave(code: Sequence[int]) -> None:
+    """After a command that ended, and all that is to be done at the end: to take libraries down takes over a second."""
+    if code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code[0])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,10 +21,13 @@ from quickdrop_bench.cli.parser import PRECISIONS
 from quickdrop_bench.cli.resolve import on_gpu
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.launcher import mark_children, started
-from quickdrop_bench.core.processes import end_when_interrupted
+from quickdrop_bench.core.processes import end_when_interrupted, fork
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 
 log = logging.getLogger(__name__)
+
+_fabrics = count()
+"""The Fabrics of this process."""
 
 
 def make_fabric(
@@ -45,8 +50,11 @@ def make_fabric(
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
+    is_new = next(_fabrics) == 0
     if several:
         mark_children()
+        if is_new and sys.platform == "linux" and not on_gpu(args) and not started():
+            _fork_others(devices)
     try:
         fabric = Fabric(
             accelerator=args.accelerator,
@@ -72,6 +80,23 @@ def make_fabric(
     if is_first() and fabric.device.type == "cpu" and args.precision == "bf16-mixed":
         _warn_of_slow_bfloat16()
     return fabric
+
+
+def _fork_others(devices: int) -> None:
+    """Start the other processes as copies of this one, which spares them seconds of imports; Fabric then starts none.
+
+    Threads and CUDA do not survive a fork, so that a process which may have computed leaves the start to Fabric.
+    """
+    if "LOCAL_RANK" in os.environ:  # this is such a copy
+        return
+    from quickdrop_bench.cli.main import follow  # which imports this module
+
+    own = LightningEnvironment()
+    os.environ |= {"MASTER_ADDR": own.main_address, "MASTER_PORT": str(own.main_port)}
+    for number in range(1, devices):
+        os.environ["LOCAL_RANK"] = str(number)
+        fork(partial(follow, sys.argv[1:], number))
+    os.environ["LOCAL_RANK"] = "0"
 
 
 def _leave() -> None:

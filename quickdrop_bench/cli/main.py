@@ -58,7 +58,7 @@ def _answer(argv: Sequence[str]) -> int:
     try:
         forget_leftovers()  # before Lightning looks at them
         if process := process_number():
-            return _follow(argv, process)
+            return follow(argv, process)
         return _run(argv)
     except BadInput as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -99,7 +99,7 @@ def _overview() -> str:
     return "\n".join([head, *lines, "", more])
 
 
-def _follow(argv: Sequence[str], process: int) -> int:
+def follow(argv: Sequence[str], process: int) -> int:
     """Run one command beside the first process, which does all the talking and ends this one when it is interrupted.
 
     Returns:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
@@ -63,6 +65,30 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def fork(work: Callable[[], int]) -> None:
+    """Start a copy of this process that does some work and ends with the exit code which that returns.
+
+    The copy hears no Ctrl-C. If it fails, this process is ended, which would wait for it.
+    """
+    sys.stdout.flush()
+    gc.freeze()  # what both have is not looked through for garbage, which would copy it
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    copy = os.fork()
+    if not copy:
+        code = 1
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    threading.Thread(target=_end_if_it_fails, args=(copy,), daemon=True).start()
+
+
+def _end_if_it_fails(copy: int) -> None:
+    if os.waitpid(copy, 0)[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_when_interrupted() -> None:

@@ -70,15 +70,18 @@ def is_first() -> bool:
 def shares(work: Mapping[int, int], processes: int) -> list[list[int]]:
     """Who simulates whom: the largest client first, each to the process with the least work so far.
 
+    Of equals that is the last one: the first evaluates and logs too.
+
     Example:
         >>> shares({0: 3, 1: 5, 2: 2, 3: 3}, 2)
-        [[1, 2], [0, 3]]
+        [[0, 3], [1, 2]]
     """
-    loads = [(0, process) for process in range(processes)]
+    loads = [(0, -process) for process in range(processes)]
+    heapq.heapify(loads)
     found: list[list[int]] = [[] for _ in loads]
     for client in sorted(work, key=lambda client: (-work[client], client)):
         load, process = heapq.heappop(loads)
-        found[process].append(client)
+        found[-process].append(client)
         heapq.heappush(loads, (load + work[client], process))
     return found
 

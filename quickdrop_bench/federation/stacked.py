@@ -1,9 +1,9 @@
 """Local steps of several clients as one, for small steps on a CPU, which are mostly the fixed cost of their kernels.
 
 The reference is :class:`~quickdrop_bench.federation.local.LoopEngine`. The clients' images lie side by side along the
-channels, and so do their weights: a convolution has a group for each of the n clients, and a linear layer is one on 1×1
-images. Image b of client i is number b·n + i of whatever has a row or a column per image, class c of client i number
-c·n + i. What a step uses is planned beforehand; batches that are short are padded with weight zero.
+channels, and so do their weights: a convolution has a group for each of the n clients. Image b of client i is number
+b·n + i of whatever has a row or a column per image, class c of client i number c·n + i. What a step uses is planned
+beforehand; batches that are short are padded with weight zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from quickdrop_bench.functional.second_order import class_gradients, distance_an
 from quickdrop_bench.functional.side_by_side import classes_of, side_by_side
 
 AT_ONCE = 5
-"""Most clients of a stack: what each of two processes has of ten."""
+"""Clients of a stack, on average at most: what each of two processes has of ten."""
+
+MATCHING = 2
+"""Passes over a batch's image that those over a matched synthetic image take as long as."""
 
 SMALL = 2048
 """Most images × pixels of a client's step that is stacked: 32 images of 8×8.
@@ -49,14 +52,15 @@ class StackedEngine:
     def stacks(self, works: Mapping[int, LocalWork]) -> list[list[int]]:
         """Who is trained with whom, by client; one whose steps are not small is alone.
 
-        The clients of a stack make equally many steps and have sets of like sizes, so that little is padded. Who they
-        are does not depend on how many processes there are.
+        The clients of a stack make equally many steps and have sets of like sizes, so that little is padded; the stacks
+        take about as long. Who they are does not depend on how many processes there are.
         """
         alike: dict[int, list[int]] = {}
         for client in sorted(works, key=lambda client: (len(works[client].data), client)):
             steps = works[client].phase.steps(len(works[client].data)) if self._is_small(works[client]) else -client
             alike.setdefault(steps, []).append(client)
-        return [stack for clients in alike.values() for stack in _parts(clients)]
+        costs = {client: _batch(work) + MATCHING * self._matched_images(work) for client, work in works.items()}
+        return [stack for clients in alike.values() for stack in _parts({client: costs[client] for client in clients})]
 
     def _is_small(self, work: LocalWork) -> bool:
         images = max(_batch(work), self._matched_images(work))
@@ -215,15 +219,20 @@ def _batch(work: LocalWork) -> int:
     return min(len(work.data), work.phase.batch_size)
 
 
-def _parts(clients: list[int]) -> list[list[int]]:
-    """Stacks of nearly equal sizes, from clients in order.
+def _parts(costs: Mapping[int, int]) -> list[list[int]]:
+    """Stacks that cost nearly the same, from clients in order.
 
     Example:
-        >>> _parts([3, 1, 4, 5, 9, 2])
-        [[1, 3, 4], [2, 5, 9]]
+        >>> _parts({3: 1, 1: 1, 4: 1, 5: 1, 9: 2, 2: 2})
+        [[1, 3, 4, 5], [2, 9]]
     """
-    count = math.ceil(len(clients) / AT_ONCE)
-    return [sorted(clients[k * len(clients) // count : (k + 1) * len(clients) // count]) for k in range(count)]
+    count = math.ceil(len(costs) / AT_ONCE)
+    parts: list[list[int]] = [[] for _ in range(count)]
+    before, total = 0, sum(costs.values())
+    for client, cost in costs.items():
+        parts[(2 * before + cost) * count // (2 * total)].append(client)  # where its middle lies
+        before += cost
+    return [sorted(part) for part in parts if part]
 
 
 def _together(plans: Sequence[Plan]) -> Plan:

@@ -15,12 +15,14 @@ class Classes:
         index: (M,) int64, the class of each image, from 0 to K − 1.
         shares: (M, 1) float32, what an image counts in its class's mean: 1 / (images of the class).
         count: K.
-        sizes: images of each class where the host knows them and the images are sorted; empty for padded ones.
+        sizes: images of each class where the host knows them; empty for padded ones.
+        order: positions of the images sorted by class, without padding; None if they are sorted.
         members: (K, M) 1 where an image is of a class, for padded images: a product with it sums by class.
         owners: (K,) int64, the client of each class where several are stacked, see :meth:`stacked`.
         clients: how many those are, else 1.
     """
 
+    order: Tensor | None = None
     owners: Tensor | None = None
     clients: int = 1
 
@@ -56,9 +58,19 @@ class Classes:
         numbers = labels * clients + torch.arange(len(labels)) % clients
         places = numbers.new_zeros(int(torch.maximum(numbers.max(), pairs[-1])) + 1)
         places[pairs] = torch.arange(len(pairs))
-        made = cls(places[numbers], shares.unsqueeze(1), len(pairs))
+        index = places[numbers]
+        real = shares.nonzero().flatten()
+        sizes = torch.bincount(index[real], minlength=len(pairs)).tolist()
+        made = cls(index, shares.unsqueeze(1), len(pairs), sizes)
+        made.order = real[index[real].argsort(stable=True)]
         made.owners, made.clients = pairs % clients, clients
         return made
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """The sum over each class's images: (M, n) to (K, n)."""
+        if self.members is not None:
+            return self.members @ rows
+        return rows.new_zeros(self.count, rows.shape[1]).index_add(0, self.index, rows)
 
     def total(self, parts: Tensor) -> Tensor:
         """The sum over the classes: (K, ...) to (...), of stacked clients to (n, ...)."""

@@ -15,9 +15,19 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
-
-UNFOLDED = 2**18
-"""Most elements of an unfolded input for which products over all classes at once beat convolutions class by class."""
+from quickdrop_bench.functional.side_by_side import StackedLinear
+from quickdrop_bench.functional.unfolding import (
+    by_client,
+    by_image,
+    columns_of,
+    folded,
+    image_products,
+    is_small,
+    is_thin,
+    padding_of,
+    rows_of,
+    summed_by_class,
+)
 
 
 class Layer:
@@ -127,25 +137,35 @@ class _Norm(Layer):
         return list(norm_backward(g.contiguous(), self._x, self._mean, self._r, weight, *sizes, wanted))
 
     def back(self, g: Tensor) -> Tensor:
-        return self._project(g, self._m.weight)
+        self._b = self._project(g, self._m.weight)
+        return self._b
 
     def tangent(self, a: Tensor | None) -> Tensor | None:
         self._a = a
-        return None if a is None else self._project(a, None).mul_(self._scale)
+        if a is None:
+            return None
+        self._projected = self._project(a, None)
+        return self._projected * self._scale
 
     def adjoint(self, y: Tensor) -> Tensor:
+        passed = self._project(y, self._m.weight)
         if self._a is None:
-            return self.back(y)
-        # ∂/∂x ⟨a, r·P(b)⟩ = −r²·(x̂·(c − 3mn) + n·(b − b̄) + m·(a − ā)) with b = scale·g, m = ⟨x̂,b⟩/L, n = ⟨x̂,a⟩/L
-        # and c = ⟨a,b⟩/L − ā·b̄.
+            return passed
+        # ∂/∂x ⟨a, r·P(b)⟩ = −r·(⟨x̂,a⟩·rP(b) + ⟨x̂,b⟩·rP(a) + ⟨a,rP(b)⟩·x̂)/L with b = scale·g.
         rows = self._r.numel()
         r, mean = self._r.view(rows, 1), self._mean.view(rows, 1)
-        a, b = self._a.reshape(rows, -1), (self._g * self._scale).view(rows, -1)
-        a_mean, b_mean = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+        a, b, a_projected, b_projected = (
+            t.reshape(rows, -1) for t in (self._a, self._g * self._scale, self._projected, self._b)
+        )
         x = (self._x.reshape(rows, -1) - mean).mul_(r)
-        m, n, c = _inner(x, b), _inner(x, a), _inner(a, b) - a_mean * b_mean
-        bent = x.mul_(c - 3 * m * n).addcmul_(b, n).addcmul_(a, m).sub_(n * b_mean + m * a_mean).mul_(-r * r)
-        return self.back(y).add_(bent.view_as(y))
+        bent = passed.view(rows, -1)
+        for factor, along in (
+            (_inner(x, a), b_projected),
+            (_inner(x, b), a_projected),
+            (_inner(a, b_projected), x),
+        ):
+            bent.addcmul_(along, factor.mul_(-r))
+        return passed
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -171,12 +191,13 @@ class Weighted(Layer):
 
 
 class _Linear(Weighted):
-    def __init__(self, module: nn.Linear, classes: Classes) -> None:
+    def __init__(self, module: nn.Linear | StackedLinear, classes: Classes) -> None:
         self._m, self._classes, self.bias = module, classes, module.bias
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
-        return F.linear(x, self._m.weight, self._m.bias)
+        y: Tensor = self._m(x)
+        return y
 
     def keep(self, g: Tensor) -> None:
         # (M, K·outputs): a sample's gradient in the columns of its class, so that one product serves all classes.
@@ -185,18 +206,36 @@ class _Linear(Weighted):
         self._apart = apart.flatten(1)
 
     def weight_gradients(self) -> Tensor:
-        return (self._apart.T @ self._x).view(self._classes.count, *self._m.weight.shape)
+        return (self._apart.T @ self._x).view(self._classes.count, -1, self._m.weight.shape[1])
 
     def back(self, g: Tensor) -> Tensor:
         return g @ self._m.weight
 
+    def _product(self, a: Tensor) -> Tensor:
+        return F.linear(a, self._m.weight)
+
     def tangent(self, a: Tensor | None) -> Tensor:
         of_all = (self._x @ self.direction.flatten(0, 1).T).view(len(self._x), self._classes.count, -1)
         own = of_all[self._classes.rows, self._classes.index]
-        return own if a is None else own.addmm_(a, self._m.weight.T)
+        return own if a is None else own.add_(self._product(a))
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.back(y).addmm_(self._apart, self.direction.flatten(0, 1))
+
+
+class _StackedLinear(_Linear):
+    """Those of stacked clients, with a row of x for each client's image."""
+
+    _m: StackedLinear
+
+    def own_gradients(self, g: Tensor) -> list[Tensor]:
+        return [] if self.bias is None else [g.view(-1, len(self.bias)).sum(0)]
+
+    def back(self, g: Tensor) -> Tensor:
+        return self._m.transposed(g)
+
+    def _product(self, a: Tensor) -> Tensor:
+        return self._m.product(a)
 
 
 class _Convolution(Weighted):
@@ -232,25 +271,60 @@ class _Convolution(Weighted):
         return own.add_(self.back(y))
 
 
-class _UnfoldedConvolution(_Convolution):
-    """What differs by class as products with the unfolded input, for all classes at once.
+class _ClassProducts(_Convolution):
+    """What differs by class as one product a class with the unfolded input, see :func:`rows_of`.
 
-    Groups are those of stacked clients: each counts as an image of its own, so that M·n rows belong to K classes.
+    Groups are those of stacked clients: each counts as an image of its own, so that M·n images belong to K classes.
     """
 
     def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
         super().__init__(module, classes)
-        self._classes = classes
-        self._window: tuple[Any, ...] = (module.kernel_size, 1, module.padding, module.stride)
+        self._order = classes.order
 
-    def _by_group(self, x: Tensor) -> Tensor:
-        """(M, n·C, ...) to (M·n, C, L)."""
-        return x.reshape(len(x) * self._m.groups, x.shape[1] // self._m.groups, -1)
+    def _sorted(self, x: Tensor) -> Tensor:
+        """(M, n·C, H, W) to one (C, H, W) per image, sorted by class."""
+        images = by_client(x, self._m)
+        return images if self._order is None else images[self._order]
+
+    def _unsorted(self, images: Tensor, like: Tensor) -> Tensor:
+        """Back to (M, n·C, H, W), with zeros for padding."""
+        if self._order is None:
+            return images.contiguous()
+        return by_client(torch.zeros_like(like), self._m).index_copy_(0, self._order, images).view_as(like)
+
+    def _products(self, rows: Tensor, weights: Tensor, like: Tensor) -> Tensor:
+        """Each row times the weight of its class, (K, values of a row, channels), in the shape of x or y."""
+        parts = zip(rows.split([size * like[0, 0].numel() for size in self._sizes]), weights, strict=True)
+        found = torch.cat([own @ weight for own, weight in parts])
+        return self._unsorted(found.view(-1, *like.shape[2:], weights.shape[2]).permute(0, 3, 1, 2), like)
 
     def weight_gradients(self) -> Tensor:
-        self._columns = self._by_group(F.unfold(self._x, *self._window))
-        found = summed_products(self._columns, self._by_group(self._g), self._classes.index, self._classes.count)
-        return found.view(self._classes.count, -1, *self._m.weight.shape[1:])
+        self._rows = rows_of(self._sorted(self._x), self._m, padding_of(self._m))
+        return summed_by_class(self._rows, self._sorted(self._g), self._m, self._sizes)
+
+    def tangent(self, a: Tensor | None) -> Tensor:
+        own = self._products(self._rows, self.direction.permute(0, 3, 4, 2, 1).flatten(1, 3), self._g)
+        return own if a is None else own.add_(F.conv2d(a, self._m.weight, None, *self._options))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        # Back through a convolution is one with the weight turned around.
+        (down, right), (height, width) = padding_of(self._m), self._m.kernel_size
+        g = rows_of(self._sorted(self._g), self._m, (height - 1 - down, width - 1 - right))
+        turned = self.direction.flip(3, 4).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return self._products(g, turned, self._x).add_(self.back(y))
+
+
+class _ImageProducts(_Convolution):
+    """The same as one product an image, for any device: no number of classes is read, and kernels serve all images."""
+
+    def __init__(self, module: nn.Conv2d, classes: Classes) -> None:
+        super().__init__(module, classes)
+        self._classes = classes
+
+    def weight_gradients(self) -> Tensor:
+        self._columns = columns_of(by_client(self._x, self._m), self._m)
+        found = image_products(self._columns, by_client(self._g, self._m).flatten(2), self._classes)
+        return found.view(len(found), -1, *self._m.weight.shape[1:])
 
     def tangent(self, a: Tensor | None) -> Tensor:
         self._own = self.direction.flatten(2)[self._classes.index]
@@ -258,65 +332,9 @@ class _UnfoldedConvolution(_Convolution):
         return own if a is None else own.add_(F.conv2d(a, self._m.weight, None, *self._options))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        columns = torch.bmm(self._own.mT, self._by_group(self._g)).view(len(y), -1, self._columns.shape[2])
-        return F.fold(columns, self._x.shape[2:], *self._window).add_(self.back(y))
-
-
-class _PaddedConvolution(_UnfoldedConvolution):
-    """The same for padded images on any device: no number of classes is read, and no kernel is launched per image."""
-
-    def weight_gradients(self) -> Tensor:
-        assert self._classes.members is not None
-        self._columns = columns_of(self._x, self._m)
-        found = padded_products(self._columns, self._g.flatten(2), self._classes.members)
-        return found.view(-1, *self._m.weight.shape)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        columns = torch.bmm(self._own.mT, self._g.flatten(2))
-        return _folded(columns, self._x, self._m).add_(self.back(y))
-
-
-def columns_of(x: Tensor, m: nn.Conv2d) -> Tensor:
-    """``F.unfold`` in two kernels: on CUDA the library's launches one for every image."""
-    (down, right), (rows, cols) = _padding(m), m.kernel_size
-    padded = F.pad(x, (right, right, down, down))
-    windows = padded.unfold(2, rows, m.stride[0]).unfold(3, cols, m.stride[1])  # (M, C, h, w, rows, cols), a view
-    return windows.permute(0, 1, 4, 5, 2, 3).reshape(len(x), x.shape[1] * rows * cols, -1)
-
-
-def _folded(columns: Tensor, x: Tensor, m: nn.Conv2d) -> Tensor:
-    """``F.fold`` as a sum of shifted images, for the same reason."""
-    (down, right), (rows, cols), (by, along) = _padding(m), m.kernel_size, m.stride
-    n, c, height, width = x.shape
-    h, w = (height + 2 * down - rows) // by + 1, (width + 2 * right - cols) // along + 1
-    parts = columns.view(n, c, rows, cols, h, w)
-    total = x.new_zeros(n, c, height + 2 * down, width + 2 * right)
-    for i in range(rows):
-        for j in range(cols):
-            total[:, :, i : i + by * h : by, j : j + along * w : along] += parts[:, :, i, j]
-    return total[:, :, down : down + height, right : right + width]
-
-
-def _padding(m: nn.Conv2d) -> tuple[int, int]:
-    assert not isinstance(m.padding, str)
-    down, right = m.padding
-    return int(down), int(right)
-
-
-def is_small(m: nn.Conv2d, x: Tensor) -> bool:
-    """Whether products with the unfolded input x beat convolutions class by class."""
-    return x.numel() * m.kernel_size[0] * m.kernel_size[1] <= UNFOLDED
-
-
-def summed_products(columns: Tensor, g: Tensor, index: Tensor, count: int) -> Tensor:
-    """Σ over a class's samples of g·columnsᵀ: from (M, n, L), (M, C, L) and (M,) classes below K to (K, C·n)."""
-    each = torch.bmm(g, columns.mT).flatten(1)
-    return each.new_zeros(count, each.shape[1]).index_add(0, index, each)
-
-
-def padded_products(columns: Tensor, g: Tensor, members: Tensor) -> Tensor:
-    """The same sums from (K, M) members of the classes, for padded images on any device."""
-    return members @ torch.bmm(g, columns.mT).flatten(1)
+        columns = torch.bmm(self._own.mT, by_client(self._g, self._m).flatten(2))
+        images = folded(columns, by_client(self._x, self._m), self._m)
+        return images.reshape(self._x.shape).add_(self.back(y))
 
 
 def sequence_of(model: nn.Module) -> list[nn.Module]:
@@ -352,14 +370,16 @@ def _is_written(m: nn.Module) -> bool:
 def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
     """The passes of a module whose input is x."""
     match module:
-        case nn.Conv2d() if classes.members is not None:
-            return _PaddedConvolution(module, classes)
-        case nn.Conv2d() if module.groups > 1:
-            return _UnfoldedConvolution(module, classes)
+        case nn.Conv2d() if classes.members is not None or is_thin(module):
+            return _ImageProducts(module, classes)
+        case nn.Conv2d() if module.groups > 1 or is_small(module, x):
+            return (_ImageProducts if by_image(module) else _ClassProducts)(module, classes)
         case nn.Conv2d():
-            return (_UnfoldedConvolution if is_small(module, x) else _Convolution)(module, classes)
+            return _Convolution(module, classes)
         case nn.Linear():
             return _Linear(module, classes)
+        case StackedLinear():
+            return _StackedLinear(module, classes)
         case nn.GroupNorm():
             return _Norm(module)
         case nn.ReLU():

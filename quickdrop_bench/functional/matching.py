@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.grad import conv2d_weight
 
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.layers import (
-    columns_of,
-    is_small,
-    is_supported,
-    padded_products,
-    sequence_of,
-    summed_products,
-)
+from quickdrop_bench.functional.layers import is_supported, sequence_of
 from quickdrop_bench.functional.second_order import EPSILON, distance_and_image_gradient
+from quickdrop_bench.functional.unfolding import class_products, columns_of, image_products, is_small
 
 
 def matched_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -246,23 +240,23 @@ def _layer_gradients(
 def _weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, classes: Classes) -> Tensor:
     """(K, *weight.shape) from layer inputs and output gradients."""
     if classes.members is not None:
-        return _padded_weight_gradients(layer, x, g, classes.members)
+        return _padded_weight_gradients(layer, x, g, classes)
     parts = zip(x.split(classes.sizes), g.split(classes.sizes), strict=True)
     if isinstance(layer, nn.Linear):
         return torch.stack([b.T @ a for a, b in parts])
     if is_supported([layer]) and is_small(layer, x):
-        columns = F.unfold(x, layer.kernel_size, 1, cast(Any, layer.padding), layer.stride)
-        found = summed_products(columns, g.flatten(2), classes.index, classes.count)
-        return found.view(-1, *layer.weight.shape)
+        return class_products(x, g, layer, classes)
     return torch.stack([_convolution_gradient(layer, a, b) for a, b in parts])
 
 
-def _padded_weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, members: Tensor) -> Tensor:
+def _padded_weight_gradients(layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, classes: Classes) -> Tensor:
     """The same from the (K, M) members of the classes, in shapes that do not depend on who they are."""
+    members = classes.members
+    assert members is not None
     if isinstance(layer, nn.Linear):
         return (members[..., None] * g).mT @ x
     if is_supported([layer]):
-        return padded_products(columns_of(x, layer), g.flatten(2), members).view(-1, *layer.weight.shape)
+        return image_products(columns_of(x, layer), g.flatten(2), classes).view(-1, *layer.weight.shape)
     return torch.stack([_convolution_gradient(layer, x, own.view(-1, 1, 1, 1) * g) for own in members])
 
 

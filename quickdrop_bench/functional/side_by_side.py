@@ -9,28 +9,47 @@ import torch
 from torch import Tensor, nn
 
 
-class _Columns(nn.Module):
-    """Flattens to images of 1×1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[..., None, None]
-
-
 class _Rows(nn.Module):
-    """From (B, n·C, 1, 1) to the logits, (B·n, C)."""
+    """Flattens (B, n·C, H, W) to a row per image of each client, (B·n, C·H·W)."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, n: int) -> None:
         super().__init__()
-        self._classes = classes
+        self._n = n
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, self._classes)
+        return x.reshape(len(x) * self._n, -1)
+
+
+class StackedLinear(nn.Module):
+    """The linear layers of n clients, whose rows take turns."""
+
+    def __init__(self, n: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self._n = n
+        self.weight = nn.Parameter(torch.empty(n * outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(n * outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B·n, inputs) to (B·n, outputs)."""
+        y = self.product(x)
+        return y if self.bias is None else (y.view(-1, len(self.bias)) + self.bias).view_as(y)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same without the bias."""
+        return self._times(x, self.weight.view(self._n, -1, x.shape[1]).mT)
+
+    def transposed(self, g: Tensor) -> Tensor:
+        """From (B·n, outputs) back to (B·n, inputs)."""
+        return self._times(g, self.weight.view(self._n, g.shape[1], -1))
+
+    def _times(self, rows: Tensor, by_client: Tensor) -> Tensor:
+        return (rows.view(-1, self._n, rows.shape[1]).transpose(0, 1) @ by_client).transpose(0, 1).flatten(0, 1)
 
 
 def side_by_side(sequence: Sequence[nn.Module], n: int) -> nn.Sequential:
     """A model of n clients with weights of their own, from (B, n·C, H, W) images to (B·n, classes) logits.
 
-    A convolution has a group for each client, and a linear layer is one on 1×1 images. Each parameter is (n, *shape) of
+    A convolution has a group for each client, and a linear layer a product. Each parameter is (n, *shape) of
     the client's, with the first two dimensions in one.
 
     Args:
@@ -42,7 +61,7 @@ def side_by_side(sequence: Sequence[nn.Module], n: int) -> nn.Sequential:
     """
     with torch.device("meta"):
         layers = [_stacked(m, n) for m in sequence]
-    return nn.Sequential(*layers, _Rows(classes_of(sequence))).to_empty(device="cpu")
+    return nn.Sequential(*layers).to_empty(device="cpu")
 
 
 def classes_of(sequence: Sequence[nn.Module]) -> int:
@@ -58,10 +77,10 @@ def _stacked(m: nn.Module, n: int) -> nn.Module:
             options["bias"] = m.bias is not None
             return nn.Conv2d(n * m.in_channels, n * m.out_channels, groups=n, **options)
         case nn.Linear():
-            return nn.Conv2d(n * m.in_features, n * m.out_features, 1, groups=n, bias=m.bias is not None)
+            return StackedLinear(n, m.in_features, m.out_features, m.bias is not None)
         case nn.GroupNorm():
             return nn.GroupNorm(n * m.num_groups, n * m.num_channels, m.eps)
         case nn.Flatten():
-            return _Columns()
+            return _Rows(n)
         case _:
             return m

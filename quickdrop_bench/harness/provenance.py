@@ -34,13 +34,18 @@ def provenance(fabric: Fabric, preset: str) -> dict[str, Any]:
         "package_version": __version__,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
+            **_versions(),
             **(_cuda_versions() if fabric.device.type == "cuda" else {}),
         },
         "device": device_name(fabric.device, fabric.world_size),
         "precision": precision_name(fabric),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:

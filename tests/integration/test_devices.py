@@ -207,11 +207,13 @@ def test_an_error_of_one_process_alone_ends_all_and_leaves_no_wrong_rows(tmp_pat
     """Going on with the next method would mix it with what the other process still does."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
-        "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    from quickdrop_bench.methods import METHODS\n"
-        "    def unlearn(self, context):\n"
+        "from quickdrop_bench.methods import METHODS\n"
+        "serve = METHODS['sga-or'].unlearn\n"
+        "def unlearn(self, context):\n"
+        "    if os.environ['LOCAL_RANK'] == '1':\n"
         "        raise RuntimeError('CUDA out of memory')\n"
-        "    METHODS['sga-or'].unlearn = unlearn\n"
+        "    return serve(self, context)\n"
+        "METHODS['sga-or'].unlearn = unlearn\n"
     )
     command = [*PROGRAM, "table", "2", *TINY, *TWO, "--methods", "sga-or,quickdrop"]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=600)

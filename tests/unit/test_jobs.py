@@ -79,3 +79,31 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     assert ends(pid)
+
+
+COPY = """
+import sys, time
+from quickdrop_bench.core.processes import fork
+
+def work():
+    print("copy", flush=True)
+    return int(sys.argv[1])
+
+print("before")
+fork(work)
+time.sleep({seconds})
+print("first")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux")
+@pytest.mark.parametrize(
+    ("code", "seconds", "ended", "said"), [(0, 1, 0, ["before", "copy", "first"]), (3, 600, -9, ["before", "copy"])]
+)
+def test_a_copy_ends_the_process_that_waits_for_it_only_if_it_fails(
+    code: int, seconds: int, ended: int, said: list[str]
+) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    argv = [sys.executable, "-c", COPY.format(seconds=seconds), str(code)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": root})
+    assert (done.returncode, done.stdout.split()) == (ended, said)

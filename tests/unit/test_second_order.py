@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quickdrop_bench.functional import layers
+from quickdrop_bench.functional import unfolding
 from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.layers import is_supported, sequence_of
 from quickdrop_bench.functional.matching import ClassGradients, matching_distance
@@ -41,12 +41,15 @@ def case_of(model: nn.Module, channels: int, size: int) -> Case:
     return model, images, targets, (distance.detach(), torch.autograd.grad(distance, leaf)[0])
 
 
-@pytest.mark.parametrize("unfolded", [0, 2**40], ids=["by class", "unfolded"])
+@pytest.mark.parametrize(
+    ("small", "thin"), [(0, 0), (2**40, 0), (0, 2**10)], ids=["by class", "by product", "by image"]
+)
 @pytest.mark.parametrize(("architecture", "channels", "size"), CASES)
 def test_distance_and_gradient_equal_autograds(
-    monkeypatch: pytest.MonkeyPatch, unfolded: int, architecture: ConvNet, channels: int, size: int
+    monkeypatch: pytest.MonkeyPatch, small: int, thin: int, architecture: ConvNet, channels: int, size: int
 ) -> None:
-    monkeypatch.setattr(layers, "UNFOLDED", unfolded)
+    monkeypatch.setattr(unfolding, "UNFOLDED", small)
+    monkeypatch.setattr(unfolding, "THIN", thin)
     torch.manual_seed(size)
     model, images, targets, expected = case_of(architecture.build(channels, size, 7), channels, size)
     assert is_supported(sequence_of(model))

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.precision import MixedPrecision
 from torch import nn
 
 from quickdrop_bench.core.cost import Clock
+from quickdrop_bench.core.seeding import generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, initial_synthetic_set
 from quickdrop_bench.federation import stacked
@@ -219,17 +220,23 @@ def test_a_client_that_diverges_spoils_no_other() -> None:
 
 
 def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Like sizes together, equally many steps, never more than five; large batches, soft labels alone."""
+    """Like sizes together, equally many steps, stacks that take as long; large batches, soft labels alone."""
     monkeypatch.setattr(stacked, "SMALL", 16 * 64)
     engine = stacked.StackedEngine(SMALL["convnet"].build(1, 8, CLASSES), SETTINGS)
 
-    def stacks(sizes: list[int], phase: Phase = TRAIN, side: int = 8) -> list[list[int]]:
+    def stacks(sizes: list[int], phase: Phase = TRAIN, side: int = 8, scale: float = 0) -> list[list[int]]:
         data = [images_of([0] * size, side) for size in sizes]
         none = torch.Generator()
-        return engine.stacks({i: LocalWork(d, phase, none, {}, None, none) for i, d in enumerate(data)})
+        sets = [initial_synthetic_set(own, scale, generator(0, "set")) if scale else None for own in data]
+        works = [LocalWork(d, phase, none, {}, own, none) for d, own in zip(data, sets, strict=True)]
+        return engine.stacks(dict(enumerate(works)))
 
-    assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 5], [0, 2, 4]]
+    assert stacks([9, 1, 8, 2, 7, 3]) == [[1, 3, 4, 5], [0, 2]]
     assert stacks([3] * 5) == [[0, 1, 2, 3, 4]]
+    assert stacks([3] * 6) == [[0, 1, 2], [3, 4, 5]]
+    assert stacks([16, 1, 1, 1, 1, 1]) == [[1, 2, 3, 4, 5], [0]]
+    assert stacks([16] * 4 + [17, 18], replace(TRAIN, batch_size=16)) == [[0, 1, 2], [3, 4, 5]]
+    assert stacks([16, 16, 16, 16, 64, 64], replace(TRAIN, batch_size=2), scale=16) == [[0, 1, 2, 3], [4, 5]]
     assert stacks([3, 17, 40, 16], replace(TRAIN, local_epochs=2)) == [[0, 3], [1], [2]]
     assert stacks([3, 17, 4, 16], replace(TRAIN, batch_size=17)) == [[0, 2, 3], [1]]
     assert stacks([3, 3], side=28) == [[0], [1]]
