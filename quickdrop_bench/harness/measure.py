@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from quickdrop_bench.core.errors import printable
-from quickdrop_bench.evaluation.metric import PER_ROUND, Evaluated, measured
+from quickdrop_bench.evaluation.metric import METRICS, PER_ROUND, Evaluated, measured
 from quickdrop_bench.federation.federation import RoundInfo
-from quickdrop_bench.federation.ranks import is_shared, on_first
+from quickdrop_bench.federation.ranks import is_shared, on_first, spread
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.harness.callbacks import TRAINING, RequestInfo
 from quickdrop_bench.harness.experiment import ORACLE, ORIGINAL, Experiment, Row
@@ -250,7 +250,7 @@ def _run(
 
     def on_round(stage: str, found: RoundInfo) -> None:
         model = _judged(session, context, found.state)
-        values.extend(_numbers(session.experiment, model, PER_ROUND, missing, phase=stage, round=found.round + 1))
+        values.extend(_numbers(session, model, PER_ROUND, missing, phase=stage, round=found.round + 1))
 
     results: dict[str, StageResult] = {}
     served = checked_stages(
@@ -327,7 +327,7 @@ def _stage(
     model, costs = _judged(session, context, result.state), result.cost.metrics()
     if stage == "total":
         model = replace(model, oracle=session.oracle(info.seed, info.step), training=context.training)
-    numbers = _numbers(session.experiment, model, stage, missing)
+    numbers = _numbers(session, model, stage, missing)
     if stage != "total":
         shown = {v.metric: v.value for v in numbers if not CLASS_ACCURACY.fullmatch(v.metric)}
         told = {"stage": stage, "values": costs | shown, "accuracy": model.on_test}
@@ -342,12 +342,15 @@ def _judged(session: Session, context: Context, state: State) -> Evaluated:
     return session.deployment(context.seed).judged(state, (context.request,), context.forgotten)
 
 
-def _numbers(e: Experiment, model: Evaluated, stage: str, missing: Missing, **extra: Any) -> list[Value]:
-    """What the metrics of a stage say of a model."""
-    now = identities(e)
-    chosen = now if missing is None else [name for name in now if name in missing]
+def _numbers(session: Session, model: Evaluated, stage: str, missing: Missing, **extra: Any) -> list[Value]:
+    """What the metrics of a stage say of a model; of several processes each measures its share."""
+    now = identities(session.experiment)
+    chosen = [name for name in METRICS if name in now and (missing is None or name in missing)]
+    work = {k: len(METRICS[name].gives) for k, name in enumerate(chosen) if stage in METRICS[name].stages}
+    found = spread(session.fabric, ("metrics", stage), work, lambda k: measured(model, stage, [chosen[k]]))
     return [
         Value(stage, metric, value, {"measured_by": now[name], **extra})
-        for name, found in measured(model, stage, chosen).items()
-        for metric, value in found.items()
+        for numbers in found.values()
+        for name, own in numbers.items()
+        for metric, value in own.items()
     ]

@@ -198,7 +198,7 @@ def test_a_real_non_finite_update_is_rejected_too(make_federation: Make, toy_cli
     result, seen = train(federation, poisoned(toy_clients, 1))
     others, _ = train(make_federation(), {i: toy_clients[i] for i in (0, 2)})
     assert not result.diverged
-    assert equal(result.state, others.state)
+    assert_close(result.state, others.state)  # a stack of two rounds otherwise than one of three
     assert {i.rejected for i in seen} == {(1,)}
     assert result.cost.rejected_updates == 8
     assert train(make_federation(faults=Faults(dropout_rate=1e-12)), poisoned(toy_clients, 1))[0].diverged
