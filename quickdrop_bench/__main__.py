@@ -9,13 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from quickdrop_bench.core.processes import allow_copies
 from quickdrop_bench.core.starting import importing
 
 
 def main() -> int:
     """Run the process's command line; see :func:`quickdrop_bench.cli.main.main`."""
-    code: list[int] = []
-    atexit.register(_leave, code)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this; the next file opened would take its number
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
@@ -27,8 +26,16 @@ def main() -> int:
     with suppress(BadInput):  # the command line says so
         if process_number():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends it
-    code.append(run())
-    return code[0]
+    return run()
+
+
+def command() -> None:
+    """Run the command as all that this process is for: others may be copies of it, and it ends as the command does."""
+    code: list[int] = []
+    atexit.register(_leave, code)
+    allow_copies()
+    code.append(main())
+    sys.exit(code[0])
 
 
 def _leave(code: Sequence[int]) -> None:
@@ -41,4 +48,4 @@ def _leave(code: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import count
 from typing import Any
 
 import torch
@@ -21,13 +20,10 @@ from quickdrop_bench.cli.parser import PRECISIONS
 from quickdrop_bench.cli.resolve import on_gpu
 from quickdrop_bench.core.errors import BadInput, positive
 from quickdrop_bench.core.launcher import mark_children, started
-from quickdrop_bench.core.processes import end_when_interrupted, fork
+from quickdrop_bench.core.processes import end_when_interrupted, forbid_copies, fork
 from quickdrop_bench.federation.ranks import ClientParallel, is_first
 
 log = logging.getLogger(__name__)
-
-_fabrics = count()
-"""The Fabrics of this process."""
 
 
 def make_fabric(
@@ -50,10 +46,10 @@ def make_fabric(
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
-    is_new = next(_fabrics) == 0
+    copied = forbid_copies()
     if several:
         mark_children()
-        if is_new and sys.platform == "linux" and not on_gpu(args) and not started():
+        if copied and sys.platform == "linux" and not on_gpu(args) and not started():
             _fork_others(devices)
     try:
         fabric = Fabric(
@@ -83,20 +79,20 @@ def make_fabric(
 
 
 def _fork_others(devices: int) -> None:
-    """Start the other processes as copies of this one, which spares them seconds of imports; Fabric then starts none.
-
-    Threads and CUDA do not survive a fork, so that a process which may have computed leaves the start to Fabric.
-    """
-    if "LOCAL_RANK" in os.environ:  # this is such a copy
+    """Start the other processes as copies of this one, which has imported everything; Fabric starts none then."""
+    if "LOCAL_RANK" in os.environ:  # this was started by Fabric for a share
         return
     from quickdrop_bench.cli.main import follow  # which imports this module
 
     own = LightningEnvironment()
     os.environ |= {"MASTER_ADDR": own.main_address, "MASTER_PORT": str(own.main_port)}
-    for number in range(1, devices):
-        os.environ["LOCAL_RANK"] = str(number)
-        fork(partial(follow, sys.argv[1:], number))
     os.environ["LOCAL_RANK"] = "0"
+
+    def share(number: int) -> int:
+        os.environ["LOCAL_RANK"] = str(number)
+        return follow(sys.argv[1:], number)
+
+    fork([partial(share, number) for number in range(1, devices)])
 
 
 def _leave() -> None:

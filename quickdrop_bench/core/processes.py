@@ -1,4 +1,4 @@
-"""Independent work in processes of its own, a few at a time."""
+"""Processes for independent work, a few at a time, and copies of this one for a share of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -16,6 +18,8 @@ from typing import Any
 
 UNHEARD = 5.0
 """Seconds after which an interruption that the main thread has not heard of ends the process."""
+
+_may_be_copied: list[bool] = []
 
 
 def run_processes(
@@ -67,23 +71,48 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-def fork(work: Callable[[], int]) -> None:
-    """Start a copy of this process that does some work and ends with the exit code which that returns.
+def allow_copies() -> None:
+    """Let :func:`fork` copy this process, which runs its command line and nothing else, and has computed nothing."""
+    _may_be_copied.append(True)
 
-    The copy hears no Ctrl-C. If it fails, this process is ended, which would wait for it.
+
+def forbid_copies() -> bool:
+    """From now on this process computes, and threads and CUDA do not survive a fork; whether copies were allowed."""
+    allowed = bool(_may_be_copied)
+    _may_be_copied.clear()
+    return allowed
+
+
+def fork(works: Sequence[Callable[[], int]]) -> None:
+    """Start copies of this process, each of which does some work and ends with the exit code which that returns.
+
+    They hear no Ctrl-C. If one fails, this process is ended, which would wait for it.
     """
     sys.stdout.flush()
-    gc.freeze()  # what both have is not looked through for garbage, which would copy it
+    gc.freeze()  # what all have is not looked through for garbage, which would copy it
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where that is ignored, nobody hears how they end
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    copy = os.fork()
-    if not copy:
-        code = 1
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    threading.Thread(target=_end_if_it_fails, args=(copy,), daemon=True).start()
+    try:
+        copies = [_copy(work) for work in works]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    for copy in copies:
+        threading.Thread(target=_end_if_it_fails, args=(copy,), daemon=True).start()
+
+
+def _copy(work: Callable[[], int]) -> int:
+    """The process that does the work; in it, this does not return."""
+    if process := os.fork():
+        return process
+    code = 1
+    try:
+        code = work()
+    except BaseException:  # it would go on as the process that it is a copy of
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
 
 
 def _end_if_it_fails(copy: int) -> None:

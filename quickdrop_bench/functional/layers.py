@@ -1,6 +1,6 @@
 """The layers of a model in the four passes of gradient matching, written out.
 
-Shapes: M images of K classes, sorted by class.
+Shapes: M images of K classes, sorted by class unless ``classes`` says otherwise.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
     match module:
         case nn.Conv2d() if classes.members is not None or is_thin(module):
             return _ImageProducts(module, classes)
-        case nn.Conv2d() if module.groups > 1 or is_small(module, x):
+        case nn.Conv2d() if classes.order is not None or is_small(module, x):
             return (_ImageProducts if by_image(module) else _ClassProducts)(module, classes)
         case nn.Conv2d():
             return _Convolution(module, classes)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from quickdrop_bench.functional.classes import Classes
 
 UNFOLDED = 2**18
-"""Most elements of an unfolded input for which products over all classes at once beat convolutions class by class."""
-
+"""Most elements of an unfolded input for which products with it beat convolutions class by class."""
 
 THIN = 4
 """Most channels of an input, as a picture's, with which products image by image took half of the time to two thirds."""

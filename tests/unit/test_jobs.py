@@ -86,24 +86,55 @@ import sys, time
 from quickdrop_bench.core.processes import fork
 
 def work():
-    print("copy", flush=True)
+    print("copy")
     return int(sys.argv[1])
 
 print("before")
-fork(work)
-time.sleep({seconds})
+fork([work])
+time.sleep(float(sys.argv[2]))
 print("first")
 """
 
 
+COMMAND = """
+import atexit, sys
+import quickdrop_bench.cli.main as cli
+from quickdrop_bench.__main__ import command, main
+
+own = cli.main
+
+def run():
+    atexit.register(print, "end")
+    return own()
+
+cli.main = run
+"""
+
+
+def script_of(text: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process whose output is buffered."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = {**kept, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return subprocess.run(
+        [sys.executable, "-c", text, *argv], capture_output=True, text=True, timeout=60, env=environment
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux")
-@pytest.mark.parametrize(
-    ("code", "seconds", "ended", "said"), [(0, 1, 0, ["before", "copy", "first"]), (3, 600, -9, ["before", "copy"])]
-)
-def test_a_copy_ends_the_process_that_waits_for_it_only_if_it_fails(
-    code: int, seconds: int, ended: int, said: list[str]
-) -> None:
-    root = str(Path(__file__).resolve().parents[2])
-    argv = [sys.executable, "-c", COPY.format(seconds=seconds), str(code)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": root})
-    assert (done.returncode, done.stdout.split()) == (ended, said)
+@pytest.mark.parametrize(("code", "seconds", "ended"), [("0", "1", 0), ("3", "600", -9), ("a", "600", -9)])
+def test_a_copy_ends_the_process_that_waits_for_it_only_if_it_fails(code: str, seconds: str, ended: int) -> None:
+    done = script_of(COPY, code, seconds)
+    assert done.returncode == ended
+    assert done.stdout.split() == ["before", "copy", *(["first"] if not ended else [])]
+    assert ("ValueError" in done.stderr) == (code == "a")
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--version"], 0), (["nonsense"], 2), (["table", "--help"], 0)])
+def test_a_command_ends_with_its_code_and_loses_no_output(argv: list[str], code: int) -> None:
+    done = script_of(COMMAND + "command()", *argv)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, "end")
+
+
+def test_who_calls_main_ends_as_he_likes() -> None:
+    done = script_of(COMMAND + "main(); sys.exit(7)", "--version")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (7, "end")
