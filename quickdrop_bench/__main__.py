@@ -33,9 +33,17 @@ def command() -> None:
     """Run the command as all that this process is for: others may be copies of it, and it ends as the command does."""
     code: list[int] = []
     atexit.register(_leave, code)
-    allow_copies()
+    allow_copies(_share)
     code.append(main())
     sys.exit(code[0])
+
+
+def _share(number: int) -> int:
+    """What a copy of this process does as the one with this number."""
+    from quickdrop_bench.cli.main import follow
+
+    os.environ["LOCAL_RANK"] = str(number)
+    return follow(sys.argv[1:], number)
 
 
 def _leave(code: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -46,11 +46,11 @@ def make_fabric(
     for name in [name for name in os.environ if name.startswith("LT_")]:
         del os.environ[name]  # set by ``fabric run``; it starts the processes, and our options say what they use
     several = devices * nodes > 1
-    copied = forbid_copies()
+    share = forbid_copies()
     if several:
         mark_children()
-        if copied and sys.platform == "linux" and not on_gpu(args) and not started():
-            _fork_others(devices)
+        if share and sys.platform == "linux" and not on_gpu(args) and not started():
+            _fork_others(devices, share)
     try:
         fabric = Fabric(
             accelerator=args.accelerator,
@@ -78,20 +78,13 @@ def make_fabric(
     return fabric
 
 
-def _fork_others(devices: int) -> None:
+def _fork_others(devices: int, share: Callable[[int], int]) -> None:
     """Start the other processes as copies of this one, which has imported everything; Fabric starts none then."""
     if "LOCAL_RANK" in os.environ:  # this was started by Fabric for a share
         return
-    from quickdrop_bench.cli.main import follow  # which imports this module
-
     own = LightningEnvironment()
     os.environ |= {"MASTER_ADDR": own.main_address, "MASTER_PORT": str(own.main_port)}
     os.environ["LOCAL_RANK"] = "0"
-
-    def share(number: int) -> int:
-        os.environ["LOCAL_RANK"] = str(number)
-        return follow(sys.argv[1:], number)
-
     fork([partial(share, number) for number in range(1, devices)])
 
 

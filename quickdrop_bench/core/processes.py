@@ -19,7 +19,8 @@ from typing import Any
 UNHEARD = 5.0
 """Seconds after which an interruption that the main thread has not heard of ends the process."""
 
-_may_be_copied: list[bool] = []
+_share: list[Callable[[int], int]] = []
+"""What copies of this process do, if there may be any."""
 
 
 def run_processes(
@@ -71,16 +72,18 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-def allow_copies() -> None:
-    """Let :func:`fork` copy this process, which runs its command line and nothing else, and has computed nothing."""
-    _may_be_copied.append(True)
+def allow_copies(share: Callable[[int], int]) -> None:
+    """Let this process be copied, which runs its command line and nothing else, and has computed nothing.
+
+    Args:
+        share: what a copy does, from its number to its exit code.
+    """
+    _share.append(share)
 
 
-def forbid_copies() -> bool:
-    """From now on this process computes, and threads and CUDA do not survive a fork; whether copies were allowed."""
-    allowed = bool(_may_be_copied)
-    _may_be_copied.clear()
-    return allowed
+def forbid_copies() -> Callable[[int], int] | None:
+    """From now on this process computes, and threads and CUDA do not survive a fork; what copies would have done."""
+    return _share.pop() if _share else None
 
 
 def fork(works: Sequence[Callable[[], int]]) -> None:
