@@ -25,6 +25,7 @@ from quickdrop_bench.functional.unfolding import (
     is_small,
     is_thin,
     padding_of,
+    product_of,
     rows_of,
     summed_by_class,
 )
@@ -78,9 +79,13 @@ class _Pool(Layer):
 
 
 class _Relu(Layer):
+    def __init__(self, module: nn.ReLU) -> None:
+        self._m = module
+
     def forward(self, x: Tensor) -> Tensor:
-        self._y = x.relu()
-        return self._y
+        y: Tensor = self._m(x)
+        self._y = y
+        return y
 
     def back(self, g: Tensor) -> Tensor:
         passed: Tensor = torch.ops.aten.threshold_backward(g, self._y, 0)
@@ -122,9 +127,10 @@ class _Norm(Layer):
 
     def keep(self, g: Tensor) -> None:
         self._g = g
+        self._b, *self._own = self._backward(g, self._m.weight, [True, True, True])
 
     def own_gradients(self, g: Tensor) -> list[Tensor]:
-        return self._backward(g, self._m.weight, [False, True, True])[1:]
+        return self._own
 
     def _project(self, g: Tensor, weight: Tensor | None) -> Tensor:
         """r·P(weight·g) with P = I − 11ᵀ/L − x̂x̂ᵀ/L."""
@@ -137,7 +143,6 @@ class _Norm(Layer):
         return list(norm_backward(g.contiguous(), self._x, self._mean, self._r, weight, *sizes, wanted))
 
     def back(self, g: Tensor) -> Tensor:
-        self._b = self._project(g, self._m.weight)
         return self._b
 
     def tangent(self, a: Tensor | None) -> Tensor | None:
@@ -321,8 +326,12 @@ class _ImageProducts(_Convolution):
         super().__init__(module, classes)
         self._classes = classes
 
+    def forward(self, x: Tensor) -> Tensor:
+        m, self._x = self._m, x
+        self._columns = columns_of(by_client(x, m), m)
+        return product_of(self._columns, x, m) if x.device.type == "cpu" and is_thin(m) else super().forward(x)
+
     def weight_gradients(self) -> Tensor:
-        self._columns = columns_of(by_client(self._x, self._m), self._m)
         found = image_products(self._columns, by_client(self._g, self._m).flatten(2), self._classes)
         return found.view(len(found), -1, *self._m.weight.shape[1:])
 
@@ -383,7 +392,7 @@ def layer_of(module: nn.Module, x: Tensor, classes: Classes) -> Layer:
         case nn.GroupNorm():
             return _Norm(module)
         case nn.ReLU():
-            return _Relu()
+            return _Relu(module)
         case HalvingPool():
             return _Pool(module)
         case _:

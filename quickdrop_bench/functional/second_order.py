@@ -83,8 +83,8 @@ def distance_and_image_gradient(
     assert a is not None
     a *= classes.shares
     y = p * (a - (p * a).sum(1, keepdim=True))
-    for layer in reversed(layers):
-        y = layer.adjoint(y)
+    while layers:
+        y = layers.pop().adjoint(y)  # what the layer keeps is freed then
     return classes.total(distance), y
 
 
@@ -115,14 +115,15 @@ def class_gradients(
     g = (logarithms.exp() - truth) * weights[:, None]
     found: list[list[Tensor]] = []
     parts = []
-    for layer in reversed(layers):
+    while layers:
+        layer = layers.pop()  # what it keeps is freed then, and the next layer's tensors take a place in the cache
         layer.keep(g)
         own = layer.own_gradients(g)
         if isinstance(layer, Weighted):
             parts.append(layer.weight_gradients())
             own = [classes.total(parts[-1]), *own]
         found.append(own)
-        if layer is not layers[0]:
+        if layers:
             g = layer.back(g)
     return loss, [gradient for own in reversed(found) for gradient in own], parts[::-1]
 

@@ -56,6 +56,16 @@ def columns_of(x: Tensor, m: nn.Conv2d) -> Tensor:
     return _windows(x, m, padding_of(m)).permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
+def product_of(columns: Tensor, x: Tensor, m: nn.Conv2d) -> Tensor:
+    """The convolution of x, (M, n·C, H, W) of n groups, by its columns (M·n, C·rows·cols, h·w).
+
+    On a CPU, the library's of a picture takes up to four times as long.
+    """
+    by_group = m.weight.view(m.groups, -1, columns.shape[1]) @ columns.unflatten(0, (-1, m.groups))
+    y: Tensor = by_group.view(len(x), -1, *_output_size(x, m))
+    return y if m.bias is None else y.add_(m.bias.view(-1, 1, 1))
+
+
 def rows_of(x: Tensor, m: nn.Conv2d, padding: tuple[int, int]) -> Tensor:
     """The same with a row per window, (M·h·w, rows·cols·C), channels last: in a fifth of ``F.unfold``'s time on a CPU.
 
@@ -78,13 +88,19 @@ def folded(columns: Tensor, x: Tensor, m: nn.Conv2d) -> Tensor:
     """``F.fold`` as a sum of shifted images in the shape of x, for the same reason."""
     (down, right), (rows, cols), (by, along) = padding_of(m), m.kernel_size, m.stride
     n, c, height, width = x.shape
-    h, w = (height + 2 * down - rows) // by + 1, (width + 2 * right - cols) // along + 1
+    h, w = _output_size(x, m)
     parts = columns.view(n, c, rows, cols, h, w)
     total = x.new_zeros(n, c, height + 2 * down, width + 2 * right)
     for i in range(rows):
         for j in range(cols):
             total[:, :, i : i + by * h : by, j : j + along * w : along] += parts[:, :, i, j]
     return total[:, :, down : down + height, right : right + width]
+
+
+def _output_size(x: Tensor, m: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns of the convolution's output."""
+    (down, right), (rows, cols), (by, along) = padding_of(m), m.kernel_size, m.stride
+    return (x.shape[2] + 2 * down - rows) // by + 1, (x.shape[3] + 2 * right - cols) // along + 1
 
 
 def padding_of(m: nn.Conv2d) -> tuple[int, int]:
