@@ -29,10 +29,10 @@ EACH = [*CONVNETS.values(), *(model for name, model in SMALL.items() if name != 
 
 @dataclass(frozen=True)
 class Odd(Model):
-    """Strides, groups, dilation, a layer that overwrites the output of a convolution, logits from a convolution."""
+    """Strides, groups, dilation, layers that overwrite outputs of convolutions, logits from a convolution."""
 
     def build(self, channels: int, image_size: int, classes: int) -> nn.Module:
-        rows = [nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=2, dilation=2)]
+        rows = [nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, padding=2, dilation=2)]
         rows += [nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.GroupNorm(2, 6)]
         return nn.Sequential(
             Residual(nn.Sequential(*rows), nn.Conv2d(channels, 6, 1, 2)), nn.Conv2d(6, classes, 4), nn.Flatten()

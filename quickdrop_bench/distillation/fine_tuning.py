@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from quickdrop_bench.core.seeding import derive_seed, generator
 from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, SyntheticSet, match, positions_by_class
 from quickdrop_bench.distillation.settings import FineTuning
+from quickdrop_bench.functional.classes import Classes
 from quickdrop_bench.functional.initial import draw_parameters
-from quickdrop_bench.functional.matching import ClassGradients
+from quickdrop_bench.functional.matching import ClassGradients, class_means
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def fine_tune(
     draw_parameters(model, derive_seed(seed, "fine-tuning", "init", client, initialisation))
     gradients = ClassGradients(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
+    optimizer.zero_grad()  # the model may come from where it was trained
     used = second_order = 0
     distances = []
     sizes = [min(len(p), settings.batch_size) for p in by_class.values()]
@@ -79,10 +82,9 @@ def fine_tune(
         picks = [torch.randperm(len(p), generator=real_stream)[: settings.batch_size] for p in by_class.values()]
         batch = torch.cat([p[pick] for p, pick in zip(by_class.values(), picks, strict=True)])
         real_images, real_labels = data.take(batch.to(data.rows.device))
-        with gradients.recording():
-            F.cross_entropy(model(real_images), real_labels).backward()
-        targets = gradients.split(sizes)
-        optimizer.zero_grad()
+        loss_of = partial(_loss, model, real_images, real_labels)
+        _, _, parts = gradients.of_batch(loss_of, Classes.of_sizes(sizes, real_images))
+        targets = class_means(parts, sizes)
         used += len(batch)
         result = match(gradients, targets, list(by_class), synthetic, images, matching_stream)
         second_order += result.samples
@@ -105,7 +107,11 @@ def _train(
         order = torch.randperm(len(data), generator=stream).to(data.rows.device)
         for batch in order.split(settings.batch_size):
             images, labels = data.take(batch)
-            F.cross_entropy(model(images), labels).backward()
+            _loss(model, images, labels).backward()
             optimizer.step()
             optimizer.zero_grad()
     return settings.epochs * len(data)
+
+
+def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)

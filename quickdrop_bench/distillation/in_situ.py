@@ -126,7 +126,7 @@ def match(
 
     Args:
         gradients: of the model at θ_{k,t}, in float32 and outside any autocast; the model stays as it is.
-        targets: from ``gradients.split``, one (K, ...) per weight.
+        targets: from :func:`~quickdrop_bench.functional.matching.class_means`, one (K, ...) per weight.
         batch_parts: the K classes of the batch B_D, or with groups the parts, see
             :func:`~quickdrop_bench.data.groups.parts_of`.
         synthetic: S_i, updated in place.

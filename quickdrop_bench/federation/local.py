@@ -18,7 +18,8 @@ from quickdrop_bench.data.labelled import LabelledSet
 from quickdrop_bench.distillation.in_situ import Distillation, MatchingResult, SyntheticSet, match
 from quickdrop_bench.federation.phase import Phase
 from quickdrop_bench.federation.plan import batches
-from quickdrop_bench.functional.matching import ClassGradients
+from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.matching import ClassGradients, class_means
 
 Stepper = Callable[[nn.Module], Callable[[], bool]]
 """From the model that a client trains in a round to what takes the place of each optimizer step there.
@@ -145,12 +146,20 @@ class LoopEngine:
         """The gradient of a batch sorted by part, and synthetic images moved towards it; the batch's loss."""
         assert work.synthetic is not None
         assert self._distillation is not None
-        gradients = ClassGradients(self._model.module)
-        with gradients.recording():
-            loss = F.cross_entropy(self._model(images), labels)
-            self._fabric.backward(loss)
-        present, sizes = parts.cpu().unique_consecutive(return_counts=True)
-        targets = gradients.split(sizes.tolist(), self._loss_scale())
+        model, precision, scale = self._model.module, self._fabric.strategy.precision, self._loss_scale()
+        present, counts = parts.cpu().unique_consecutive(return_counts=True)
+        sizes = counts.tolist()
+
+        def loss_of() -> Tensor:
+            with precision.forward_context():
+                logits = model(precision.convert_input(images))
+            return F.cross_entropy(precision.convert_output(logits), labels) * scale
+
+        gradients = ClassGradients(model)
+        loss, own, sums = gradients.of_batch(loss_of, Classes.of_sizes(sizes, images))
+        for parameter, gradient in zip(model.parameters(), own, strict=True):
+            parameter.grad = gradient
+        targets = class_means(sums, sizes, scale)
         with distillation_clock.running():
             result = match(gradients, targets, present.tolist(), work.synthetic, self._distillation, work.matching)
-        return loss.detach(), result
+        return loss / scale, result

@@ -5,9 +5,7 @@ Shapes: K classes in the batch, B real images, M synthetic images of all K class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,9 +54,7 @@ class ClassGradients:
     """Weight gradients class by class, from one forward and one backward pass over a whole batch.
 
     A layer's weight gradient is a sum over samples of (layer input) × (gradient at the layer's output). Keeping both
-    gives each class's gradient by summing over its own samples only. The passes may be those of the model's own
-    training step (:meth:`recording` and :meth:`split`, or :meth:`of_batch`) or made here on synthetic images; neither
-    costs a pass per class.
+    gives each class's gradient by summing over its own samples only, without a pass per class.
 
     Args:
         model: as :class:`~quickdrop_bench.models.registry.Model` says.
@@ -81,72 +77,12 @@ class ClassGradients:
         for name, weight in matched_weights(model).items():
             if id(weight) not in known:
                 raise ValueError(f"{name}: gradient matching supports Conv2d and Linear weights only")
-        self._inputs: dict[int, Tensor] = {}
-        self._output_gradients: dict[int, Tensor] = {}
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record one forward and backward pass of the model made inside the block, on a batch sorted by class.
-
-        The backward pass leaves out the parameters of convolutions and linear layers; :meth:`split` makes up for it.
-        """
-
-        def keep(index: int, x: Tensor, output: Tensor) -> None:
-            self._inputs[index] = x.detach()
-            if not output.requires_grad:  # the first layer's
-                output.requires_grad_()
-            output.register_hook(partial(self._output_gradients.__setitem__, index))
-
-        # All of them: for a bias alone, a convolution's backward pass would compute its weight's gradient too.
-        parameters = [p for layer in self._layers for p in layer.parameters()]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            with self._watching(keep):
-                yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_()
-
-    @contextmanager
-    def _watching(self, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
-        """Show each layer's index, input and output in the forward passes inside the block."""
-
-        def hook(index: int, _layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            see(index, args[0], output)
-
-        handles = [layer.register_forward_hook(partial(hook, index)) for index, layer in enumerate(self._layers)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def split(self, sizes: Sequence[int], loss_scale: float = 1.0) -> list[Tensor]:
-        """∇ of each class's mean loss over the recorded batch: a detached float32 (K, ...) per weight.
-
-        Σ_c (B_c/B)·g_c is the gradient of the batch itself (class split of one batch, Algorithm 2 lines 13 and 17). It
-        is put where the backward pass would have put it, into ``.grad``; so are the biases'.
-
-        Args:
-            sizes: B_c, samples per class in the batch's order.
-            loss_scale: factor by which the mean loss was multiplied (float16 scaling); ``.grad`` keeps it.
-        """
-        factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes])
-        classes = Classes.of_sizes(sizes, next(iter(self._inputs.values())))
-        gradients = []
-        for index, layer in enumerate(self._layers):
-            parts, own = _layer_gradients(layer, self._inputs[index], self._output_gradients[index], classes)
-            for parameter, gradient in own.items():
-                parameter.grad = gradient
-            # What is recorded carries 1/B; a class mean needs 1/B_c.
-            gradients.append(parts.float() * factors.to(parts.device).view(-1, *[1] * (parts.dim() - 1)))
-        return gradients
 
     def of_batch(self, loss_of: Callable[[], Tensor], classes: Classes) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The loss of a batch, its gradients, and each class's part of the weights' gradients.
 
-        With padded classes it is made of kernels alone and asks the device nothing.
+        The sum of the parts is the gradient (class split of one batch, Algorithm 2 lines 13 and 17). With padded
+        classes it is made of kernels alone and asks the device nothing.
 
         Args:
             loss_of: makes the forward pass of the batch.
@@ -188,11 +124,18 @@ class ClassGradients:
 
         The place stays where it is if the next layer overwrites the output.
         """
-        seen: dict[int, tuple[Tensor, GradientEdge]] = {}
-        with self._watching(lambda index, x, output: seen.update({index: (x, get_gradient_edge(output))})):
+        seen: dict[nn.Module, tuple[Tensor, GradientEdge]] = {}
+
+        def see(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[layer] = args[0], get_gradient_edge(output)
+
+        handles = [layer.register_forward_hook(see) for layer in self._layers]
+        try:
             loss = loss_of()
-        ordered = [seen[index] for index in range(len(self._layers))]
-        return [x for x, _ in ordered], [edge for _, edge in ordered], loss
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [seen[layer][0] for layer in self._layers], [seen[layer][1] for layer in self._layers], loss
 
     def distance(
         self,
@@ -223,6 +166,20 @@ class ClassGradients:
             leaf = images.detach().requires_grad_()
             distance = matching_distance(targets, self.synthetic(leaf, labels, classes), matched)
             return distance.detach(), torch.autograd.grad(distance, leaf)[0]
+
+
+def class_means(parts: Sequence[Tensor], sizes: Sequence[int], loss_scale: float = 1.0) -> list[Tensor]:
+    """∇ of each class's mean loss, (K, ...) per weight, from the classes' parts of the gradient of a batch.
+
+    The parts carry 1/B; a class mean needs 1/B_c. Σ_c (B_c/B)·g_c is the gradient of the batch.
+
+    Args:
+        parts: (K, ...) per weight.
+        sizes: B_c, samples per class.
+        loss_scale: factor by which the mean loss was multiplied (float16 scaling); it is taken out.
+    """
+    factors = torch.tensor([sum(sizes) / (size * loss_scale) for size in sizes], device=parts[0].device)
+    return [part * factors.to(part.dtype).view(-1, *[1] * (part.dim() - 1)) for part in parts]
 
 
 def _layer_gradients(

@@ -22,7 +22,7 @@ from quickdrop_bench.federation.phase import Phase, PhaseResult
 from quickdrop_bench.federation.plan import batches
 from quickdrop_bench.functional.aggregation import State
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.matching import ClassGradients, matching_distance
+from quickdrop_bench.functional.matching import ClassGradients, class_means, matching_distance
 from tests.asked import synthetic_sets
 from tests.by_hand import assert_close, descended, equal, minus, network, plus_weighted, shares
 from tests.conftest import Clients, Make
@@ -173,11 +173,10 @@ def recorded(data: LabelledSet) -> Recorded:
     torch.manual_seed(0)
     model = network()
     images, labels = data.take(data.own_labels().argsort())
-    gradients = ClassGradients(model)
-    with gradients.recording():
-        F.cross_entropy(model(images), labels).backward()
-    classes, sizes = labels.unique(return_counts=True)
-    return gradients, gradients.split(sizes.tolist()), classes.tolist()
+    classes, counts = labels.unique(return_counts=True)
+    gradients, sizes = ClassGradients(model), counts.tolist()
+    found = gradients.of_batch(lambda: F.cross_entropy(model(images), labels), Classes.of_sizes(sizes, images))
+    return gradients, class_means(found[2], sizes), classes.tolist()
 
 
 def test_matching_moves_only_classes_of_the_batch_and_never_fixed_ones(toy_clients: Clients) -> None:

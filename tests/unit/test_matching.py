@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.matching import ClassGradients, matched_weights, matching_distance
+from quickdrop_bench.functional.matching import ClassGradients, class_means, matched_weights, matching_distance
 from quickdrop_bench.models import Model
 from quickdrop_bench.models.convnet import ConvNet
 from tests.by_hand import class_gradients, row_by_row
@@ -35,11 +35,13 @@ class Case:
         torch.manual_seed(1)
         return cls(architecture.build(2, 8, 4).double(), torch.randn(len(LABELS), 2, 8, 8, dtype=torch.float64))
 
-    def recorded(self, factor: float = 1.0) -> ClassGradients:
-        gradients = ClassGradients(self.model)
-        with gradients.recording():
-            (factor * F.cross_entropy(self.model(self.images), LABELS)).backward()
-        return gradients
+    def of_batch(self, factor: float = 1.0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        return ClassGradients(self.model).of_batch(
+            lambda: factor * F.cross_entropy(self.model(self.images), LABELS), PARTS
+        )
+
+    def means(self) -> list[Tensor]:
+        return class_means(self.of_batch()[2], SIZES)
 
     def reference_gradients(self) -> list[Tensor]:
         """One plain pass per class."""
@@ -68,27 +70,23 @@ def test_distance_of_known_rows() -> None:
 
 
 @on_each_model
-def test_class_gradients_of_the_recorded_batch(architecture: Model) -> None:
+def test_class_gradients_of_a_batch(architecture: Model) -> None:
     case = Case.of(architecture)
-    for ours, theirs in zip(case.recorded().split(SIZES), case.reference_gradients(), strict=True):
-        # the recorder returns float32 by design
-        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(case.means(), case.reference_gradients())
 
 
 @on_each_model
 def test_class_split_leaves_the_batch_gradient_as_a_plain_backward_pass_does(architecture: Model) -> None:
     case = Case.of(architecture)
-    F.cross_entropy(case.model(case.images), LABELS).backward()
-    expected = {name: p.grad for name, p in case.model.named_parameters()}
-    case.model.zero_grad()
-    gradients = case.recorded().split(SIZES)
-    for name, parameter in case.model.named_parameters():
-        assert parameter.requires_grad
-        torch.testing.assert_close(parameter.grad, expected[name])
-    shares = torch.tensor(SIZES) / len(LABELS)
-    for ours, parameter in zip(gradients, matched_weights(case.model).values(), strict=True):
-        assert parameter.grad is not None
-        torch.testing.assert_close(torch.tensordot(shares, ours, dims=1), parameter.grad.float(), rtol=1e-5, atol=1e-7)
+    loss = F.cross_entropy(case.model(case.images), LABELS)
+    expected = torch.autograd.grad(loss, list(case.model.parameters()))
+    found, gradients, parts = case.of_batch()
+    torch.testing.assert_close((found, tuple(gradients)), (loss.detach(), expected))
+    shares = torch.tensor(SIZES, dtype=torch.float64) / len(LABELS)
+    by_name = dict(zip(dict(case.model.named_parameters()), expected, strict=True))
+    for part, mean, name in zip(parts, class_means(parts, SIZES), matched_weights(case.model), strict=True):
+        torch.testing.assert_close(part.sum(0), by_name[name])
+        torch.testing.assert_close(torch.tensordot(shares, mean, dims=1), by_name[name])
 
 
 def test_layers_that_run_in_another_order_than_they_are_listed() -> None:
@@ -99,14 +97,13 @@ def test_layers_that_run_in_another_order_than_they_are_listed() -> None:
     images = Case.of(ConvNet()).images
     case = Case(Backwards(nn.Linear(108, 4), nn.Conv2d(2, 3, 3)).double(), images)
     expected = case.reference_gradients()
-    torch.testing.assert_close(case.recorded().split(SIZES), [e.float() for e in expected], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(case.means(), expected)
     torch.testing.assert_close(ClassGradients(case.model).synthetic(images, LABELS, PARTS), expected)
 
 
 def test_loss_scale_is_taken_out() -> None:
     case = Case.of(ConvNet(width=5, depth=2))
-    scaled = case.recorded(1024).split(SIZES, loss_scale=1024)
-    torch.testing.assert_close(scaled, case.recorded().split(SIZES))
+    torch.testing.assert_close(class_means(case.of_batch(1024)[2], SIZES, loss_scale=1024), case.means())
 
 
 @on_each_model
@@ -120,7 +117,7 @@ def test_synthetic_gradients_equal_one_pass_per_class(architecture: Model) -> No
 def test_gradient_of_the_distance_against_finite_differences_of_the_definition(architecture: Model) -> None:
     """Whether the passes are written out or autograd's; the model and its gradients stay as they are."""
     case = Case.of(architecture)
-    targets = [t.double() for t in case.recorded().split(SIZES)]
+    targets = case.means()
     before = {n: (p.detach().clone(), p.grad) for n, p in case.model.named_parameters()}
     torch.manual_seed(3)
     start, direction = torch.randn(2, *case.images.shape, dtype=torch.float64)
