@@ -42,16 +42,17 @@ def far_apart(a: State, b: State, start: State) -> dict[str, float]:
 def test_every_stage_is_the_same(
     name: str, level: str, faults: Faults | None, make_federation: Make, toy_clients: dict[int, LabelledSet]
 ) -> None:
-    """An activation may be zero but for rounding; then the loop, begun next to it, goes the other way too."""
+    """An activation may be zero but for rounding; then a loop begun next to it, on one side, goes the other way too."""
     context = make_context(make_federation(faults=faults), toy_clients, level)
-    method, nearby = tiny(name), {name: value * (1 + 1e-6) for name, value in context.state.items()}
-    expected, beside = (
+    method = tiny(name)
+    starts = [{name: value * factor for name, value in context.state.items()} for factor in (1, 1 + 1e-6, 1 - 1e-6)]
+    runs = [
         stages(method, replace(context, state=state, federation=make_federation(faults=faults, static=False)))
-        for state in (context.state, nearby)
-    )
+        for state in starts
+    ]
     for static in (True, None):
         found = stages(method, replace(context, federation=make_federation(faults=faults, static=static)))
-        for own, *loops in zip(found, expected, beside, strict=True):
+        for own, *loops in zip(found, *runs, strict=True):
             apart = [max(far_apart(own.state, loop.state, context.state).values()) for loop in loops]
             assert min(apart) < 1e-4
             assert replace(own.cost, seconds=0) == replace(loops[0].cost, seconds=0)
