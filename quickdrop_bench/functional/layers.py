@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from quickdrop_bench.functional.classes import Classes
+from quickdrop_bench.functional.layer import Layer, Weighted
 from quickdrop_bench.functional.pooling import HalvingPool, spread_over_squares
 from quickdrop_bench.functional.side_by_side import StackedLinear
 from quickdrop_bench.functional.unfolding import (
@@ -29,37 +30,6 @@ from quickdrop_bench.functional.unfolding import (
     rows_of,
     summed_by_class,
 )
-
-
-class Layer:
-    """One layer in the four passes; it keeps what later ones need."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output y."""
-        raise NotImplementedError
-
-    def keep(self, g: Tensor) -> None:
-        """Look at the gradient at y before it goes on backwards."""
-
-    def own_gradients(self, g: Tensor) -> list[Tensor]:
-        """Gradients of the parameters that are not matched, scales and biases, from the one at y."""
-        return []
-
-    def back(self, g: Tensor) -> Tensor:
-        """Jᵀg."""
-        raise NotImplementedError
-
-    def push(self, a: Tensor, /) -> Tensor:
-        """Ja, for layers without a weight."""
-        raise NotImplementedError
-
-    def tangent(self, a: Tensor | None) -> Tensor | None:
-        """Ja, and what V adds; None stands for zero."""
-        return None if a is None else self.push(a)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Jᵀy, and what x changes in the two passes before."""
-        return self.back(y)
 
 
 class _Pool(Layer):
@@ -178,23 +148,6 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).mean(1, keepdim=True)
 
 
-class Weighted(Layer):
-    """A layer whose weight is matched, class by class."""
-
-    bias: Tensor | None
-
-    direction: Tensor
-    """V, (K, *weight.shape): the gradient of the distance with respect to the class-wise weight gradients."""
-
-    def own_gradients(self, g: Tensor) -> list[Tensor]:
-        """The bias's."""
-        return [] if self.bias is None else [g.sum([d for d in range(g.dim()) if d != 1])]
-
-    def weight_gradients(self) -> Tensor:
-        """(K, *weight.shape), once the first two passes are made."""
-        raise NotImplementedError
-
-
 class _Linear(Weighted):
     def __init__(self, module: nn.Linear | StackedLinear, classes: Classes) -> None:
         self._m, self._classes, self.bias = module, classes, module.bias
@@ -229,9 +182,17 @@ class _Linear(Weighted):
 
 
 class _StackedLinear(_Linear):
-    """Those of stacked clients, with a row of x for each client's image."""
+    """Those of stacked clients, with a row of x for each client's image.
+
+    Products are of a client's rows and classes alone: zero times another's value is no zero if that is not finite.
+    """
 
     _m: StackedLinear
+
+    def weight_gradients(self) -> Tensor:
+        of_clients = self._m.by_client(self._apart).mT @ self._m.by_client(self._x)
+        found: Tensor = of_clients.unflatten(1, (self._classes.count, -1))
+        return found[self._classes.owners, torch.arange(self._classes.count)]
 
     def own_gradients(self, g: Tensor) -> list[Tensor]:
         return [] if self.bias is None else [g.view(-1, len(self.bias)).sum(0)]
@@ -241,6 +202,12 @@ class _StackedLinear(_Linear):
 
     def _product(self, a: Tensor) -> Tensor:
         return self._m.product(a)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        assert self._classes.owners is not None
+        others = self._classes.owners != torch.arange(self._classes.clients)[:, None]
+        of_clients = self.direction.masked_fill(others[:, :, None, None], 0).flatten(1, 2)
+        return self.back(y).add_(self._m.times(self._apart, of_clients))
 
 
 class _Convolution(Weighted):

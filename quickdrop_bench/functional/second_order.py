@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from quickdrop_bench.functional.classes import Classes
-from quickdrop_bench.functional.layers import Layer, Weighted, layer_of
+from quickdrop_bench.functional.layer import Layer, Weighted
+from quickdrop_bench.functional.layers import layer_of
 
 EPSILON = 1e-6
 """Added to the product of the norms, as in the published code of the distance."""
@@ -73,7 +74,7 @@ def distance_and_image_gradient(
         if layer is not layers[0]:  # the images themselves are not wanted yet
             g = layer.back(g)
     distance = images.new_zeros(classes.count)
-    weighted = [layer for layer in layers if isinstance(layer, Weighted)]
+    weighted = (layer for layer in layers if isinstance(layer, Weighted))  # no list, which would keep them
     for layer, target in zip(weighted, targets, strict=True):
         own, layer.direction = direction(target, layer.weight_gradients(), matched)
         distance += own

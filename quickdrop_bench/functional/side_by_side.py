@@ -36,14 +36,19 @@ class StackedLinear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """The same without the bias."""
-        return self._times(x, self.weight.view(self._n, -1, x.shape[1]).mT)
+        return self.times(x, self.weight.view(self._n, -1, x.shape[1]).mT)
 
     def transposed(self, g: Tensor) -> Tensor:
         """From (B·n, outputs) back to (B·n, inputs)."""
-        return self._times(g, self.weight.view(self._n, g.shape[1], -1))
+        return self.times(g, self.weight.view(self._n, g.shape[1], -1))
 
-    def _times(self, rows: Tensor, by_client: Tensor) -> Tensor:
-        return (rows.view(-1, self._n, rows.shape[1]).transpose(0, 1) @ by_client).transpose(0, 1).flatten(0, 1)
+    def times(self, rows: Tensor, of_clients: Tensor) -> Tensor:
+        """Each client's rows times its own matrix, (n, values of a row, ...)."""
+        return (self.by_client(rows) @ of_clients).transpose(0, 1).flatten(0, 1)
+
+    def by_client(self, rows: Tensor) -> Tensor:
+        """(B·n, ...) to (n, B, ...)."""
+        return rows.view(-1, self._n, rows.shape[1]).transpose(0, 1)
 
 
 def side_by_side(sequence: Sequence[nn.Module], n: int) -> nn.Sequential:

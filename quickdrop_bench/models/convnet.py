@@ -67,7 +67,7 @@ class ConvNet:
             layers += [
                 nn.Conv2d(self.width if block else channels, self.width, 3, padding=padding),
                 nn.GroupNorm(groups, self.width) if groups else nn.Identity(),
-                nn.ReLU(inplace=self.norm != "none"),  # behind a convolution alone it would overwrite what is recorded
+                nn.ReLU(inplace=True),
                 halving(side >> block),
             ]
         classifier = nn.Linear(self.width * (side >> self.depth) ** 2, classes)

@@ -213,10 +213,22 @@ def test_clients_that_fail(engine: str, distil: bool) -> None:
     check_same(clients, replace(TRAIN, rounds=4), engine, faults=faults, distil=distil)
 
 
-def test_a_client_that_diverges_spoils_no_other() -> None:
-    clients = {i: images_of([0, 1, 2, 3, 4] * (i + 2)) for i in range(4)}
-    clients[2] = replace(clients[2], images=clients[2].images * float("inf"))
-    check_same(clients, TRAIN, "stacked", faults=Faults(corrupt_rate=0.001), distil=False)
+@both_engines
+@pytest.mark.parametrize("distil", [False, True])
+@pytest.mark.parametrize("name", ["instance", "none"])
+def test_a_client_with_broken_images_spoils_no_other(name: str, distil: bool, engine: str) -> None:
+    """Nor their synthetic sets, which are distilled with its own."""
+    clients = {i: images_of([0, 1, 2, 3] * (4 + i)) for i in range(4)}
+    clients[1].images[:, :, 0, 0] = torch.nan
+    (expected, theirs), (found, ours) = (
+        ran(clients, TRAIN, static=static, faults=Faults(corrupt_rate=1e-12), model=CONVNETS[name], distil=distil)
+        for static in (False, ENGINES[engine])
+    )
+    assert (found.diverged, found.cost.rejected_updates) == (False, TRAIN.rounds)
+    assert expected.cost.rejected_updates == TRAIN.rounds
+    assert norm(difference(found.state, expected.state)) < 1e-5 * norm(expected.state)
+    for i in theirs.keys() - {1}:
+        torch.testing.assert_close(ours[i].images, theirs[i].images, rtol=1e-4, atol=1e-5)
 
 
 def test_who_is_stacked_with_whom(monkeypatch: pytest.MonkeyPatch) -> None:
